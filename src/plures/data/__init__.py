@@ -1,0 +1,5 @@
+"""Data: one file per format, the built-in scenes, splitting, and loading images."""
+
+from plures.data.dataset import Boxes, Dataset, formats
+
+__all__ = ["Boxes", "Dataset", "formats"]

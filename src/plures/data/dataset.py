@@ -1,0 +1,113 @@
+"""The noun Dataset: images, their labels, the names of the classes and of the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError, Problem, did_you_mean
+from plures.labels import Labels
+from plures.shelf import Shelf
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """M boxes of objects. row: [M] image row; column: [M] class; corners: float32 [M, 4], x1 y1 x2 y2 in [0, 1]."""
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    corners: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not (len(self.row) == len(self.column) == len(self.corners)) or self.corners.shape[1:] != (4,):
+            raise ValueError(f"boxes disagree: {self.row.shape}, {self.column.shape}, {self.corners.shape}")
+
+    def take(self, rows: NDArray[np.int64], images: int) -> Boxes:
+        """The boxes of these image rows, renumbered to their new places."""
+        place = np.full(images, -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        keep = place[self.row] >= 0
+        return Boxes(place[self.row[keep]], self.column[keep], self.corners[keep])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N images with labels for K classes.
+
+    images: file paths (str), or uint8 [N, H, W, 3] already in memory.
+    labels: Labels [N, K]; classes: K distinct names in column order.
+    splits: the split's name of every row ("train", "val", "test", ...; "" for none), or None if none are known.
+    boxes: where the objects are, if known (used to measure localisation and to simulate biased labels).
+    name: what the data call themselves in reports; problems: rows left out on reading, with the reason.
+    """
+
+    images: Sequence[str] | NDArray[np.uint8]
+    labels: Labels
+    classes: tuple[str, ...]
+    splits: NDArray[np.str_] | None = None
+    boxes: Boxes | None = None
+    name: str = ""
+    problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but labels for {len(self.labels)}")
+        if len(self.classes) != self.labels.classes:
+            raise ValueError(f"{len(self.classes)} class names but {self.labels.classes} label columns")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("class names are not distinct")
+        if self.splits is not None and len(self.splits) != len(self.images):
+            raise ValueError(f"{len(self.splits)} split names for {len(self.images)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are arrays rather than paths."""
+        return isinstance(self.images, np.ndarray)
+
+    def split_names(self) -> list[str]:
+        """The splits that occur, in alphabetical order."""
+        return [] if self.splits is None else [str(s) for s in np.unique(self.splits) if s]
+
+    def take(self, rows: Any) -> Dataset:
+        """The dataset of these rows (indices or a bool mask), in this order."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else [self.images[i] for i in rows]
+        return replace(
+            self,
+            images=images,
+            labels=self.labels.take(rows),
+            splits=None if self.splits is None else self.splits[rows],
+            boxes=None if self.boxes is None else self.boxes.take(rows, len(self)),
+        )
+
+    def split(self, name: str) -> Dataset:
+        """The rows of one split. Raises PluresError if there is no such split."""
+        if self.splits is None or name not in self.split_names():
+            raise PluresError(f"{self.name or 'the data'}: no split '{name}'{did_you_mean(name, self.split_names())}")
+        return self.take(self.splits == name)
+
+    def with_labels(self, labels: Labels) -> Dataset:
+        return replace(self, labels=labels)
+
+
+class Format(Protocol):
+    """A format of data on disk. A class on the shelf: its constructor's options are the reader's options."""
+
+    def recognises(self, path: str) -> bool:
+        """Whether this path looks like this format (cheap: names and a few bytes)."""
+        ...
+
+    def read(self, path: str) -> tuple[Dataset, list[Problem]]:
+        """Read it. Rows that cannot be used are left out of the Dataset and listed as problems."""
+        ...
+
+
+formats: Shelf[Format] = Shelf("data format", "plures.data")

@@ -1,0 +1,53 @@
+"""The errors that plures raises: each says what came, what was expected and what to do.
+
+The command line prints the message alone and ends with the error's exit code: 2 for bad usage or bad input,
+1 for work that failed on good input.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class PluresError(Exception):
+    """Bad usage or bad input; the message is one clear line for a person. Exit code 2."""
+
+    exit_code = 2
+
+
+class WorkFailed(PluresError):
+    """Good input, but the work could not be done (no memory, no disk, a loss that became NaN). Exit code 1."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the data: where it stands and what was expected there."""
+
+    file: str
+    row: int | None  # 1-based line, row or annotation number as an editor shows it; None for the whole file
+    what: str
+    expected: str = ""
+
+
+class BadData(PluresError):
+    """The data have problems; `problems` holds every one of them, in the order found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        first = self.problems[0]
+        where = first.file if first.row is None else f"{first.file}, row {first.row}"
+        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        super().__init__(f"{where}: {first.what}{more}; mend the data or use --skip-bad to go on without these rows")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'role'?` for the closest choice, or the whole list where nothing is close."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(names)}" if names else ""

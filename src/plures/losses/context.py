@@ -1,0 +1,75 @@
+"""What every loss is: a callable on an Output and the batch's labels, and what it may know besides (Context)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from plures.labels import Labels, TensorLabels
+from plures.models.output import Output
+from plures.shelf import Shelf
+
+Need = Literal["embeddings", "attention", "region_logits", "label_state"]
+
+
+class LabelState(Protocol):
+    """An [N, K] memory that a loss keeps about the training labels, one row a training image.
+
+    `rows` gives the rows of a batch; for a learned memory the result is a leaf whose gradient the training loop
+    applies after the backward pass. `write` replaces rows at once, without gradient.
+    """
+
+    def rows(self, index: Tensor) -> Tensor: ...  # index [B] -> [B, K]
+
+    def write(self, index: Tensor, values: Tensor) -> None: ...  # index [B], values [B, K]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss may know besides outputs and labels.
+
+    epoch: 0-based; epochs: how many there will be; progress: share of all training steps done, in [0, 1].
+    index: [B], row of each image in the training set; label_state: the memory of a loss that asked for one.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    progress: float = 0.0
+    index: Tensor | None = None
+    label_state: LabelState | None = None
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss: named terms whose sum is minimised.
+
+    A loss is a frozen dataclass whose fields are its options. It works on logits, stays finite at any finite logit,
+    and reads the labels through the masks present / absent / unknown.
+    """
+
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class RemembersLabels(Protocol):
+    """A loss with a label state. `learned`: trained by gradient (its own Adam) or only written by the loss."""
+
+    learned: ClassVar[bool]
+
+    def initial_state(self, labels: Labels, seed: int) -> Tensor: ...  # the training labels -> [N, K] float32
+
+
+@runtime_checkable
+class ActsAfterEpoch(Protocol):
+    """A loss that looks at its scores of the whole training set after an epoch (pseudo-labels)."""
+
+    def wants_scores(self, context: Context) -> bool: ...  # whether to run the model over the training set now
+
+    def after_epoch(self, logits: Tensor, labels: Labels, context: Context) -> None: ...  # logits [N, K]
+
+
+losses: Shelf[Loss] = Shelf("loss", "plures.losses")

@@ -1,0 +1,39 @@
+"""What an embedder and a head are, and the shelves they stand on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from plures.models.output import Output, Tokens
+from plures.shelf import Shelf
+
+
+class Embedder(Protocol):
+    """An nn.Module: normalised images [B, 3, H, W] -> Tokens [B, P, D].
+
+    width: D. image_size: the side in pixels it likes best. mean, std: of the three channels, for images in [0, 1].
+    """
+
+    width: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tokens: ...
+
+
+class Head(Protocol):
+    """An nn.Module: Tokens [B, P, D] -> Output with logits [B, K]. Built with `width` (D) and `classes` (K).
+
+    gives: which optional fields of Output it fills ("attention", "region_logits", "embeddings").
+    """
+
+    gives: frozenset[str]
+
+    def __call__(self, tokens: Tokens) -> Output: ...
+
+
+embedders: Shelf[Embedder] = Shelf("embedder", "plures.models")
+heads: Shelf[Head] = Shelf("head", "plures.models", given=("width", "classes"))

@@ -55,6 +55,27 @@ class Loss(Protocol):
 
 
 @runtime_checkable
+class ChecksLabels(Protocol):
+    """A loss that cannot learn from every kind of label. Called once before training; raises PluresError.
+
+    It stands apart from `__call__` because looking at the values of a batch would make a GPU wait at every step.
+    """
+
+    def check(self, labels: Labels) -> None: ...
+
+
+@runtime_checkable
+class PreparesForLabels(Protocol):
+    """A loss with options that are estimated from the observed training labels ("auto").
+
+    Called once before training; returns a copy with numbers in their place, which is what a checkpoint should name.
+    It sees the observed labels only, so a single-positive run cannot learn the true number of labels from it.
+    """
+
+    def prepare(self, labels: Labels) -> Loss: ...
+
+
+@runtime_checkable
 class RemembersLabels(Protocol):
     """A loss with a label state. `learned`: trained by gradient (its own Adam) or only written by the loss."""
 

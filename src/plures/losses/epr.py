@@ -1,0 +1,64 @@
+"""Expected positive regularisation: the mean number of predicted labels an image is held at k.
+
+"Multi-Label Learning from Single Positive Labels", Cole et al. 2021, arXiv 2106.09708 (L_EPR). As in the
+official code the number is averaged over the batch, not held in every image: ((sum of all p) / B - k)^2 / K^2.
+Beyond the paper, cells known to be absent count as negatives; the paper has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from plures.labels import Labels, TensorLabels
+from plures.losses.context import Context, Need, losses
+from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
+from plures.losses.log_terms import Reduction, check_common, negative_log, reduce, scale, widen
+from plures.models.output import Output
+
+
+@losses.part("epr", title="Expected positive regularisation", source="Cole et al. 2021, arXiv 2106.09708")
+@dataclass(frozen=True)
+class ExpectedPositiveRegularisation:
+    """-log p where present, -log(1 - p) where known absent, plus the regulariser; unknown cells enter only there.
+
+    expected_positives: k, labels an image (paper: VOC 1.5, COCO 2.9, NUS 1.9, CUB 31.4), or "auto": estimated by
+    `prepare` from the observed labels, which is 1 in a single-positive run (see expected_positives.py).
+    """
+
+    expected_positives: ExpectedPositives = "auto"
+    reduction: Reduction = "mean"
+    eps: float = 0.0
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_common(self.reduction, self.eps)
+        check_expected(self.expected_positives)
+
+    def prepare(self, labels: Labels) -> ExpectedPositiveRegularisation:
+        return replace(self, expected_positives=estimate(labels)) if self.expected_positives == "auto" else self
+
+    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+        x = widen(output.logits)
+        k = resolved(self.expected_positives)
+        return {
+            **known_cells(x, labels, self.eps, self.reduction),
+            "expected_positives": deviation(x, k) * scale(x.shape, self.reduction),
+        }
+
+
+def known_cells(x: Tensor, labels: TensorLabels, eps: float, reduction: Reduction) -> dict[str, Tensor]:
+    """The terms of logits [B, K] over the cells that are known."""
+    return {
+        "present": reduce(labels.present * negative_log(x, eps), reduction),
+        "absent": reduce(labels.absent * negative_log(-x, eps), reduction),
+    }
+
+
+def deviation(x: Tensor, k: float) -> Tensor:
+    """(mean over images of the summed probabilities - k)^2 / K^2, from logits [B, K]."""
+    return ((torch.sigmoid(x).sum(1).mean() - k) / x.shape[1]) ** 2

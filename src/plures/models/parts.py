@@ -28,11 +28,15 @@ class Head(Protocol):
     """An nn.Module: Tokens [B, P, D] -> Output with logits [B, K]. Built with `width` (D) and `classes` (K).
 
     gives: which optional fields of Output it fills ("attention", "region_logits", "embeddings").
+    mean_is_enough (optional, True): the mean of an image's tokens gives the same logits as the tokens themselves, so
+    that frozen features can be kept pooled.
+    maps: whether `attention` and `region_logits` are wanted. Without them a head leaves out the work that only heat
+    maps need and may leave these two fields None; logits and embeddings are the same either way.
     """
 
     gives: frozenset[str]
 
-    def __call__(self, tokens: Tokens) -> Output: ...
+    def __call__(self, tokens: Tokens, maps: bool = True) -> Output: ...
 
 
 embedders: Shelf[Embedder] = Shelf("embedder", "plures.models")

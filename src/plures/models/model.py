@@ -1,0 +1,169 @@
+"""Model: an embedder and a head as one module, with its preprocessing inside; saved as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import plures
+from plures.errors import PluresError, WorkFailed
+from plures.models.output import Output, Tokens
+from plures.models.parts import Embedder, Head, embedders, heads
+
+WEIGHTS, SPEC = "model.safetensors", "model.json"
+STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the model's input.
+
+    image_size: side in pixels of the square input; resize: "squash" changes the aspect; interpolation: of the resize.
+    mean, std: of the three channels for images in [0, 1]; the model applies them itself.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Literal["squash"] = "squash"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts a model was built of: names on the shelves and the options that were set."""
+
+    embedder: str
+    head: str
+    embedder_options: dict[str, Any] = field(default_factory=dict)
+    head_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Model(nn.Module):
+    """Images -> Output for the named classes. Built by `build_model` or `load`.
+
+    Images are uint8 [B, 3, H, W], or float in [0, 1]; normalisation happens inside.
+    """
+
+    def __init__(
+        self, embedder: Embedder, head: Head, classes: tuple[str, ...], preprocessing: Preprocessing, parts: Parts
+    ) -> None:
+        super().__init__()
+        self.embedder, self.head = embedder, head
+        self.classes, self.preprocessing, self.parts = tuple(classes), preprocessing, parts
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 or float in [0, 1] [B, 3, H, W] -> what the embedder wants."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        return (images - self.mean) / self.std
+
+    def tokens(self, images: Tensor) -> Tokens:
+        """What the embedder says of the images, as for example to keep frozen features."""
+        return self.embedder(self.normalise(images))
+
+    def forward(self, images: Tensor, maps: bool = True) -> Output:
+        return self.head(self.tokens(images), maps=maps)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the model learns or could learn (frozen ones included)."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def build_model(
+    embedder: str,
+    head: str,
+    classes: tuple[str, ...],
+    embedder_options: dict[str, Any] | None = None,
+    head_options: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Model:
+    """A new model of the named parts; image_size None: the embedder's own."""
+    options = dict(embedder_options or {})
+    if image_size is not None:
+        options["image_size"] = image_size
+    parts = Parts(embedder, head, options, dict(head_options or {}))
+    made = embedders.make(embedder, **options)
+    preprocessing = Preprocessing(made.image_size, made.mean, made.std, interpolation=interpolation)
+    return assemble(made, parts, classes, preprocessing)
+
+
+def assemble(embedder: Embedder, parts: Parts, classes: tuple[str, ...], preprocessing: Preprocessing) -> Model:
+    """Put the head that `parts` names on an embedder."""
+    if len(set(classes)) != len(classes) or not classes:
+        raise PluresError(f"a model wants one class or more, each named once, got {list(classes)[:20]}")
+    given = {"width": embedder.width, "classes": len(classes)}
+    return Model(embedder, heads.make(parts.head, given, **parts.head_options), classes, preprocessing, parts)
+
+
+def save(model: Model, folder: str | Path) -> None:
+    """Write `model.safetensors` and `model.json`, each whole or not at all."""
+    folder = Path(folder)
+    spec = {
+        "plures": plures.__version__,
+        "classes": list(model.classes),
+        "parts": asdict(model.parts),
+        "preprocessing": asdict(model.preprocessing),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".{WEIGHTS}.new"
+        save_file(tensors, new)
+        os.replace(new, folder / WEIGHTS)
+        new = folder / f".{SPEC}.new"
+        new.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, folder / SPEC)
+    except (OSError, SafetensorError) as error:
+        raise WorkFailed(f"cannot save the model to {folder}: {error}") from error
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The model that `save` wrote, in evaluation mode; needs neither network nor the weights it started from."""
+    folder = Path(folder)
+    parts, classes, preprocessing = _read_spec(folder / SPEC)
+    options = {name: value for name, value in parts.embedder_options.items() if name not in STARTING_POINT}
+    model = assemble(embedders.make(parts.embedder, **options), parts, classes, preprocessing)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise PluresError(f"cannot read the weights {folder / WEIGHTS}: {error}") from None
+    expected = model.state_dict()
+    wrong = sorted(
+        name for name in expected.keys() | state.keys()
+        if name not in expected or name not in state or expected[name].shape != state[name].shape
+    )  # fmt: skip
+    if wrong:
+        raise PluresError(
+            f"{folder / WEIGHTS} does not fit {folder / SPEC}: {len(wrong)} tensors are missing, unexpected or of"
+            f" another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); were the two saved together?"
+        )
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
+    """What `model.json` says. Raises PluresError if it is missing or not as `save` writes it."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        shown = dict(spec["preprocessing"])
+        shown["mean"], shown["std"] = tuple(shown["mean"]), tuple(shown["std"])
+        return Parts(**spec["parts"]), tuple(spec["classes"]), Preprocessing(**shown)
+    except OSError as error:
+        raise PluresError(f"no model in {path.parent}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PluresError(f"{path} is no model description ({type(error).__name__}: {error})") from None

@@ -1,0 +1,141 @@
+"""The feature map of any timm backbone as Tokens."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import timm
+from huggingface_hub import constants as hub
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.utils.model import freeze
+from torch import Tensor, nn
+
+from plures.errors import PluresError, did_you_mean
+from plures.models.output import Tokens, grid_boxes
+from plures.models.parts import embedders
+
+
+@embedders.part("timm", title="Feature map of a timm backbone")
+class TimmMap(nn.Module):
+    """Images [B, 3, H, W] -> the backbone's last feature map, one token [D] for each cell of its grid.
+
+    model: a name of timm.list_models(). pretrained: with the weights that timm downloads for it. weights: with those of
+    a local safetensors file, which must fit exactly (a classifier in it is left out). image_size: the side in pixels;
+    None for the backbone's own. model_options: passed on to timm.create_model. mean, std: of the channels for images
+    in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
+    (`("conv1", "bn1", "layer1")` for a ResNet's stem and first stage); their batch norms keep their statistics.
+    """
+
+    def __init__(
+        self,
+        model: str = "mobilenetv2_100",
+        pretrained: bool = False,
+        weights: str | None = None,
+        image_size: int | None = None,
+        model_options: dict[str, Any] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if pretrained and weights:
+            raise ValueError("pretrained=true and weights=FILE exclude each other")
+        self.backbone = create(model, pretrained, image_size, dict(model_options or {}))
+        cfg = self.backbone.pretrained_cfg
+        if weights:
+            load_weights(self.backbone, model, Path(weights))
+        if frozen:
+            freeze(self.backbone, list(frozen))  # type: ignore[no-untyped-call]
+        self.width: int = self.backbone.num_features
+        self.image_size: int = image_size or cfg["input_size"][-1]
+        self.mean: tuple[float, float, float] = tuple(mean or cfg["mean"])
+        self.std: tuple[float, float, float] = tuple(std or cfg["std"])
+
+    def forward(self, images: Tensor) -> Tokens:
+        features = self.backbone.forward_features(images)
+        if features.ndim == 4:
+            if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+                features = features.permute(0, 3, 1, 2)  # [B, D, rows, columns]
+            rows, columns = features.shape[2:]
+            features = features.flatten(2).transpose(1, 2)  # [B, P, D]
+        else:
+            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]  # [B, P, D]
+            rows, columns = grid_of(features.shape[1], images.shape[2], images.shape[3])
+        return Tokens(features, grid_boxes(rows, columns, features.device))
+
+
+def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a grid of square cells over an image. Raises ValueError where there is no such grid."""
+    cell = (height * width / tokens) ** 0.5
+    rows, columns = round(height / cell), round(width / cell)
+    if rows * columns != tokens:
+        raise ValueError(f"{tokens} tokens are no grid over {height} x {width} pixels")
+    return rows, columns
+
+
+def create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> Any:
+    """The timm model without its classifier. Raises PluresError if there is no such model or no such weights."""
+    plain = name.split("/")[-1].split(".")[0]
+    if "/" not in name and not timm.is_model(plain):
+        raise PluresError(f"timm has no model '{name}'{did_you_mean(plain, timm.list_models())[:300]}")
+    if pretrained and "/" not in name and not timm.is_model_pretrained(name):
+        raise PluresError(f"timm has no pretrained weights for '{name}'; use embedder.pretrained=false or weights=FILE")
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if image_size and cfg is not None and cfg.fixed_input_size:
+        options.setdefault("img_size", image_size)
+    if not pretrained:
+        return timm.create_model(name, num_classes=0, **options)
+    with fail_fast_offline():
+        try:
+            return timm.create_model(name, pretrained=True, num_classes=0, **options)
+        except OSError as error:
+            raise PluresError(
+                f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
+                " once, or give embedder.weights=FILE.safetensors, or train from scratch with embedder.pretrained=false"
+            ) from error
+
+
+@contextmanager
+def fail_fast_offline() -> Iterator[None]:
+    """Tell the hub's client at once when its server cannot be reached: its own retries take most of a minute."""
+    address = urlsplit(hub.ENDPOINT)
+    before = hub.HF_HUB_OFFLINE
+    if not before and not any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    ):
+        try:
+            socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+        except OSError:
+            hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
+    """Fill the backbone from a safetensors file. Raises PluresError unless every tensor fits."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise PluresError(f"embedder.weights: there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise PluresError(f"embedder.weights: {path} is no readable safetensors file ({error})") from None
+    classifier = backbone.pretrained_cfg["classifier"]  # type: ignore[index]
+    heads = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier or ()))
+    expected = backbone.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected and not key.startswith(heads)]
+    shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    wrong = [f"{len(keys)} {what} ({keys[0]}, ...)" for what, keys in
+             (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if keys]  # fmt: skip
+    if wrong:
+        raise PluresError(f"embedder.weights: {path} does not fit timm's '{name}': tensors {', '.join(wrong)}")
+    backbone.load_state_dict({key: tensor for key, tensor in state.items() if key in expected}, strict=False)

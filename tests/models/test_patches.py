@@ -1,0 +1,82 @@
+"""The patch embedder against the numbers and the reading of the paper."""
+
+import pytest
+import torch
+
+from plures.errors import PluresError
+from plures.models import build_model, embedders
+from plures.models.patches import Patches
+
+
+def test_the_papers_setting_has_130_patches_and_248850_parameters():
+    model = build_model("patches", "codebook", tuple(f"class {i}" for i in range(80)))
+    assert model.parameter_count == 248_850
+    patches, boxes = model.embedder.extract(torch.rand(1, 3, 640, 640))
+    assert patches.shape == (1, 130, 3, 64, 64)
+    assert boxes.shape == (130, 4)
+
+
+@pytest.mark.parametrize(("size", "count"), [((480, 640), 87), ((375, 500), 42), ((500, 500), 59)])
+def test_the_remainder_is_dropped(size, count):
+    assert Patches().extract(torch.rand(1, 3, *size))[0].shape[1] == count
+
+
+def test_patches_are_cut_where_their_boxes_lie():
+    embedder = Patches(image_size=48, levels=1, patch=16, stride=8)
+    images = torch.rand(2, 3, 48, 64)
+    patches, boxes = embedder.extract(images)
+    halved = images.unflatten(3, (32, 2)).unflatten(2, (24, 2)).mean((3, 5))
+    levels = {16 / 48: images, 16 / 24: halved}
+    for patch, box in zip(patches.unbind(1), boxes, strict=True):
+        level = levels[min(levels, key=lambda height: abs(height - float(box[3] - box[1])))]
+        x, y = round(float(box[0]) * level.shape[3]), round(float(box[1]) * level.shape[2])
+        torch.testing.assert_close(patch, level[:, :, y : y + 16, x : x + 16])
+    assert len(boxes) == 5 * 7 + 2 * 3
+
+
+def test_the_network_sees_all_patches_as_one_channels_last_batch():
+    patches, _ = Patches(image_size=128, levels=1).extract(torch.rand(2, 3, 128, 128))
+    batch = patches.flatten(0, 1)
+    assert batch.data_ptr() == patches.data_ptr()
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("subsample", "count"), [(0.5, 8 + 2 + 1), (3, 3 + 3 + 1), (100, 21)])
+def test_subsampling_keeps_some_patches_of_each_level_while_training(subsample, count):
+    embedder = Patches(image_size=64, levels=2, patch=16, stride=16, subsample=subsample)
+    images = torch.rand(2, 3, 64, 64)
+    every, where = embedder.eval().extract(images)
+    assert len(where) == 21
+    kept, boxes = embedder.train().extract(images)
+    assert len(boxes) == count
+    places = [int((where == box).all(1).nonzero()) for box in boxes]
+    assert torch.equal(kept, every[:, places])
+    if count < 21:
+        assert any(not torch.equal(embedder.extract(images)[1], boxes) for _ in range(20))
+
+
+def test_weights_start_with_variance_one_over_fan_in():
+    torch.manual_seed(0)
+    embedder = Patches()
+    assert embedder.project.weight.detach().std() == pytest.approx(40**-0.5, rel=0.05)
+    assert embedder.cnn[2][2][1].conv_pw.weight.detach().std() == pytest.approx(40**-0.5, rel=0.05)
+    assert not embedder.project.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 224}, "less than a patch"),
+        ({"ratio": 1.0}, "ratio above 1"),
+        ({"subsample": 1.5}, "share in"),
+        ({"subsample": 0}, "share in"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(PluresError, match=message):
+        embedders.make("patches", **options)
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(ValueError, match="a patch has 64 pixels"):
+        Patches()(torch.rand(1, 3, 63, 640))

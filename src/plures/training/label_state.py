@@ -9,6 +9,7 @@ as their momentum dies away; every step then costs time in proportion to N).
 from __future__ import annotations
 
 import tempfile
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class LabelMemory:
     device: where the table lives. dtype: float32 or float16 for the table; moments are always float32.
     in_memory_at_most: a table (with its moments) of more bytes lives in a memory-mapped file in `folder` (None: a
     temporary one) and on the CPU, whatever the device.
-    With several processes (torch.distributed) every process holds the whole memory, and what one reads from its batch
-    is exchanged, so the copies stay equal; all processes then call `write` and `apply_gradient` equally often.
+    With several processes (torch.distributed) every process holds the whole memory, and what one learns from its
+    batch is exchanged, so the copies stay equal; all processes then call `write` and `apply_gradient` equally often.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class LabelMemory:
         first = BETA1 * self._first[index] + (1 - BETA1) * gradient
         second = BETA2 * self._second[index] + (1 - BETA2) * gradient.square()
         t = visits[:, None].float()
-        step = lr * (first / (1 - BETA1**t)) / ((second / (1 - BETA2**t)).sqrt() + ADAM_EPS)
+        grown1, grown2 = -torch.expm1(t * log(BETA1)), -torch.expm1(t * log(BETA2))  # 1 - beta^t, exact in float32
+        step = lr * (first / grown1) / ((second / grown2).sqrt() + ADAM_EPS)
         old = self._table[index].float()
         self._table[index] = torch.where(usable, old - step, old).to(self._table.dtype)
         self._first[index] = torch.where(usable, first, self._first[index])

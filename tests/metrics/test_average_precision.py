@@ -147,6 +147,14 @@ def test_by_hand():
     assert average_precision(scores, labels, "voc07")[0] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
+def test_the_fourth_recall_of_voc07_is_just_above_three_tenths():
+    """10 positives, the first three on top, then a negative: recall 0.3 misses the threshold 0.30000000000000004."""
+    codes = [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
+    scores = np.arange(11, 0, -1.0)[:, None]
+    value = average_precision(scores, Labels(np.array(codes, np.int8)[:, None]), "voc07")[0]
+    assert value == pytest.approx((3 * 1 + 8 * 10 / 11) / 11)
+
+
 def test_unknown_cells_equal_removed_rows():
     random = np.random.default_rng(3)
     scores, values = random.random((60, 3)), random.integers(-1, 2, (60, 3), np.int8)

@@ -95,7 +95,8 @@ def mlspl_average(hits: Floats, taken: Floats) -> Floats:
 def asl_average(hits: Floats, taken: Floats) -> Floats:
     """`mlspl_average` with 1e-8 added to the number of positives that divides the sum."""
     positives = _positives(hits)
-    return mlspl_average(hits, taken) * (positives / (positives + 1e-8))
+    shrunk: Floats = mlspl_average(hits, taken) * (positives / (positives + 1e-8))
+    return shrunk
 
 
 def _positives(hits: Floats) -> Floats:
@@ -112,7 +113,8 @@ def _area(hits: Floats, precision: Floats) -> Floats:
     step = hits.copy()
     step[:-1] -= hits[1:]
     total = (step * precision).sum(axis=0)
-    return np.divide(total, positives, out=np.full(np.shape(positives), np.nan), where=positives > 0)
+    area: Floats = np.divide(total, positives, out=np.full(np.shape(positives), np.nan), where=positives > 0)
+    return area
 
 
 DEFINITIONS: dict[str, Definition] = {

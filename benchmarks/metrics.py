@@ -1,0 +1,142 @@
+"""How fast and how large average precision is, beside scikit-learn's loop over the classes in the same run.
+
+    python benchmarks/metrics.py            # 40,000 x 80: ratio to scikit-learn, bootstrap; a minute
+    python benchmarks/metrics.py --large    # also 1,000,000 x 500 float16 from disk (1.5 GB of disk, minutes)
+
+Writes benchmarks/results/metrics.csv. Seconds are the minimum and median of the runs. `extra_mb` is the most memory
+held beyond the inputs: the peak of the process's anonymous memory, sampled every 5 ms, less its value before; pages
+of the memory-mapped files are the system's to drop and are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from plures.labels import Labels
+from plures.metrics.average_precision import average_precision
+
+RESULTS = Path(__file__).parent / "results" / "metrics.csv"
+
+
+def anonymous_mb() -> float:
+    """Anonymous resident memory of this process, in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def extra_memory(work: Callable[[], Any]) -> float:
+    """The most anonymous memory that `work` held beyond what was held before, in MiB."""
+    before, peak, done = anonymous_mb(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], anonymous_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return max(peak[0] - before, 0.0)
+
+
+def seconds(work: Callable[[], Any], runs: int) -> list[float]:
+    taken = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def inputs(images: int, classes: int) -> tuple[np.ndarray, Labels]:
+    random = np.random.default_rng(0)
+    present = random.random((images, classes), dtype=np.float32) < np.linspace(0.02, 0.35, classes)
+    return random.random((images, classes)) + 0.45 * present, Labels.from_masks(present)
+
+
+def mapped_inputs(folder: Path, images: int, classes: int) -> tuple[np.ndarray, Labels]:
+    """The same in float16 and int8 files on disk, 2% positives."""
+    scores = np.memmap(folder / "scores", np.float16, "w+", shape=(images, classes))
+    codes = np.memmap(folder / "labels", np.int8, "w+", shape=(images, classes))
+    random = np.random.default_rng(0)
+    for start in range(0, images, 20_000):
+        rows = slice(start, start + 20_000)
+        codes[rows] = random.random((len(codes[rows]), classes), dtype=np.float32) < 0.02
+        scores[rows] = random.random(codes[rows].shape, dtype=np.float32) + 0.45 * codes[rows]
+    return scores, Labels(codes)
+
+
+def measured(name: str, size: str, work: Callable[[], Any], runs: int, than: float | None = None) -> dict[str, Any]:
+    extra, taken = extra_memory(work), seconds(work, runs)
+    row = {
+        "what": name,
+        "images_x_classes": size,
+        "runs": runs,
+        "min_s": round(min(taken), 4),
+        "median_s": round(statistics.median(taken), 4),
+        "sklearn_over_this": "" if than is None else round(than / min(taken), 1),
+        "extra_mb": round(extra, 1),
+    }
+    print(row, flush=True)
+    return row
+
+
+def small(runs: int) -> list[dict[str, Any]]:
+    scores, labels = inputs(40_000, 80)
+    size = "40000x80"
+
+    present = labels.present
+
+    def loop() -> np.ndarray:
+        return np.array([average_precision_score(present[:, k], scores[:, k]) for k in range(80)])
+
+    assert np.abs(loop() - average_precision(scores, labels)).max() < 1e-12
+    rows = [measured("scikit-learn loop", size, loop, runs)]
+    than = rows[0]["min_s"]
+    for threads in (1, os.cpu_count()):
+        for name in ("plain", "voc", "voc07"):
+            work = lambda n=name, t=threads: average_precision(scores, labels, n, threads=t)  # noqa: E731
+            rows.append(measured(f"{name}, {threads} threads", size, work, runs, than))
+    return rows
+
+
+def large() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        scores, labels = mapped_inputs(Path(folder), 1_000_000, 500)
+        return [measured("plain, float16 from disk", "1000000x500", lambda: average_precision(scores, labels), 2)]
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}"
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "machine", "date", "commit"])
+        writer.writeheader()
+        writer.writerows({**row, "machine": machine, "date": date.today(), "commit": commit} for row in rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true", help="also 1,000,000 x 500 from disk")
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    write(small(options.runs) + (large() if options.large else []))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 
 class PluresError(Exception):
@@ -25,23 +26,33 @@ class WorkFailed(PluresError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with the data: where it stands and what was expected there."""
+    """One thing wrong with the data: where it stands and what was expected there.
+
+    severity "error": the row cannot be used (or, with row None, the file); "notice": worth knowing, nothing is left out.
+    """
 
     file: str
     row: int | None  # 1-based line, row or annotation number as an editor shows it; None for the whole file
     what: str
     expected: str = ""
+    severity: Literal["error", "notice"] = "error"
 
 
 class BadData(PluresError):
-    """The data have problems; `problems` holds every one of them, in the order found."""
+    """The data have problems; `problems` holds every one of them, in the order found.
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    skippable: whether going on without the bad rows is a way out (it is not when the file itself cannot be read).
+    """
+
+    def __init__(self, problems: Iterable[Problem], skippable: bool = True) -> None:
         self.problems = tuple(problems)
+        self.skippable = skippable
         first = self.problems[0]
         where = first.file if first.row is None else f"{first.file}, row {first.row}"
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-        super().__init__(f"{where}: {first.what}{more}; mend the data or use --skip-bad to go on without these rows")
+        wanted = f"; expected {first.expected}" if first.expected else ""
+        way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
+        super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

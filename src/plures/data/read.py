@@ -1,0 +1,100 @@
+"""Reading data of any format: find the format, read, verify, and say everything that is wrong at once."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from plures.data.dataset import Dataset, formats
+from plures.data.verify import verify_images
+from plures.errors import BadData, PluresError, Problem, did_you_mean
+from plures.labels import PRESENT
+
+
+def read(
+    spec: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    skip_bad: bool = False,
+    verify: bool = False,
+    labelled: bool = True,
+    **options: Any,
+) -> Dataset:
+    """Read data.
+
+    spec: a path whose format is recognised, or a format and a path (`voc:DIR`, `coco:DIR`, `folder:DIR`,
+    `table:FILE`), or `scenes`, the built-in data. format: the same as a prefix. options: of the format's reader.
+    Readers say which images are missing; `verify` also opens every image. skip_bad: go on without the rows that have
+    problems. labelled: data without any class are an error (False: they are welcome, for listing or predicting).
+    Dataset.problems holds what was left out and the notices. Raises BadData with all problems, PluresError if the
+    path or the format does not exist.
+    """
+    name, path = find_format(os.fspath(spec), format)
+    reader = formats.make(name, **options)
+    if not path and not reader.recognises(""):
+        raise PluresError(f"format '{name}' needs a path, as in {name}:PATH")
+    if path and not os.path.exists(path):
+        raise PluresError(f"no file or folder '{path}'")
+    dataset, problems = reader.read(path)
+    where = path or name
+    if verify:
+        broken = verify_images(dataset)
+        problems += [problem for _, problem in broken]
+        keep = np.ones(len(dataset), np.bool_)
+        keep[[row for row, _ in broken]] = False
+        dataset = dataset if keep.all() else dataset.take(keep)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    notices = [problem for problem in problems if problem.severity == "notice"]
+    if not len(dataset):
+        errors.append(Problem(where, None, "no images are left" if errors else "no images", "an image or more"))
+        raise BadData(errors + notices, skippable=False)
+    if labelled and not dataset.classes:
+        errors.append(Problem(where, None, "no image carries a tag", "tags, or a folder per class"))
+        raise BadData(errors + notices, skippable=False)
+    notices += _class_notices(dataset, where)
+    if errors and not skip_bad:
+        raise BadData(errors + notices)
+    return replace(dataset, problems=(*errors, *notices))
+
+
+def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
+    """The name of the format and the path that a spec means. Raises PluresError if there is none."""
+    if format is not None:
+        return formats[format].name, spec
+    head, colon, tail = spec.partition(":")
+    if head in formats.names() and (colon or not os.path.exists(spec)):
+        return head, tail
+    if not os.path.exists(spec):
+        hint = did_you_mean(head, formats.names()) if colon or os.sep not in spec else ""
+        raise PluresError(f"no file or folder '{spec}', and no format of this name{hint}")
+    recognised = [entry.name for entry in formats if entry.make().recognises(spec)]
+    if not recognised:
+        raise PluresError(
+            f"'{spec}' is of no known format; expected a table ({', '.join(('.csv', '.tsv', '.parquet'))}), COCO JSON,"
+            " a VOC devkit or a folder per class; name it as in table:FILE"
+        )
+    return min(recognised, key=lambda name: name == "folder"), spec  # any data lie in folders: the last resort
+
+
+def _class_notices(dataset: Dataset, where: str) -> list[Problem]:
+    """Classes that never occur, and classes whose names differ only in case."""
+    occurs = np.zeros(len(dataset.classes), np.bool_)
+    for start in range(0, len(dataset), 65_536):  # in parts: a mask of a million rows is as large as the labels
+        occurs |= (dataset.labels.values[start : start + 65_536] == PRESENT).any(0)
+    notices = [
+        Problem(where, None, f"class '{name}' never occurs", "an image or more that shows it", "notice")
+        for name, found in zip(dataset.classes, occurs.tolist(), strict=True)
+        if not found
+    ]
+    alike = defaultdict(list)
+    for name in dataset.classes:
+        alike[name.casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            what = f"classes {', '.join(map(repr, names))} differ only in case"
+            notices.append(Problem(where, None, what, "one spelling a class", "notice"))
+    return notices

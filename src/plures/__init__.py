@@ -1,3 +1,62 @@
-"""plures: learn all the labels of an image from training images that carry only one (or a few, or all)."""
+"""plures: learn all the labels of an image from training images that carry only one (or a few, or all).
+
+dataset = plures.read("tags.csv")
+run = plures.train(plures.Experiment(data="tags.csv", loss="role"), "runs/first")
+report = plures.evaluate("runs/first")
+plures.predict("runs/first", "photos/", "found.csv")
+model = plures.load("runs/first")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from plures.data.dataset import Dataset as Dataset
+    from plures.data.read import read as read
+    from plures.errors import BadData as BadData
+    from plures.errors import PluresError as PluresError
+    from plures.errors import WorkFailed as WorkFailed
+    from plures.experiment import Experiment as Experiment
+    from plures.inference.predict import predict as predict
+    from plures.labels import Labels as Labels
+    from plures.models.model import Model as Model
+    from plures.models.model import load as load
+    from plures.models.output import Output as Output
+    from plures.models.output import Tokens as Tokens
+    from plures.training.evaluate import evaluate as evaluate
+    from plures.training.run import Run as Run
+    from plures.training.train import train as train
+
+_PLACES = {
+    "BadData": "errors",
+    "Dataset": "data.dataset",
+    "Experiment": "experiment",
+    "Labels": "labels",
+    "Model": "models.model",
+    "Output": "models.output",
+    "PluresError": "errors",
+    "Run": "training.run",
+    "Tokens": "models.output",
+    "WorkFailed": "errors",
+    "evaluate": "training.evaluate",
+    "load": "models.model",
+    "predict": "inference.predict",
+    "read": "data.read",
+    "train": "training.train",
+}
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported on first use: `import plures` alone does not load torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'plures' has no attribute '{name}'")
+    return getattr(import_module(f"plures.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

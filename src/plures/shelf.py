@@ -64,7 +64,7 @@ class Shelf(Generic[T]):
             return
         self._loaded = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__, prefix=f"{self.package}."):
+        for module in pkgutil.iter_modules(getattr(package, "__path__", []), prefix=f"{self.package}."):
             importlib.import_module(module.name)
 
     def __iter__(self) -> Iterator[Entry[T]]:

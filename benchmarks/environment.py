@@ -1,0 +1,41 @@
+"""What stands beside every measured number: machine, date and commit."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, str]:
+    """Machine, versions, date and commit ("+" if the tree has changes beyond it)."""
+    import torch
+
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return {
+        "machine": f"{platform.machine()}, {device}",
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit + ("+" if dirty else ""),
+    }
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows, each with the environment, to benchmarks/results/NAME.csv."""
+    RESULTS.mkdir(exist_ok=True)
+    rows = [{**row, **environment()} for row in rows]
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    return RESULTS / f"{name}.csv"

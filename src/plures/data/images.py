@@ -1,0 +1,112 @@
+"""Reading one image: decode, turn upright, resize, augment. Everything random follows from (seed, epoch, row)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from plures.errors import PluresError
+
+MAX_PIXELS = 300_000_000  # a 30,000 x 10,000 panorama; beyond that an image is refused before it is decoded
+Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
+
+Augment = Literal["auto", "none", "flip", "crop"]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+class Unreadable(PluresError):
+    """An image file that cannot be used; the message names the file and the reason."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open, decode and turn upright. Returns an RGB image. Raises Unreadable, never another error.
+
+    16-bit grey is scaled to 8 bits, alpha is laid on white, the first frame of an animation is taken.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except PluresError:
+        raise
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise Unreadable(f"{path}: not an image that can be read") from None
+    except Exception as error:
+        # Pillow's decoders raise what they please (OSError, SyntaxError, struct.error, ...) on broken files
+        raise Unreadable(f"{path}: cannot be decoded ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16- or 32-bit grey: PIL would clip at 255
+        grey = np.asarray(image, np.float64) / 257.0
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From an image to uint8 [3, size, size]: resized (aspect squashed, antialiased bilinear), then augmented.
+
+    augment: none; flip (left-right with probability 1/2); crop (random area of `crop_area` and shape, then flip).
+    """
+
+    size: int
+    augment: Augment = "none"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_area: tuple[float, float] = (0.5, 1.0)
+
+    def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> Tensor:
+        how = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        box = None
+        if self.augment == "crop" and random is not None:
+            box = _random_box(image.size, self.crop_area, random)
+        if image.size != (self.size, self.size) or box is not None:
+            image = image.resize((self.size, self.size), how, box=box)
+        pixels = np.asarray(image)  # [H, W, 3]
+        if self.augment in ("flip", "crop") and random is not None and random.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # [3, H, W]
+
+
+def _random_box(
+    size: tuple[int, int], area: tuple[float, float], random: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A box of a random share of the area and of an aspect between 3:4 and 4:3, inside the image."""
+    width, height = size
+    share = random.uniform(*area)
+    aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w = min(width, np.sqrt(share * width * height * aspect))
+    h = min(height, np.sqrt(share * width * height / aspect))
+    left, top = random.uniform(0, width - w), random.uniform(0, height - h)
+    return (left, top, left + w, top + h)
+
+
+def random_for(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """The generator of one image in one epoch, so that a resumed run augments as the uninterrupted one."""
+    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFF, (epoch << 40) + row]))
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """All image files below a folder, by suffix, sorted. Raises PluresError if there is none."""
+    paths = sorted(str(p) for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise PluresError(f"{folder}: no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def to_image(image: str | NDArray[np.uint8]) -> Image.Image:
+    """A PIL image from a path or from uint8 [H, W, 3]."""
+    return open_image(image) if isinstance(image, str) else Image.fromarray(image)

@@ -1,0 +1,219 @@
+"""The noun Experiment: everything that decides a training run, one value with three spellings.
+
+Python:        Experiment(data="tags.csv", loss="role", lr=1e-3)
+YAML:          data: tags.csv            (Experiment.load / .save; a run folder holds its own)
+command line:  plures train tags.csv loss=role loss.expected_positives=1.5 lr=1e-3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from plures.errors import PluresError, did_you_mean
+
+
+class Part(BaseModel):
+    """A part by name, with the options that differ from its defaults. Written `name` or `{name: ..., option: ...}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _read_part(value: Any) -> Any:
+    if isinstance(value, str):
+        return Part(name=value)
+    if isinstance(value, dict) and "name" in value and "options" not in value:
+        return Part(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
+    return value
+
+
+def _write_part(part: Part) -> Any:
+    return {"name": part.name, **part.options} if part.options else part.name
+
+
+PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Experiment(BaseModel):
+    """One training run.
+
+    data: path, `format:path` or `scenes`, with the reader's options.
+    supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
+      seed, bias, fraction.
+    split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
+      val_share, test_share in (0, 1); a split that the data give is kept.
+    embedder, head, loss: parts by name, see `plures parts`.
+    mode: end_to_end; frozen (the embedder is fixed, its features are computed once); frozen_then_end_to_end.
+    image_size: side in pixels; None: what the embedder likes. augment: none, flip, crop; auto: flip end to end.
+    optimizer: any name that timm or torch knows; lr: of the embedder; head_lr: times lr for the head.
+    schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
+    precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
+      val_map (known labels), val_map_observed (unobserved counted as absent), last; auto: see `training/data.py`.
+    average_precision: the definition used for it. threshold: of the probability, to call a tag.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: PartField = Part(name="scenes")
+    supervision: PartField = Part(name="as_given")
+    split: Literal["stratified", "mlspl"] = "stratified"
+    val_share: Share = 0.2
+    test_share: Share = 0.2
+
+    embedder: PartField = Part(name="small_conv")
+    head: PartField = Part(name="codebook")
+    loss: PartField = Part(name="an")
+    mode: Literal["end_to_end", "frozen", "frozen_then_end_to_end"] = "end_to_end"
+    image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
+    augment: Literal["auto", "none", "flip", "crop"] = "auto"
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    frozen_epochs: Annotated[int, Field(ge=1)] = 25
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    drop_last: bool = False
+    optimizer: PartField = Part(name="adam")
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    frozen_lr: Annotated[float, Field(gt=0)] = 1e-3
+    head_lr: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: PartField = Part(name="constant")
+    clip: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+
+    select: Literal["auto", "val_map", "val_map_observed", "last"] = "auto"
+    average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    seed: int = 0
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] | None = None
+    tensorboard: bool = False
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise PluresError(_explain(error)) from None
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> Experiment:
+        from plures.losses import losses
+        from plures.models import embedders, heads
+
+        for shelf, part in ((embedders, self.embedder), (heads, self.head), (losses, self.loss)):
+            shelf.check(part.name, part.options)
+        if self.mode == "frozen" and self.augment not in ("auto", "none"):
+            raise PluresError(f"mode=frozen uses features computed once: augment={self.augment} has no effect there")
+        return self
+
+    @property
+    def augmentation(self) -> Literal["none", "flip", "crop"]:
+        """`augment` with `auto` resolved."""
+        if self.augment == "auto":
+            return "none" if self.mode == "frozen" else "flip"
+        return self.augment
+
+    # ------------------------------------------------------------------------------------------ the three spellings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, every field; `Experiment(**e.to_dict()) == e`."""
+        return self.model_dump(mode="json")
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """From a YAML file (safe loader: it cannot run code). Raises PluresError on anything unexpected."""
+        return cls(**read_yaml(path))
+
+    def change(self, settings: Iterable[str]) -> Experiment:
+        """A copy with command-line settings applied: `lr=1e-3`, `loss=role`, `loss.expected_positives=1.5`."""
+        return Experiment(**apply_settings(self.to_dict(), settings))
+
+    def to_settings(self) -> list[str]:
+        """The command-line spelling of what differs from the defaults."""
+        default, settings = Experiment().to_dict(), []
+        for key, value in self.to_dict().items():
+            if value == default[key]:
+                continue
+            if isinstance(value, dict):
+                settings.append(f"{key}={value['name']}")
+                settings += [f"{key}.{o}={_spell(v)}" for o, v in value.items() if o != "name"]
+            else:
+                settings.append(f"{key}={_spell(value)}")
+        return settings
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises PluresError if it cannot be read or is no mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluresError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise PluresError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Experiment values changed by `key=value` and `part.option=value`; the value is read as YAML.
+
+    Naming a part anew drops the options of the old one. Raises PluresError on a key that does not exist.
+    """
+    values = dict(values)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise PluresError(f"'{setting}' is not a setting; write key=value, for example lr=1e-3")
+        field, dot, option = key.strip().partition(".")
+        if field not in Experiment.model_fields:
+            raise PluresError(f"there is no setting '{field}'{did_you_mean(field, Experiment.model_fields)}")
+        value = _read_value(text)
+        if not dot:
+            values[field] = value
+            continue
+        part = values.get(field, Experiment.model_fields[field].default)
+        part = _write_part(part) if isinstance(part, Part) else part
+        if Experiment.model_fields[field].annotation is not Part:
+            raise PluresError(f"'{field}' has no options: write {field}=value")
+        part = {"name": part} if isinstance(part, str) else dict(part)
+        values[field] = {**part, option: value}
+    return values
+
+
+def _read_value(text: str) -> Any:
+    """YAML, but 1e-3 is a number too (YAML 1.1 wants 1.0e-3)."""
+    try:
+        return float(text) if "e" in text.lower() and not text.isalpha() else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error in one line: which key, what came, what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(place) for place in first["loc"] if place != "Part")
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting '{key}'{did_you_mean(key, Experiment.model_fields)}"
+    return f"{key}={first['input']!r}: {first['msg'].lower()}"

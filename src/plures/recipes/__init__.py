@@ -1,0 +1,60 @@
+"""Recipes: one YAML a table of a paper, with paper, command, hours and published numbers beside the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from plures.errors import PluresError, did_you_mean
+from plures.experiment import Experiment, read_yaml
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file. experiment: settings common to its rows; rows: settings of each row of the table by name."""
+
+    name: str
+    title: str
+    paper: str
+    command: str
+    hours: str
+    experiment: dict[str, Any]
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: str = ""
+
+    def settings(self, row: str | None = None) -> dict[str, Any]:
+        """Experiment values of the recipe, or of one row of it."""
+        if row is None:
+            return dict(self.experiment)
+        if row not in self.rows:
+            raise PluresError(f"recipe '{self.name}' has no row '{row}'{did_you_mean(row, self.rows)}")
+        return {**self.experiment, **self.rows[row]}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with plures."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files(__package__).iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by name. Raises PluresError for an unknown one."""
+    if name not in recipe_names():
+        raise PluresError(f"unknown recipe '{name}'{did_you_mean(name, recipe_names())}")
+    with resources.as_file(resources.files(__package__) / f"{name}.yaml") as path:
+        return Recipe(name=name, **read_yaml(path))
+
+
+def recipe_settings(spec: str) -> dict[str, Any]:
+    """Experiment values of `name`, `name:row`, or a YAML file (a recipe, or the experiment.yaml of a run)."""
+    if spec.endswith((".yaml", ".yml")):
+        values = read_yaml(spec)
+        if "experiment" in values:
+            return Recipe(name=Path(spec).stem, **values).settings()
+        return Experiment(**values).to_dict()
+    name, _, row = spec.partition(":")
+    return load_recipe(name).settings(row or None)

@@ -1,0 +1,151 @@
+"""`plures demo`: three models on the built-in scenes, what they cost, what they find, and a page that shows it."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from plures.console import Show
+from plures.data.dataset import Dataset
+from plures.data.read import read
+from plures.errors import PluresError
+from plures.experiment import Experiment
+from plures.inference.heatmaps import overlay, paint, region_weights
+from plures.inference.predict import predict
+from plures.metrics.report import Report
+from plures.models.model import Model, load
+from plures.training.run import Run, writing
+from plures.training.train import train
+
+SHOWN, PICTURE = 12, 160  # scenes on the page, and the side of a picture in pixels
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of the demo's runs: its name in the table, its folder, and what it trains with."""
+
+    title: str
+    folder: str
+    settings: dict[str, Any]
+
+
+ROWS = (
+    Row("all tags", "all_tags", {"supervision": "full", "loss": "bce"}),
+    Row("one tag, rest assumed absent", "one_tag_an", {"supervision": "single_positive", "loss": "an"}),
+    Row("one tag, best loss", "one_tag_best", {"supervision": "single_positive", "loss": "wn"}),
+)
+
+
+def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) -> Path:
+    """Train, evaluate, predict and draw into `out`; prints one table. Returns the page's path.
+
+    Raises PluresError if `out` holds a demo already.
+    """
+    if any((out / row.folder).exists() for row in ROWS):
+        raise PluresError(f"{out} already holds a demo; remove it or choose another --out")
+    data = {"name": "scenes", "train": images, "val": 500, "test": 1000}
+    dataset = read("scenes", train=images, val=500, test=1000)
+    test = dataset.split("test")
+    table = Table("training labels", "loss", "mAP", "tags/image", "true", "seconds", box=None)
+    runs: list[Run] = []
+    for row in ROWS:
+        console.print(f"[bold]{row.title}")
+        experiment = Experiment(data=data, epochs=epochs, batch_size=32, lr=2e-3, schedule="cosine", **row.settings)
+        run = train(experiment, out / row.folder, dataset=dataset, watch=Show(console))
+        runs.append(run)
+        report = Report.load(run.path / "report.json")
+        table.add_row(
+            row.title,
+            experiment.loss.name,
+            f"{100 * report.map:.1f}",
+            f"{report.tags_per_image:.2f}",
+            f"{report.true_tags_per_image:.2f}",
+            f"{sum(r['seconds'] for r in run.log):.0f}",
+        )
+    shown = test.take(np.arange(SHOWN))
+    folder = out / "scenes"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(shown.images):
+        Image.fromarray(np.asarray(image)).save(folder / f"{i:02d}.png")
+    predict(runs[-1], folder, out / "predictions.csv", heatmaps=out / "heatmaps")
+    page = write_page(out, runs, shown)
+    console.print(table)
+    console.print(
+        f"predictions: {out / 'predictions.csv'}   heat maps: {out / 'heatmaps'}   page: {page}", highlight=False
+    )
+    return page
+
+
+def write_page(out: Path, runs: list[Run], shown: Dataset) -> Path:
+    """A page with a row for each scene and a column for each run: tags found, right, wrong and missed, with maps."""
+    cells = [_cells(load(run.path), run, row, shown, out) for run, row in zip(runs, ROWS, strict=True)]
+    head = "".join(f"<th>{html.escape(row.title)}</th>" for row in ROWS)
+    lines = []
+    for i in range(len(shown)):
+        truth = ", ".join(c for c, present in zip(shown.classes, shown.labels.present[i], strict=True) if present)
+        picture = f'<img src="scenes/{i:02d}.png" alt="scene {i}" width="{PICTURE}" height="{PICTURE}">'
+        lines.append(f"<tr><td>{picture}<p>{html.escape(truth)}</p></td>{''.join(c[i] for c in cells)}</tr>")
+    page = out / "index.html"
+    with writing(page) as temporary:
+        temporary.write_text(PAGE.format(head=head, rows="\n".join(lines)), encoding="utf-8")
+    return page
+
+
+@torch.inference_mode()
+def _cells(model: Model, run: Run, row: Row, shown: Dataset, out: Path) -> list[str]:
+    """A table cell for each scene: the tags found with their heat maps, and the tags missed."""
+    images = torch.from_numpy(np.asarray(shown.images)).permute(0, 3, 1, 2)  # [B, 3, H, W]
+    output = model.eval()(images)
+    scores = output.logits.sigmoid().numpy()
+    weights, boxes = region_weights(output).numpy(), output.boxes.numpy()
+    cells = []
+    for i in range(len(shown)):
+        parts = []
+        picture = Image.fromarray(np.asarray(shown.images[i])).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
+        for k in np.argsort(-scores[i]):
+            name, present = model.classes[k], bool(shown.labels.present[i, k])
+            if scores[i, k] < run.experiment.threshold:
+                if present:
+                    parts.append(f'<figure class="missed">missed {html.escape(name)} ({scores[i, k]:.2f})</figure>')
+                continue
+            path = out / row.folder / "maps" / f"{i:02d}.{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            overlay(picture, paint(weights[i, k], boxes, PICTURE, PICTURE), name, float(scores[i, k])).save(path)
+            kind = "right" if present else "wrong"
+            source = path.relative_to(out).as_posix()
+            parts.append(
+                f'<figure class="{kind}"><img src="{source}" alt="where {html.escape(name)} was seen" width="96">'
+                f"<figcaption>{html.escape(name)} {scores[i, k]:.2f}</figcaption></figure>"
+            )
+        cells.append(f"<td>{''.join(parts)}</td>")
+    return cells
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>plures demo</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
+body {{ margin: 1.5rem auto; max-width: 80rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }} th, td {{ text-align: left; vertical-align: top; padding: .5rem; }}
+tr {{ border-top: 1px solid #8884; }} figure {{ display: inline-block; margin: 0 .4rem .4rem 0; }}
+img {{ border-radius: 4px; image-rendering: pixelated; max-width: 100%; height: auto; }}
+.right figcaption {{ color: #18794e; }} .wrong figcaption {{ color: #c62a2f; }} .missed {{ color: #a8741a; }}
+@media (prefers-color-scheme: dark) {{ .right figcaption {{ color: #4cc38a; }} .wrong figcaption {{ color: #ff8589; }}
+.missed {{ color: #f1a10d; }} }}
+</style></head><body>
+<h1>What each model finds in scenes it has never seen</h1>
+<p>Green: found and there. Red: found but not there. Amber: there but missed. The colour over a scene shows where
+the model saw the tag; the number is its probability.</p>
+<table><thead><tr><th>scene and true tags</th>{head}</tr></thead><tbody>
+{rows}
+</tbody></table></body></html>
+"""

@@ -1,0 +1,101 @@
+"""What a run trains, selects and tests on: rows by split, with the training labels observed as the experiment says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from plures.data.dataset import Dataset
+from plures.data.observing import observe
+from plures.data.read import read
+from plures.data.splits import mlspl_split, stratified_split
+from plures.errors import PluresError
+from plures.experiment import Experiment
+from plures.labels import Labels
+
+Select = Literal["val_map", "val_map_observed", "last"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """train: rows with the labels that training may see. val, test: rows with all labels known of them, or None.
+
+    val_observed: what would have been observed of val's labels, [N_val, K]. Labels are observed once, on train and
+    val together and in the order of the data, before val is cut off (as Cole et al. 2021 do).
+    """
+
+    train: Dataset
+    val: Dataset | None
+    val_observed: Labels | None
+    test: Dataset | None
+
+
+def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
+    """The experiment's data, as its format gives them."""
+    return read(experiment.data.name, skip_bad=skip_bad, **experiment.data.options)
+
+
+def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:
+    """The dataset with a train, val and test split: given ones are kept, missing ones are cut off.
+
+    Without any split: test_share of all rows, then val_share of the rest. With a train split but no val: val_share
+    of train. `split=mlspl` cuts as the official MLSPL code does, else seeded and stratified for several labels.
+    """
+    splits = np.full(len(dataset), "train", dtype="U16")
+    if dataset.splits is not None and dataset.split_names():
+        splits = dataset.splits.astype("U16")
+        if "train" not in splits:
+            raise PluresError(f"{dataset.name}: no split 'train' among {', '.join(dataset.split_names())}")
+    else:
+        splits[_cut(dataset, np.arange(len(dataset)), experiment.test_share, experiment)] = "test"
+    if "val" not in splits:
+        splits[_cut(dataset, np.flatnonzero(splits == "train"), experiment.val_share, experiment)] = "val"
+    return Dataset(
+        dataset.images, dataset.labels, dataset.classes, splits, dataset.boxes, dataset.name, dataset.problems
+    )
+
+
+def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experiment) -> np.ndarray:
+    """The rows, of these, that make up the share."""
+    if len(rows) < 2:
+        raise PluresError(f"{dataset.name}: {len(rows)} training images cannot be divided; give more or a split column")
+    if experiment.split == "mlspl":
+        return rows[mlspl_split(len(rows), share)[1]]
+    names = stratified_split(dataset.labels.take(rows), {"rest": 1 - share, "cut": share}, seed=experiment.seed)
+    return rows[names == "cut"]
+
+
+def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
+    """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
+    dataset = with_splits(dataset or read_data(experiment, skip_bad=skip_bad), experiment)
+    splits = dataset.splits
+    assert splits is not None
+    pool = dataset.take(np.isin(splits, ["train", "val"]))  # in the order of the data
+    observed = observe(pool, experiment.supervision.name, **experiment.supervision.options)
+    assert pool.splits is not None
+    in_train, in_val = pool.splits == "train", pool.splits == "val"
+    if not observed.take(in_train).present.any():
+        raise PluresError(
+            f"{dataset.name}: no training image has a known tag under supervision={experiment.supervision.name};"
+            " there is nothing to learn from"
+        )
+    return Prepared(
+        train=pool.with_labels(observed).take(in_train),
+        val=pool.take(in_val) if in_val.any() else None,
+        val_observed=observed.take(in_val) if in_val.any() else None,
+        test=dataset.split("test") if "test" in splits else None,
+    )
+
+
+def selection(experiment: Experiment, prepared: Prepared) -> Select:
+    """The rule that picks the best epoch, with `auto` resolved: by the known labels of the validation rows where
+    these say what is absent as well as what is present, else by the observed ones; `last` without such rows."""
+    if experiment.select != "auto":
+        if experiment.select != "last" and prepared.val is None:
+            raise PluresError(f"select={experiment.select} wants a validation split, and the data have none")
+        return experiment.select
+    if prepared.val is None:
+        return "last"
+    return "val_map" if prepared.val.labels.absent.any() else "val_map_observed"

@@ -1,0 +1,121 @@
+"""`plures.evaluate`: the scores of a run's model on a split, and the report of them. Every image counts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from plures.data.dataset import Dataset
+from plures.data.images import Transform
+from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.read import read
+from plures.errors import PluresError, did_you_mean
+from plures.experiment import Experiment
+from plures.labels import Labels
+from plures.metrics.average_precision import average_precision
+from plures.metrics.report import Report, evaluate_scores
+from plures.models.model import Model, load
+from plures.training.data import read_data, with_splits
+from plures.training.features import frozen_features, needs_only_mean, token_boxes
+from plures.training.fit import HeadOnFeatures, Scores, logits_of
+from plures.training.run import Run
+
+
+def evaluate(
+    run: str | Path | Run,
+    data: str | Dataset | None = None,
+    *,
+    split: str = "test",
+    definition: str | None = None,
+    threshold: float | None = None,
+    skip_bad: bool = False,
+) -> Report:
+    """Evaluate a run's best weights.
+
+    data: None for the run's own; else a path or Dataset, whose classes are matched to the model's by name.
+    split: which rows; data without splits are taken whole. definition, threshold: the experiment's unless given.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    model = load(run.path)
+    if data is None:
+        dataset = with_splits(read_data(run.experiment, skip_bad=skip_bad), run.experiment)
+    else:
+        dataset = read(data, skip_bad=skip_bad) if isinstance(data, str) else data
+    if dataset.split_names():
+        dataset = dataset.split(split)
+    dataset = match_classes(dataset, model.classes)
+    changes = {"average_precision": definition, "threshold": threshold}
+    experiment = run.experiment.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    fabric = make_fabric(experiment)
+    logits = logits_of_dataset(model.to(fabric.device), dataset, experiment, fabric)
+    return report_of(logits, dataset, experiment)
+
+
+def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The dataset with the model's classes as columns; classes the data do not name are unknown there.
+
+    Raises PluresError if the data name a class that the model does not know.
+    """
+    if dataset.classes == classes:
+        return dataset
+    strange = [name for name in dataset.classes if name not in classes]
+    if strange:
+        raise PluresError(
+            f"{dataset.name}: class '{strange[0]}' is unknown to the model{did_you_mean(strange[0], classes)}"
+            + (f" ({len(strange)} such classes)" if len(strange) > 1 else "")
+        )
+    values = np.full((len(dataset), len(classes)), -1, np.int8)
+    values[:, [classes.index(name) for name in dataset.classes]] = dataset.labels.values
+    return Dataset(dataset.images, Labels(values), classes, dataset.splits, None, dataset.name, dataset.problems)
+
+
+def make_fabric(experiment: Experiment) -> Fabric:
+    """One device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    kind, _, number = experiment.device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        raise PluresError(f"device '{experiment.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise PluresError("device=cuda, but torch sees no GPU here; use device=auto, and see `plures doctor`")
+    return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=experiment.precision)
+
+
+def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> Scores:
+    """Logits [N, K] of every image in row order; through the cached features where the run has a frozen embedder."""
+    workers = default_workers(dataset) if experiment.workers is None else experiment.workers
+    if experiment.mode == "frozen":
+        pooled = needs_only_mean(model)
+        features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
+        net = HeadOnFeatures(model.head, token_boxes(model, pooled)).to(fabric.device)
+        return logits_of(net, FeatureBatches(features, dataset.labels.values, Order(len(dataset), 64)), fabric)
+    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
+    return logits_of(model, ImageBatches(dataset, transform, Order(len(dataset), 64), workers), fabric)
+
+
+def report_of(logits: Scores, dataset: Dataset, experiment: Experiment) -> Report:
+    """The report of these logits against the dataset's known labels."""
+    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return evaluate_scores(
+        scores,
+        dataset.labels,
+        dataset.classes,
+        definition=experiment.average_precision,
+        threshold=experiment.threshold,
+    )
+
+
+def validation_map(logits: Scores, labels: Labels, observed: Labels | None, experiment: Experiment) -> dict[str, float]:
+    """mAP in percent by the known labels ("val_map"), and by the observed ones with the rest counted as absent
+    ("val_map_observed"); nan where no class has both a positive and a negative."""
+    result = {"val_map": _mean_ap(logits, labels, experiment)}
+    if observed is not None:
+        result["val_map_observed"] = _mean_ap(logits, Labels.from_masks(observed.present), experiment)
+    return result
+
+
+def _mean_ap(logits: Scores, labels: Labels, experiment: Experiment) -> float:
+    per_class = average_precision(logits, labels, experiment.average_precision)
+    scored = per_class[~np.isnan(per_class)]
+    return float(100 * scored.mean()) if len(scored) else float("nan")

@@ -1,0 +1,297 @@
+"""The training loop, to be read in one sitting: phases of epochs of steps, each epoch scored, kept and logged.
+
+Everything random follows from (seed, phase, epoch), so that a run which was killed and resumed ends with the same
+weights, bit for bit on a CPU, as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from plures.data.loading import FeatureBatches, ImageBatches
+from plures.errors import WorkFailed
+from plures.experiment import Experiment
+from plures.labels import Labels, TensorLabels
+from plures.losses.context import ActsAfterEpoch, Context, Loss, RemembersLabels
+from plures.models.output import Output, Tokens
+from plures.training.label_state import LabelMemory
+from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
+from plures.training.progress import Watch
+from plures.training.schedules import Schedule, schedules
+
+Batches = FeatureBatches | ImageBatches
+Scores = NDArray[np.float32]
+
+
+class Net(Protocol):
+    """What is trained: inputs of a batch -> Output. A whole Model on images, or its head on cached features."""
+
+    def __call__(self, inputs: Tensor, maps: bool = ...) -> Output: ...
+
+
+class HeadOnFeatures(nn.Module):
+    """A head that takes cached features [B, P, D] of regions with these boxes [P, 4]."""
+
+    def __init__(self, head: nn.Module, boxes: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("boxes", boxes, persistent=False)
+
+    def forward(self, features: Tensor, maps: bool = True) -> Output:
+        dtype = next(self.head.parameters()).dtype
+        output: Output = self.head(Tokens(features.to(dtype), self.boxes), maps=maps)
+        return output
+
+
+class Step(nn.Module):
+    """Forward and loss in one module, so that precision and compilation wrap both."""
+
+    def __init__(self, net: nn.Module, loss: Loss, memory: LabelMemory | None) -> None:
+        super().__init__()
+        self.net, self.loss, self.memory = net, loss, memory
+        self.maps = bool({"attention", "region_logits"} & set(loss.needs))
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor, index: Tensor, epoch: int, epochs: int, progress: float
+    ) -> dict[str, Tensor]:
+        output: Output = self.net(inputs, maps=self.maps)
+        context = Context(epoch, epochs, progress, index, self.memory)
+        return self.loss(output, TensorLabels(labels), context)
+
+
+@dataclass
+class Best:
+    """The best epoch so far by the selection metric; epoch -1 before the first."""
+
+    score: float = math.nan
+    epoch: int = -1
+
+    def better(self, score: float) -> bool:
+        """Whether an epoch with this score becomes the best one. A tie keeps the earlier epoch; where there is
+        nothing to select by (nan), the last epoch counts."""
+        if math.isnan(score):
+            return math.isnan(self.score)
+        return math.isnan(self.score) or score > self.score
+
+
+class Keeper(Protocol):
+    """What happens at the end of an epoch, outside the loop: scoring, keeping the best weights, writing files."""
+
+    def score(self, net: Net) -> dict[str, float]: ...  # metrics by name; "score" is the one that selects
+
+    def keep_best(self, net: nn.Module) -> None: ...
+
+    def keep_state(self, state: dict[str, Any], record: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Phase:
+    """One stretch of training: what is trained, on which batches, how long and how fast."""
+
+    name: str
+    number: int
+    net: nn.Module
+    head: nn.Module
+    batches: Batches
+    train_labels: Labels
+    epochs: int
+    lr: float
+    in_order: Batches  # the training rows in order, for losses that look at all of them after an epoch
+    best: Best = field(default_factory=Best)
+
+
+@dataclass
+class Machine:
+    """What moves during a phase: the wrapped step, its optimizer, the running average and the label memory."""
+
+    module: nn.Module
+    optimizer: Optimizer
+    average: AveragedModel | None
+    memory: LabelMemory | None
+    schedule: Schedule
+
+
+def fit(
+    phase: Phase,
+    experiment: Experiment,
+    loss: Loss,
+    fabric: Fabric,
+    keeper: Keeper,
+    watch: Watch,
+    resume: dict[str, Any] | None = None,
+) -> Best:
+    """Train one phase and return its best epoch. `resume`: the state that `keep_state` was last given, if any.
+
+    Raises WorkFailed if the loss is no longer a number, or memory runs out.
+    """
+    machine = _build(phase, experiment, loss, fabric)
+    first = 0 if resume is None else _load_state(resume, phase, machine, fabric)
+    watch.phase(phase.name, phase.epochs, len(phase.batches), first)
+    for epoch in range(first, phase.epochs):
+        torch.manual_seed(_seed(experiment.seed, phase.number, epoch))
+        record = train_epoch(epoch, phase, experiment, loss, machine, fabric, watch)
+        net = phase.net if machine.average is None else machine.average.module
+        if isinstance(loss, ActsAfterEpoch):
+            _after_epoch(epoch, phase, loss, machine, fabric)
+        metrics = keeper.score(net)
+        score = metrics.pop("score")
+        if phase.best.better(score):
+            phase.best = Best(score, epoch)
+            keeper.keep_best(net)
+        record |= {**metrics, "best_epoch": phase.best.epoch}
+        keeper.keep_state(_state(phase, epoch, machine, fabric), record)
+        watch.epoch(record)
+    return phase.best
+
+
+def train_epoch(
+    epoch: int, phase: Phase, experiment: Experiment, loss: Loss, machine: Machine, fabric: Fabric, watch: Watch
+) -> dict[str, Any]:
+    """One pass over the training batches. Returns the epoch's record: mean of every loss term, lr, speed."""
+    phase.net.train()
+    steps, images, started = len(phase.batches), 0, time.perf_counter()
+    sums: dict[str, Tensor] = {}
+    factor = 1.0
+    for i, batch in enumerate(phase.batches.epoch(epoch)):
+        done = epoch * steps + i
+        factor = machine.schedule(done, steps, phase.epochs)
+        set_lr(machine.optimizer, factor)
+        with _clear_errors(phase.name, epoch):
+            batch = batch.to(fabric.device)
+            progress = done / (phase.epochs * steps)
+            terms = machine.module(batch.inputs, batch.labels, batch.index, epoch, phase.epochs, progress)
+            total = torch.stack(list(terms.values())).sum()
+            fabric.backward(total)
+            if experiment.clip is not None:
+                fabric.clip_gradients(machine.module, machine.optimizer, max_norm=experiment.clip)
+            machine.optimizer.step()
+        machine.optimizer.zero_grad(set_to_none=True)
+        if machine.memory is not None and machine.memory.learned:
+            machine.memory.apply_gradient(phase.lr * factor * loss.state_lr_multiplier)  # type: ignore[attr-defined]
+        if machine.average is not None:
+            machine.average.update_parameters(phase.net)
+        for name, value in {**terms, "loss": total}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float()
+        images += len(batch.index)
+        watch.step(i + 1, images)
+    seconds = time.perf_counter() - started
+    means = {name: float(value) / steps for name, value in sums.items()}
+    if not math.isfinite(means["loss"]):
+        raise WorkFailed(
+            f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
+            f" try a smaller lr (now {phase.lr:g}) or clip=1"
+        )
+    speed = {"lr": phase.lr * factor, "images_per_second": round(images / seconds, 1), "seconds": round(seconds, 3)}
+    return {"phase": phase.name, "epoch": epoch, **means, **speed}
+
+
+@torch.inference_mode()
+def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
+    """Logits [N, K] float32 of every row exactly once, in row order, in evaluation mode."""
+    was_training = net.training
+    net.eval()
+    table: Scores | None = None
+    seen = 0
+    for batch in batches.epoch(0):
+        with fabric.autocast():
+            output: Output = net(batch.to(fabric.device).inputs, maps=False)
+        logits = output.logits.float().cpu().numpy()
+        if table is None:
+            table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
+        table[batch.index.numpy()] = logits
+        seen += len(logits)
+    net.train(was_training)
+    assert table is not None
+    if seen != batches.order.rows:
+        raise RuntimeError(f"evaluation saw {seen} rows of {batches.order.rows}")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------- small parts
+
+
+def _seed(*numbers: int) -> int:
+    """One seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> Machine:
+    e, memory = experiment, None
+    if isinstance(loss, RemembersLabels):
+        state = loss.initial_state(phase.train_labels, e.seed)
+        dense = getattr(loss, "dense_adam", False)
+        memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dense_adam=dense)
+    step: nn.Module = Step(phase.net, loss, memory)
+    if e.channels_last:
+        step = step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
+    optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)
+    if e.compile:
+        step = torch.compile(step)  # type: ignore[assignment]
+    module, optimizer = fabric.setup(step, optimizer)
+    average = None
+    if e.ema is not None:
+        average = AveragedModel(phase.net, multi_avg_fn=get_ema_multi_avg_fn(e.ema), use_buffers=True)
+    return Machine(module, optimizer, average, memory, schedules.make(e.schedule.name, **e.schedule.options))
+
+
+def _after_epoch(epoch: int, phase: Phase, loss: ActsAfterEpoch, machine: Machine, fabric: Fabric) -> None:
+    """Let the loss look at its scores of the whole training set, if it wants to."""
+    context = Context(epoch, phase.epochs, (epoch + 1) / phase.epochs, None, machine.memory)
+    if loss.wants_scores(context):
+        logits = torch.from_numpy(logits_of(phase.net, phase.in_order, fabric)).to(fabric.device)
+        loss.after_epoch(logits, phase.train_labels, context)
+
+
+def _state(phase: Phase, epoch: int, machine: Machine, fabric: Fabric) -> dict[str, Any]:
+    """Everything that decides how the phase goes on after this epoch."""
+    return {
+        "phase": phase.number,
+        "epoch": epoch,
+        "best": {"score": phase.best.score, "epoch": phase.best.epoch},
+        "net": phase.net.state_dict(),
+        "optimizer": machine.optimizer.state_dict(),
+        "average": None if machine.average is None else machine.average.state_dict(),
+        "memory": None if machine.memory is None else machine.memory.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),
+    }
+
+
+def _load_state(state: dict[str, Any], phase: Phase, machine: Machine, fabric: Fabric) -> int:
+    """Put a saved state back; returns the epoch to go on with."""
+    phase.best = Best(**state["best"])
+    phase.net.load_state_dict(state["net"])
+    machine.optimizer.load_state_dict(state["optimizer"])
+    if machine.average is not None:
+        machine.average.load_state_dict(state["average"])
+    if machine.memory is not None:
+        machine.memory.load_state_dict(state["memory"])
+    fabric.strategy.precision.load_state_dict(state["precision"])
+    return int(state["epoch"]) + 1
+
+
+class _clear_errors:  # noqa: N801 (used as a statement)
+    """Turns "out of memory" into one clear line."""
+
+    def __init__(self, phase: str, epoch: int) -> None:
+        self.where = f"epoch {epoch + 1} of {phase}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise WorkFailed(
+                f"out of memory in {self.where}; the epochs before it are kept; use a smaller batch_size or image_size"
+            ) from None

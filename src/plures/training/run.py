@@ -1,0 +1,155 @@
+"""The run folder: what a training run writes, where, and that only one process writes there at a time.
+
+experiment.yaml     the Experiment, enough to run it again
+model.safetensors   the best weights so far; model.json: parts, classes, preprocessing
+checkpoint.pt       everything needed to go on after the last whole epoch
+log.jsonl, log.csv  one record an epoch
+report.json         the final evaluation
+environment.json    versions, machine, command, hash of the training labels
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plures.data.dataset import Dataset
+from plures.errors import PluresError, WorkFailed
+from plures.experiment import Experiment
+
+Record = dict[str, Any]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place at the end: a reader never sees half a file.
+
+    Raises WorkFailed in one line if the disk is full or the folder cannot be written; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error) or "file write" in str(error)
+        if not full and not isinstance(error, OSError):
+            raise
+        reason = "the disk is full" if full else (error.strerror if isinstance(error, OSError) else str(error))
+        raise WorkFailed(f"{path}: cannot be written ({reason}); what was there before is intact") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Run:
+    """A run folder. `Run.create` makes a new one, `Run(path)` opens one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "experiment.yaml").is_file():
+            raise PluresError(f"{self.path}: no run here (no experiment.yaml); make one with `plures train`")
+        self.experiment = Experiment.load(self.path / "experiment.yaml")
+
+    @classmethod
+    def create(cls, path: str | Path, experiment: Experiment) -> Run:
+        """A new run folder. Raises PluresError if a run is there already."""
+        path = Path(path)
+        if (path / "experiment.yaml").exists():
+            raise PluresError(
+                f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PluresError(f"{path}: cannot be made ({error.strerror})") from None
+        with writing(path / "experiment.yaml") as temporary:
+            experiment.save(temporary)
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process at a time writes into a run folder; the lock goes with the process, however it ends."""
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise PluresError(f"{self.path}: another process is training into this folder") from None
+            yield
+
+    # ------------------------------------------------------------------------------------------------ what it holds
+
+    @property
+    def log(self) -> list[Record]:
+        path = self.path / "log.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def write_log(self, records: list[Record]) -> None:
+        """Both forms of the log, whole (a resumed run drops what came after its checkpoint)."""
+        with writing(self.path / "log.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        fields = list(dict.fromkeys(key for record in records for key in record))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields)
+        writer.writeheader()
+        writer.writerows(records)
+        with writing(self.path / "log.csv") as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with writing(self.path / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None before the first epoch's end. Never unpickles code."""
+        path = self.path / "checkpoint.pt"
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds on a damaged file
+            raise PluresError(
+                f"{path}: damaged ({str(error).splitlines()[0]}); start anew with another --out"
+            ) from None
+        return state
+
+    def write_json(self, name: str, value: Any) -> None:
+        with writing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def labels_hash(dataset: Dataset) -> str:
+    """sha256 of the labels a run trains on, so that two numbers can be known to come from the same labels."""
+    return hashlib.sha256(dataset.labels.values.tobytes()).hexdigest()
+
+
+def environment(train: Dataset) -> Record:
+    """Versions, machine, command and data of a run."""
+    packages = ("plures", "torch", "timm", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+        "data": train.name,
+        "train_images": len(train),
+        "train_labels_sha256": labels_hash(train),
+    }

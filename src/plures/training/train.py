@@ -1,0 +1,183 @@
+"""`plures.train`: from an Experiment to a run folder with a trained and evaluated model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from plures.data.dataset import Dataset
+from plures.data.images import Transform
+from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.errors import PluresError
+from plures.experiment import Experiment
+from plures.labels import Labels
+from plures.losses import Loss, losses
+from plures.losses.context import ChecksLabels, PreparesForLabels
+from plures.models.model import build_model, load, save
+from plures.models.parts import heads
+from plures.training.data import Prepared, Select, prepare, selection
+from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
+from plures.training.features import frozen_features, needs_only_mean, token_boxes
+from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, fit, logits_of
+from plures.training.progress import Quiet, Watch
+from plures.training.run import Record, Run, environment
+
+
+def train(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    resume: bool = False,
+    skip_bad: bool = False,
+    watch: Watch | None = None,
+) -> Run:
+    """Train as the experiment says, into the folder `out`, and evaluate the best epoch on the test split.
+
+    dataset: images in hand instead of `experiment.data`. resume: go on after the last whole epoch of the run that
+    `out` holds (its own experiment counts, the given one is ignored). skip_bad: leave unusable rows out.
+    Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
+    """
+    watch = watch or Quiet()
+    run = Run(out) if resume else Run.create(out, experiment)
+    with run.locked():
+        prepared = prepare(run.experiment, dataset, skip_bad=skip_bad)
+        Training(run, prepared, watch).go(run.load_checkpoint() if resume else None)
+    return run
+
+
+def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
+    """The experiment's loss, made ready for these training labels.
+
+    Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
+    not what the loss assumes.
+    """
+    loss = losses.make(experiment.loss.name, **experiment.loss.options)
+    missing = set(loss.needs) - {"label_state"} - set(head.gives)  # type: ignore[arg-type]
+    if missing:
+        able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
+        raise PluresError(
+            f"loss '{experiment.loss.name}' needs {' and '.join(sorted(missing))}, which head"
+            f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
+        )
+    if isinstance(loss, ChecksLabels):
+        loss.check(labels)
+    return loss.prepare(labels) if isinstance(loss, PreparesForLabels) else loss
+
+
+class Training:
+    """One training run in its folder: builds the parts, runs the phases, keeps the best weights (a Keeper)."""
+
+    def __init__(self, run: Run, prepared: Prepared, watch: Watch) -> None:
+        self.run, self.experiment, self.prepared, self.watch = run, run.experiment, prepared, watch
+        e = self.experiment
+        self.select: Select = selection(e, prepared)
+        self.fabric = make_fabric(e)
+        torch.manual_seed(e.seed)
+        self.model = build_model(
+            e.embedder.name, e.head.name, prepared.train.classes, e.embedder.options, e.head.options, e.image_size
+        ).to(self.fabric.device)
+        self.loss = make_loss(e, prepared.train.labels, self.model.head)
+        self.records: list[Record] = []
+        self.val_batches: Batches | None = None
+
+    def go(self, state: Record | None) -> None:
+        """Run the phases that are left, then evaluate the best weights."""
+        e = self.experiment
+        self.run.write_json("environment.json", environment(self.prepared.train))
+        names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
+        first = 0 if state is None else int(state["phase"])
+        if state is not None:
+            done = [r for r in self.run.log if names.index(r["phase"]) <= first]
+            self.records = [r for r in done if r["phase"] != names[first] or r["epoch"] <= state["epoch"]]
+        for number, name in enumerate(names):
+            if number < first:
+                continue
+            if number > 0:
+                self._start_from_best()
+            phase = self._phase(name, number)
+            best = fit(phase, e, self.loss, self.fabric, self, self.watch, state if number == first else None)
+        self._finish(best)
+
+    def _phase(self, name: str, number: int) -> Phase:
+        e, train = self.experiment, self.prepared.train
+        order = Order(len(train), e.batch_size, shuffle_seed=e.seed + 7919 * number, drop_last=e.drop_last)
+        if len(order) == 0:
+            raise PluresError(f"{len(train)} training images make no batch of {e.batch_size} with drop_last=true")
+        frozen = name == "frozen"
+        make = self._feature_batches if frozen else self._image_batches
+        val = self.prepared.val
+        self.val_batches = None if val is None else make(val, Order(len(val), 64))
+        net: nn.Module = (
+            HeadOnFeatures(self.model.head, token_boxes(self.model, self._pooled)) if frozen else self.model
+        )
+        return Phase(
+            name=name,
+            number=number,
+            net=net.to(self.fabric.device),
+            head=self.model.head,
+            batches=make(train, order),
+            train_labels=train.labels,
+            epochs=e.frozen_epochs if frozen and e.mode != "frozen" else e.epochs,
+            lr=e.frozen_lr if frozen and e.mode != "frozen" else e.lr,
+            in_order=make(train, Order(len(train), 64)),
+        )
+
+    def _image_batches(self, dataset: Dataset, order: Order) -> Batches:
+        e = self.experiment
+        augment = e.augmentation if order.shuffle_seed is not None else "none"
+        p = self.model.preprocessing
+        transform = Transform(p.image_size, augment, p.interpolation)
+        workers = default_workers(dataset) if e.workers is None else e.workers
+        return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=self.fabric.device.type == "cuda")
+
+    def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
+        workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers
+        features = frozen_features(self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers)
+        return FeatureBatches(features, dataset.labels.values, order)
+
+    @property
+    def _pooled(self) -> bool:
+        return needs_only_mean(self.model) and "region_logits" not in self.loss.needs
+
+    def _start_from_best(self) -> None:
+        """The second phase starts with the best weights of the first."""
+        self.model.load_state_dict(load(self.run.path).state_dict())
+
+    # -------------------------------------------------------------------------------------------------- as a Keeper
+
+    def score(self, net: Net) -> dict[str, float]:
+        """mAP in percent on the validation rows, by their known labels and by the observed ones."""
+        if self.val_batches is None or self.prepared.val is None:
+            return {"score": float("nan")}
+        logits = logits_of(net, self.val_batches, self.fabric)  # type: ignore[arg-type]
+        metrics = validation_map(logits, self.prepared.val.labels, self.prepared.val_observed, self.experiment)
+        return {**metrics, "score": metrics.get(self.select, float("nan"))}
+
+    def keep_best(self, net: nn.Module) -> None:
+        """Save the whole model with the weights that were just scored (those of the average, where there is one)."""
+        if not isinstance(net, HeadOnFeatures):
+            save(net, self.run.path)  # type: ignore[arg-type]
+            return
+        own, self.model.head = self.model.head, net.head
+        save(self.model, self.run.path)
+        self.model.head = own
+
+    def keep_state(self, state: Record, record: Record) -> None:
+        self.records.append(record)
+        self.run.write_log(self.records)
+        self.run.save_checkpoint(state)
+
+    def _finish(self, best: Best) -> None:
+        """Evaluate the best weights on the test split (or, without one, on the validation split)."""
+        where = "test" if self.prepared.test is not None else "val"
+        dataset = self.prepared.test or self.prepared.val
+        if dataset is None:
+            return
+        model = load(self.run.path).to(self.fabric.device)
+        logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
+        report = report_of(logits, dataset, self.experiment)
+        selected = {"by": self.select, "epoch": best.epoch, "score": best.score}
+        self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})

@@ -1,0 +1,110 @@
+"""One Experiment value, three spellings."""
+
+import pytest
+import yaml
+
+from plures.errors import PluresError
+from plures.experiment import Experiment, Part
+from plures.recipes import load_recipe, recipe_names, recipe_settings
+
+RICH = Experiment(
+    data={"name": "voc:some dir/VOC2012", "variant": "query2label"},
+    supervision={"name": "single_positive", "seed": 7},
+    embedder={"name": "timm", "model": "resnet18", "pretrained": False, "model_options": {"pad_type": "same"}},
+    head="linear",
+    loss={"name": "role", "expected_positives": 1.5},
+    mode="frozen",
+    optimizer={"name": "lamb", "betas": [0.9, 0.999]},
+    lr=1e-5,
+    ema=0.9997,
+    clip=None,
+    schedule={"name": "step", "every": 3},
+)
+
+
+def test_yaml_round_trip(tmp_path):
+    RICH.save(tmp_path / "e.yaml")
+    assert Experiment.load(tmp_path / "e.yaml") == RICH
+
+
+def test_command_line_round_trip():
+    assert Experiment().change(RICH.to_settings()) == RICH
+    assert Experiment().to_settings() == []
+
+
+def test_python_round_trip():
+    assert Experiment(**RICH.to_dict()) == RICH
+
+
+def test_the_three_spellings_agree(tmp_path):
+    (tmp_path / "e.yaml").write_text("loss: {name: epr, expected_positives: 2.5}\nlr: 0.001\nepochs: 3\n")
+    python = Experiment(loss={"name": "epr", "expected_positives": 2.5}, lr=0.001, epochs=3)
+    line = Experiment().change(["loss=epr", "loss.expected_positives=2.5", "lr=1e-3", "epochs=3"])
+    assert Experiment.load(tmp_path / "e.yaml") == python == line
+    assert python.loss == Part(name="epr", options={"expected_positives": 2.5})
+
+
+def test_naming_a_part_anew_drops_its_old_options():
+    assert RICH.change(["loss=an"]).loss.options == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["los=an"], "no setting 'los'; did you mean 'loss'?"),
+        (["loss=rol"], "unknown loss 'rol'; did you mean 'role'?"),
+        (["head=codebok"], "unknown head 'codebok'; did you mean 'codebook'?"),
+        (["loss=role", "loss.expected_positive=2"], "did you mean 'expected_positives'?"),
+        (["lr=fast"], "lr='fast'"),
+        (["epochs=0"], "epochs=0"),
+        (["mode=linear"], "mode='linear'"),
+        (["lr"], "write key=value"),
+        (["lr.decay=3"], "'lr' has no options"),
+        (["mode=frozen", "augment=flip"], "augment=flip has no effect"),
+    ],
+)
+def test_a_wrong_setting_says_what_was_meant(settings, message):
+    with pytest.raises(PluresError) as caught:
+        Experiment().change(settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    (tmp_path / "e.yaml").write_text("data: !!python/object/apply:os.system ['touch pwned']\n")
+    with pytest.raises(PluresError, match="not a YAML file"):
+        Experiment.load(tmp_path / "e.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "a: [", "\x00"])
+def test_broken_yaml_is_one_line(tmp_path, text):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(PluresError) as caught:
+        Experiment.load(tmp_path / "e.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid(name):
+    recipe = load_recipe(name)
+    Experiment(**recipe.settings())
+    for row in recipe.rows:
+        Experiment(**recipe.settings(row))
+    assert set(recipe.published) <= set(recipe.rows)
+    assert recipe.command.startswith("plures train")
+
+
+def test_recipe_by_row_and_by_file(tmp_path):
+    assert recipe_settings("jouanneau2022:wn")["loss"]["name"] == "wn"
+    RICH.save(tmp_path / "experiment.yaml")
+    assert Experiment(**recipe_settings(str(tmp_path / "experiment.yaml"))) == RICH
+    with pytest.raises(PluresError, match="no row 'wm'"):
+        recipe_settings("jouanneau2022:wm")
+    with pytest.raises(PluresError, match="unknown recipe 'jouaneau2022'; did you mean 'jouanneau2022'"):
+        recipe_settings("jouaneau2022")
+
+
+def test_saved_yaml_is_plain(tmp_path):
+    RICH.save(tmp_path / "e.yaml")
+    assert "!!" not in (tmp_path / "e.yaml").read_text()
+    assert yaml.safe_load((tmp_path / "e.yaml").read_text())["loss"]["name"] == "role"

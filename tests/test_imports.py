@@ -1,0 +1,74 @@
+"""The house: imports go down only, and importing plures alone stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "plures"
+# from the ground up; a room may import rooms below it and itself
+ROOMS = (
+    "errors",
+    "shelf",
+    "labels",
+    "data",
+    "models",
+    "losses",
+    "metrics",
+    "experiment",
+    "recipes",
+    "training",
+    "inference",
+    "report",
+    "web",
+    "console",
+    "doctor",
+    "cli",
+)
+ALLOWED_UP = {("report", "console")}  # the demo prints while it trains
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports_of(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("plures."):
+            names.add(_room(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {_room(a.name) for a in node.names if a.name.startswith("plures.")}
+    return names
+
+
+def upward(files: list[Path]) -> list[str]:
+    found = []
+    for file in files:
+        relative = file.relative_to(SOURCE)
+        room = relative.parts[0].removesuffix(".py")
+        for other in imports_of(file):
+            if (room, other) not in ALLOWED_UP and ROOMS.index(other) > ROOMS.index(room):
+                found.append(f"{relative} imports {other}")
+    return found
+
+
+def test_imports_go_down_only():
+    files = [f for f in SOURCE.rglob("*.py") if f.name != "__init__.py" or f.parent != SOURCE]
+    assert len(files) > 30
+    assert upward(files) == []
+
+
+def test_every_room_is_in_the_order():
+    rooms = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in SOURCE.rglob("*.py")} - {"__init__"}
+    assert rooms <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", ["plures", "plures.cli"])
+def test_import_stays_light(module: str):
+    code = f"import sys, {module}; print([m for m in ('torch', 'timm', 'pandas', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

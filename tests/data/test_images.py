@@ -1,0 +1,114 @@
+"""Decoding whatever people have, refusing what cannot be read in one line, and augmenting reproducibly."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plures.data import images as module
+from plures.data.images import Transform, Unreadable, list_images, open_image, random_for
+from plures.errors import PluresError
+
+
+def _photo(mode="RGB", size=(40, 30)):
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    rgb = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+    return Image.fromarray(rgb).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "LA", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode in ("CMYK", "RGB") else "png"
+    _photo(mode).save(tmp_path / f"a.{suffix}")
+    image = open_image(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB"
+    assert image.size == (40, 30)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(open_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert np.asarray(open_image(tmp_path / "a.png")).min() == 255
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+    _photo().save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").size == (30, 40)
+
+
+def _broken_files():
+    buffer = io.BytesIO()
+    _photo(size=(200, 200)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    return {
+        "empty.jpg": b"",
+        "text.jpg": b"this is no image",
+        "truncated.jpg": whole[: len(whole) // 2],
+        "head.png": b"\x89PNG\r\n\x1a\n" + b"\0" * 20,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(_broken_files()))
+def test_broken_files_are_one_line_with_the_name(tmp_path, name):
+    (tmp_path / name).write_bytes(_broken_files()[name])
+    with pytest.raises(Unreadable) as caught:
+        open_image(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file():
+    with pytest.raises(Unreadable, match="no such file"):
+        open_image("nowhere/a.jpg")
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 100)
+    _photo().save(tmp_path / "a.png")
+    with pytest.raises(Unreadable, match="40 x 30 pixels; at most 100"):
+        open_image(tmp_path / "a.png")
+
+
+def test_transform_is_torchvisions_resize():
+    from torchvision.transforms import functional as F
+
+    image = _photo(size=(133, 97))
+    ours = Transform(64)(image)
+    theirs = F.pil_to_tensor(F.resize(image, [64, 64]))
+    assert torch.equal(ours, theirs)
+    assert ours.dtype == torch.uint8
+
+
+def test_augmentation_follows_from_seed_epoch_and_row():
+    image, crop = _photo(), Transform(16, "crop")
+    same = [crop(image, random_for(1, 2, 3)) for _ in range(2)]
+    assert torch.equal(*same)
+    others = [crop(image, random_for(*key)) for key in ((0, 2, 3), (1, 1, 3), (1, 2, 2))]
+    assert not any(torch.equal(same[0], other) for other in others)
+
+
+def test_flip_flips_about_half():
+    image, flip = _photo(), Transform(16, "flip")
+    plain = Transform(16)(image)
+    results = [flip(image, random_for(0, 0, row)) for row in range(400)]
+    flipped = sum(torch.equal(r, plain.flip(2)) for r in results)
+    assert flipped + sum(torch.equal(r, plain) for r in results) == 400
+    assert 150 < flipped < 250
+
+
+def test_list_images(tmp_path):
+    with pytest.raises(PluresError, match="no image files"):
+        list_images(tmp_path)
+    (tmp_path / "sub").mkdir()
+    _photo().save(tmp_path / "sub" / "b.JPG", "JPEG")
+    _photo().save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no")
+    assert [p.rsplit("/", 1)[1] for p in list_images(tmp_path)] == ["a.png", "b.JPG"]

@@ -194,8 +194,12 @@ def co_occurrence(labels: Labels) -> NDArray[np.float64]:
 
     Images where j is unknown are left out of that share; nan where no image is left.
     """
-    present = labels.present.astype(np.float32)
-    both = (present.T @ present).astype(np.float64)
-    judged = (present.T @ (~labels.unknown).astype(np.float32)).astype(np.float64)
+    both = np.zeros((labels.classes, labels.classes))
+    judged = np.zeros_like(both)
+    for start in range(0, len(labels), 65_536):  # in parts: as floats, a million rows of 500 classes are 2 GB
+        part = labels.take(slice(start, start + 65_536))
+        present = part.present.astype(np.float32)
+        both += present.T @ present
+        judged += present.T @ (~part.unknown).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(judged > 0, both / judged, np.nan)

@@ -50,7 +50,7 @@ def _codes_of_text(column: Any) -> NDArray[np.int8]:
     if longest > 1:
         distinct = column.dictionary_encode()
         table = np.array([_code_of_word(word) for word in distinct.dictionary.to_pylist()], np.int8)
-        return table[distinct.indices.to_numpy()]
+        return np.asarray(table[distinct.indices.to_numpy()], np.int8)
     if lengths.min() == 1:
         return _OF_BYTE[data[offsets[0] : offsets[-1]]]
     found = _OF_BYTE[data[np.minimum(offsets[:-1], len(data) - 1)]]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
+from plures.data.images import IMAGE_SUFFIXES
 from plures.errors import PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -45,7 +45,7 @@ class Folder:
         photos = [(file, split, folder) for split, folder in found for file in sorted(_walk(folder))]
         content = _content_of([file for file, _, _ in photos])
         rows: dict[tuple[str, str], int] = {}
-        images, splits, cells = [], [], []
+        images, splits, cells = list[str](), list[str](), list[tuple[int, int]]()
         for (file, split, folder), same in zip(photos, content, strict=True):
             row = rows.setdefault((split, same), len(rows))
             if row == len(images):
@@ -70,7 +70,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for at, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield Path(at, name)
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from plures.data.dataset import Dataset
 from plures.errors import Problem
@@ -75,7 +75,7 @@ def _look(path: str, decode: bool, max_pixels: int) -> Problem | None:
         return Problem(path, None, "image is missing", "a file")
     except Image.DecompressionBombError:
         return Problem(path, None, "image is too large", f"at most {max_pixels:,} pixels")
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         empty = os.path.getsize(path) == 0
         return Problem(path, None, "image file is empty" if empty else "not an image that can be read", expected)
     except Exception as error:  # Pillow's decoders raise many kinds, all meaning that the file is broken

@@ -1,0 +1,215 @@
+"""The noun Report: what an evaluation found, with everything needed to read the numbers rightly.
+
+All values are fractions in [0, 1]; only `render` shows percent. Undefined is nan (null in JSON), and classes that
+could not be scored are named with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rich.console import Group
+from rich.table import Table
+
+from plures.errors import PluresError, WorkFailed
+from plures.labels import Labels
+from plures.metrics.average_precision import Scores, average_precision
+from plures.metrics.counts import averages, count_tags
+from plures.metrics.intervals import Interval, bootstrap_map
+
+LabelsKind = Literal["complete", "partial", "single-positive"]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: AP, precision, recall and F1 at the threshold, each in [0, 1] or nan; positives, known in images."""
+
+    name: str
+    average_precision: float
+    positives: int
+    known: int
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    map: mean AP over the classes scored, in [0, 1], nan if there are none, in the named `definition`; interval: its
+    bootstrap interval over images, or None. images: how many were scored, each once; labels: what the evaluation
+    labels were ("complete"; "partial": some cells unknown; "single-positive": at most one present label an image and
+    nothing known to be absent); classes_scored: how many; left_out: the others' names, each with the reason.
+    averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
+    an image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
+    """
+
+    definition: str
+    map: float
+    interval: Interval | None
+    images: int
+    labels: LabelsKind
+    classes_scored: int
+    left_out: dict[str, str]
+    averages: dict[str, float]
+    tags_predicted: float
+    tags_true: float
+    per_class: tuple[ClassResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: nan becomes None; `unit` says that values are fractions."""
+        values = _without_nan(asdict(self))
+        return {"unit": "fraction in [0, 1]", **values}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file whole or not at all. Raises WorkFailed if it cannot be written."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(self.to_json())
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise WorkFailed(
+                f"{path}: the report cannot be written ({error.strerror}); nothing was left there"
+            ) from error
+
+    def render(self) -> Group:
+        """Two tables for the terminal, in percent: the whole, and the classes."""
+        return Group(self._summary(), self._classes())
+
+    def _summary(self) -> Table:
+        table = Table(title="Evaluation (percent)", show_header=False)
+        interval = ""
+        if self.interval is not None:
+            interval = f"  [{percent(self.interval.low)}, {percent(self.interval.high)}] at {self.interval.level:.0%}"
+        rows = {
+            f"mAP ({self.definition})": percent(self.map) + interval,
+            "classes scored": f"{self.classes_scored} of {len(self.per_class)}",
+            "images": f"{self.images:,} ({self.labels} labels)",
+            "CP / CR / CF1": " / ".join(percent(self.averages[name]) for name in ("CP", "CR", "CF1")),
+            "OP / OR / OF1": " / ".join(percent(self.averages[name]) for name in ("OP", "OR", "OF1")),
+            "tags an image": f"{self.tags_predicted:.2f} predicted, {self.tags_true:.2f} labelled present",
+        }
+        if self.left_out:
+            rows["left out"] = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+        for name, value in rows.items():
+            table.add_row(name, value)
+        return table
+
+    def _classes(self) -> Table:
+        table = Table("class", title="Classes (percent)")
+        for name in ("AP", "precision", "recall", "F1", "positives", "known"):
+            table.add_column(name, justify="right")
+        for c in self.per_class:
+            values = [percent(value) for value in (c.average_precision, c.precision, c.recall, c.f1)]
+            table.add_row(c.name, *values, f"{c.positives:,}", f"{c.known:,}")
+        return table
+
+
+def evaluate_scores(
+    scores: Scores,
+    labels: Labels,
+    classes: tuple[str, ...],
+    definition: str = "plain",
+    threshold: ArrayLike = 0.5,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> Report:
+    """Judge scores [N, K] by labels [N, K] of the named classes.
+
+    threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
+    for none. A class without a known positive is left out of the mean, and so is one of which nothing is known but
+    positives: any scores would rank it perfectly. (A definition that gives the former 0 keeps them in.)
+    Raises PluresError if shapes or names disagree.
+    """
+    if len(classes) != labels.classes:
+        raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
+    counts = count_tags(scores, labels, threshold)
+    at_threshold = averages(counts)
+    only_positives = (counts.positives == counts.known) & (counts.known < len(labels)) & (counts.positives > 0)
+    per_class = np.where(only_positives, np.nan, average_precision(scores, labels, definition))
+    scored = ~np.isnan(per_class)
+    reasons = np.where(only_positives, "nothing known to be absent", "no known positive")
+    return Report(
+        definition=definition,
+        map=float(per_class[scored].mean()) if scored.any() else float("nan"),
+        interval=_interval(scores, labels, scored, definition, bootstrap, seed),
+        images=len(labels),
+        labels=kind_of(labels),
+        classes_scored=int(scored.sum()),
+        left_out={classes[k]: str(reasons[k]) for k in np.flatnonzero(~scored)},
+        averages=at_threshold.overall(),
+        tags_predicted=_mean(counts.tagged, len(labels)),
+        tags_true=_mean(counts.positives, len(labels)),
+        per_class=tuple(
+            ClassResult(*values)
+            for values in zip(
+                classes,
+                per_class.tolist(),
+                counts.positives.tolist(),
+                counts.known.tolist(),
+                np.broadcast_to(np.asarray(threshold, np.float64), len(classes)).tolist(),
+                at_threshold.precision.tolist(),
+                at_threshold.recall.tolist(),
+                at_threshold.f1.tolist(),
+                strict=True,
+            )
+        ),
+    )
+
+
+def kind_of(labels: Labels) -> LabelsKind:
+    """What labels these are, see Report."""
+    if labels.complete:
+        return "complete"
+    single = not labels.absent.any() and int(labels.present.sum(1).max(initial=0)) <= 1
+    return "single-positive" if single else "partial"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as percent with one decimal, a dash for nan."""
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def _interval(
+    scores: Scores, labels: Labels, scored: NDArray[np.bool_], definition: str, resamples: int, seed: int
+) -> Interval | None:
+    """The interval of the mean over the classes scored; None if none was asked for or nothing was scored."""
+    if resamples == 0 or not scored.any():
+        return None
+    if not scored.all():
+        scores, labels = scores[:, scored], Labels(labels.values[:, scored])
+    return bootstrap_map(scores, labels, definition, resamples, seed)
+
+
+def _mean(counts: NDArray[np.int64], images: int) -> float:
+    return float(counts.sum() / images) if images else float("nan")
+
+
+def _without_nan(value: Any) -> Any:
+    """The same nested value with None for nan."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

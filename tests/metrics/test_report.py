@@ -1,0 +1,129 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from plures.errors import PluresError, WorkFailed
+from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, observe_single_positive
+from plures.metrics.average_precision import average_precision
+from plures.metrics.report import evaluate_scores, kind_of
+
+CLASSES = ("cat", "dog", "sofa", "tv")
+
+
+@pytest.fixture
+def judged():
+    """100 images; tv never occurs."""
+    random = np.random.default_rng(0)
+    values = (random.random((100, 4)) < 0.3).astype(np.int8)
+    values[:, 3] = 0
+    return random.random((100, 4)) * 0.6 + 0.4 * values, Labels(values)
+
+
+def test_the_numbers(judged):
+    scores, labels = judged
+    report = evaluate_scores(scores, labels, CLASSES, threshold=[0.5, 0.5, 0.5, 0.55], bootstrap=50)
+    per_class = average_precision(scores, labels)
+    assert report.map == pytest.approx(per_class[:3].mean(), rel=1e-12)
+    assert (report.images, report.labels, report.classes_scored) == (100, "complete", 3)
+    assert report.left_out == {"tv": "no known positive"}
+    assert report.interval.value == pytest.approx(report.map)
+    assert report.interval.low < report.map < report.interval.high
+    tags = scores >= [0.5, 0.5, 0.5, 0.55]
+    assert report.tags_predicted == pytest.approx(tags.sum() / 100)
+    assert report.tags_true == pytest.approx(labels.present.sum() / 100)
+    cat = report.per_class[0]
+    assert (cat.name, cat.positives, cat.known) == ("cat", int(labels.present[:, 0].sum()), 100)
+    assert cat.precision == pytest.approx((tags & labels.present)[:, 0].sum() / tags[:, 0].sum())
+    assert report.averages["OP"] == pytest.approx((tags & labels.present).sum() / tags.sum())
+    assert report.per_class[3].threshold == 0.55
+
+
+def test_zero_counting_definitions_keep_every_class(judged):
+    report = evaluate_scores(*judged, CLASSES, definition="mlspl", bootstrap=0)
+    assert report.interval is None
+    assert report.left_out == {}
+    assert report.map == pytest.approx(np.mean([c.average_precision for c in report.per_class]))
+    assert report.per_class[3].average_precision == 0
+
+
+def test_single_positive_labels_score_nothing_and_say_why(judged):
+    scores, labels = judged
+    report = evaluate_scores(scores, observe_single_positive(labels), CLASSES)
+    assert report.labels == "single-positive"
+    assert report.classes_scored == 0
+    assert np.isnan(report.map)
+    assert report.left_out["cat"] == "nothing known to be absent"
+    assert report.left_out["tv"] == "no known positive"
+    assert report.interval is None
+
+
+def test_partial_labels_leave_out_only_the_classes_that_cannot_be_judged(judged):
+    scores, labels = judged
+    values = labels.values.copy()
+    values[values[:, 1] == ABSENT, 1] = UNKNOWN
+    report = evaluate_scores(scores, Labels(values), CLASSES, bootstrap=10)
+    assert report.labels == "partial"
+    assert report.left_out == {"dog": "nothing known to be absent", "tv": "no known positive"}
+    assert report.map == pytest.approx(average_precision(scores, labels)[[0, 2]].mean())
+    assert report.interval.value == pytest.approx(report.map)
+
+
+def test_a_class_that_every_image_has_is_scored_as_scikit_learn_does():
+    labels = Labels(np.full((5, 1), PRESENT, np.int8))
+    assert evaluate_scores(np.zeros((5, 1)), labels, ("sky",), bootstrap=0).map == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([[1, 0]], "complete"),
+        ([[1, UNKNOWN], [UNKNOWN, UNKNOWN]], "single-positive"),
+        ([[1, UNKNOWN], [0, UNKNOWN]], "partial"),
+        ([[1, 1, UNKNOWN]], "partial"),
+    ],
+)
+def test_kind_of_labels(values, kind):
+    assert kind_of(Labels(np.array(values, np.int8))) == kind
+
+
+def test_json_has_no_nan_and_reads_back(judged, tmp_path):
+    report = evaluate_scores(*judged, CLASSES, bootstrap=10)
+    path = tmp_path / "new" / "report.json"
+    report.save(path)
+    read = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read["map"] == report.map
+    assert read["unit"] == "fraction in [0, 1]"
+    assert read["interval"]["resamples"] == 10
+    assert read["per_class"][3]["average_precision"] is None
+    assert [c["name"] for c in read["per_class"]] == list(CLASSES)
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_failed_save_keeps_the_old_file(judged, tmp_path, monkeypatch):
+    report = evaluate_scores(*judged, CLASSES, bootstrap=0)
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    monkeypatch.setattr(type(report), "to_json", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(WorkFailed, match="cannot be written"):
+        report.save(path)
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_render_shows_percent(judged):
+    report = evaluate_scores(*judged, CLASSES, bootstrap=10)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(report.render())
+    text = console.file.getvalue()
+    assert f"{100 * report.map:.1f}  [" in text
+    assert "3 of 4" in text
+    assert "tv: no known positive" in text
+    assert f"{100 * report.per_class[0].average_precision:.1f}" in text
+
+
+def test_names_must_fit(judged):
+    with pytest.raises(PluresError, match="2 class names for 4 columns"):
+        evaluate_scores(*judged, ("cat", "dog"))

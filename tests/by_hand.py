@@ -1,7 +1,7 @@
 """One case of every loss worked out on paper: p = 1/2, 3/4, 1/4, the first class present, B = 1, K = 3."""
 
 from dataclasses import dataclass, field
-from math import log, sqrt
+from math import exp, log, log1p, nan, sqrt
 from typing import Any
 
 L2, L4, L43 = log(2), log(4), log(4 / 3)  # -log of 1/2, 1/4, 3/4
@@ -46,4 +46,84 @@ BY_HAND: dict[str, Case] = {
     ),
     # embeddings (2, 0), (1, 1), (-1, 0): cosines to the first 1 / sqrt 2 and -1
     "wn": Case({"present": L2 / 3, "weak_negatives": L4 / sqrt(2) / 3, "absent": 0.0}),
+    # powers: (1/2)^1, (3/4 - 1/4)^2, 0; logarithms of 1/2, 1 - 1/2, 1
+    "asl": Case(
+        {"present": L2 / 2 / 3, "assumed_absent": 0.25 * L2 / 3},
+        {"gamma_pos": 1.0, "gamma_neg": 2.0, "clip": 0.25},
+    ),
+    "focal": Case({"present": L2 / 4 / 3, "assumed_absent": (9 / 16 * L4 + 1 / 16 * L43) / 3}),
+    "q2l_asl": Case(
+        {"present": 1000 * L2 / 3, "assumed_absent": 1000 * (9 / 16 * L4 + 1 / 16 * L43) / 3}, {"eps": 0.0}
+    ),
+    # the likelier of the two unknown cells is dropped
+    "csl": Case({"present": L2 / 3, "absent": 0.0, "unknown": L43 / 256 / 3}, {"selected_per_image": 1}),
+    "hill": Case({"present": L2 / 4 / 3, "assumed_absent": (0.75 * 9 / 16 + 1.25 / 16) / 3}, {"margin": 0.0}),
+    # 3/4 is above the threshold and becomes present
+    "splc": Case(
+        {"present": L2 / 4 / 3, "corrected": L43 / 16 / 3, "assumed_absent": L43 / 16 / 3},
+        {"margin": 0.0},
+        epoch=(1, 8),
+    ),
+    # k = 1/2 and V = 1 - 0 with these curves; exponent 1 on both sides: k (1 - p) + (1 - k) p = 1/2
+    "gr": Case(
+        {"present": L2 / 3, "unknown": (0.5 * exp(-1 / 2) + 0.5 * exp(-9 / 2)) / 3, "absent": 0.0},
+        {"slope": (0, 0), "offset": (0, 0), "centre": (1, 1), "width": (0.25, 0.25), "q_missing": 1.0},
+    ),
+    "gce": Case(
+        {"present": 2 * (1 - sqrt(1 / 2)) / 3, "assumed_absent": 2 * (2 - 1 / 2 - sqrt(3 / 4)) / 3}, {"q": 0.5}
+    ),
+    "em": Case({"present": L2 / 3, "absent": 0.0, "entropy": -0.1 * 2 * (0.75 * L43 + 0.25 * L4) / 3}),
+    # the second class has the pseudo-label 1/2
+    "em_apl": Case(
+        {
+            "present": L2 / 3,
+            "absent": 0.0,
+            "entropy": -0.1 * (0.75 * L43 + 0.25 * L4) / 3,
+            "pseudo_labels": 0.2 * (L43 + L4) / 2 / 3,
+        },
+        state=[nan, 0.5, nan],
+    ),
+    # one cell of three changes in the third epoch: two thirds would be two
+    "ll_r": Case({"present": L2 / 3, "assumed_absent": L43 / 3, "corrected": 0.0}, {"delta_rel": 10.0}, epoch=(2, 8)),
+    "ll_ct": Case(
+        {"present": L2 / 3, "assumed_absent": L43 / 3, "corrected": L43 / 3}, {"delta_rel": 10.0}, epoch=(2, 8)
+    ),
+    # the third class was corrected earlier, the second is now
+    "ll_cp": Case(
+        {"present": (L2 + L4) / 3, "assumed_absent": 0.0, "corrected": L43 / 3},
+        {"delta_rel": 10.0},
+        state=[0.0, 0.0, 1.0],
+        epoch=(2, 8),
+    ),
+    # the second class pseudo-present, the third left out
+    "vlpl": Case(
+        {"present": L2 / 3, "absent": 0.0, "entropy": 0.0, "pseudo_labels": 0.7 * (0.9 * L43 + 0.1 * L4) / 3},
+        state=[nan, 1.0, 0.0],
+    ),
+    # the past says that the third class is the likelier one, so the second is the one negative of three less two
+    "en": Case(
+        {"present": L2 / 3, "absent": 0.0, "expected_absent": L4 / 3},
+        {"expected_positives": 2.0},
+        state=[0.5, 0.1, 0.9],
+    ),
+    "en_cl": Case(
+        {
+            "present": L2 / 3,
+            "absent": 0.0,
+            "expected_absent": L4 / 3,
+            "consistency": 2 * (0.65**2 + 0.65**2) / 3,
+        },
+        {"expected_positives": 2.0, "consistency": 2.0},
+        state=[0.5, 0.1, 0.9],
+    ),
+    # the first class has prior 1/2 though always observed: 1/2 l(+), and 1/2 l(-) is left for the unlabelled
+    "nnpu": Case({"present": L2 / 2 / 3, "unlabelled": (L2 / 2 + L4 + L43) / 3}, {"prior": (0.5, 0.5, 0.5)}),
+    # a batch of one spreads by nothing, t = .01: q is 1/2, 3^100 / (1 + 3^100), 1 / (1 + 3^100)
+    "pu_mlc": Case(
+        {
+            "present": L2 / 3,
+            "unlabelled": (-L2 / 2 - log1p(3.0**-100) - log1p(3.0**100) / (1 + 3.0**100)) / 3,
+            "absent": 0.0,
+        },
+    ),
 }

@@ -1,0 +1,85 @@
+"""Vision-language pseudo-labels (VLPL): a zero-shot model's confident classes, beside entropy maximisation.
+
+"Vision-Language Pseudo-Labels for Single-Positive Multi-Label Learning", Xing, Xiong, Stylianou, Sastry, Gong, Jacobs,
+2023, arXiv 2310.15985. The scores come from a file, whatever model made them; the official ones are the softmax over
+classes of CLIP ViT-L/14's cosine similarity / .01. As in the official code a pseudo-absent cell costs nothing at all.
+Cells known to be absent cost -log(1 - p); the paper has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.labels import Labels, TensorLabels
+from plures.losses.context import Context, Need, losses
+from plures.losses.epr import known_cells
+from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, entropy, reduce, widen
+from plures.losses.state import rows_of
+from plures.models.output import Output
+
+
+@losses.part("vlpl", title="Vision-language pseudo-labels", source="Xing et al. 2023, arXiv 2310.15985")
+@dataclass(frozen=True)
+class VisionLanguagePseudoLabels:
+    """As em, but an unknown cell whose zero-shot score is high costs beta times -log p, smoothed by a tenth.
+
+    scores: a .npy file [N, K], one row a training image in the order of the training rows, one column a class.
+    present_above, absent_below: scores beyond which a cell is pseudo-present, or left out of the loss.
+    warmup_epochs: epochs of em alone at the start.
+    """
+
+    scores: str = ""
+    present_above: float = 0.3
+    absent_below: float = 0.0
+    alpha: float = 0.2
+    beta: float = 0.7
+    smoothing: float = 0.1
+    warmup_epochs: int = 0
+    reduction: Reduction = "mean"
+    eps: float = 0.0
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
+    learned: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_common(self.reduction, self.eps)
+        check_range("smoothing", self.smoothing, 0.0, 0.5)
+
+    def check(self, labels: Labels) -> None:
+        if not self.scores:
+            raise PluresError("loss 'vlpl' wants zero-shot scores: scores=FILE.npy, one row a training image")
+        try:
+            shape = np.load(Path(self.scores), mmap_mode="r").shape
+        except (OSError, ValueError) as error:
+            raise PluresError(f"{self.scores}: not a readable .npy array of scores ({error})") from error
+        if shape != labels.values.shape:
+            raise PluresError(f"{self.scores}: scores of shape {shape}, the training labels are {labels.values.shape}")
+
+    def initial_state(self, labels: Labels, seed: int) -> Tensor:
+        """[N, K]: 1 pseudo-present, 0 pseudo-absent, nan no pseudo-label (everywhere if no scores are given)."""
+        state = torch.full(labels.values.shape, torch.nan)
+        if self.scores:
+            scores = torch.from_numpy(np.load(self.scores))
+            state[scores < self.absent_below] = 0.0
+            state[scores > self.present_above] = 1.0
+        return state
+
+    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+        x = widen(output.logits)
+        pseudo = rows_of(context, "vlpl")
+        if context.epoch < self.warmup_epochs:
+            pseudo = torch.full_like(pseudo, torch.nan)
+        open_cells, present = labels.unknown & pseudo.isnan(), labels.unknown & (pseudo > 0.5)
+        soft = cross_entropy(torch.full_like(x, 1 - self.smoothing), x, self.eps)
+        return {
+            **known_cells(x, labels, self.eps, self.reduction),
+            "entropy": -self.alpha * reduce(open_cells * entropy(x, self.eps), self.reduction),
+            "pseudo_labels": self.beta * reduce(present * soft, self.reduction),
+        }

@@ -14,7 +14,11 @@ SMALL = {
 }
 CLASSES = ("cat", "dog", "sofa", "tree")
 EMBEDDERS, HEADS = embedders.names(), heads.names()
-HEAD_OPTIONS: dict[str, dict] = {"codebook": {"code_width": 16}}
+HEAD_OPTIONS: dict[str, dict] = {
+    "codebook": {"code_width": 16},
+    "query2label": {"hidden": 16, "feedforward": 8, "self_attention": "later"},
+    "ml_decoder": {"hidden": 16, "feedforward": 8, "attention_heads": 4},
+}
 
 
 def embedder_options(name):

@@ -18,7 +18,7 @@ from plures.labels import Labels, TensorLabels
 from plures.losses.asymmetric import focal_cost
 from plures.losses.context import Context, Need, losses
 from plures.losses.iu import require_absent
-from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, reduce, widen
+from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, constants, reduce, widen
 from plures.models.output import Output
 
 Unknown = Literal["negative", "ignore", "ignore_normalised", "selective"]
@@ -90,5 +90,5 @@ class ClassAwareSelective:
         top = score.topk(min(self.selected_per_image * len(x), score.numel())).indices
         dropped = dropped.scatter(0, top, True).reshape(x.shape)  # [B, K]
         if self.class_prior:
-            dropped = dropped | (torch.tensor(self.class_prior, device=x.device) > self.prior_threshold)
+            dropped = dropped | (constants(self.class_prior, x) > self.prior_threshold)
         return labels.unknown & ~dropped

@@ -6,7 +6,7 @@ finite logit. Official code of the single-positive family adds an epsilon inside
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -43,6 +43,11 @@ def entropy(logits: Tensor, eps: float = 0.0) -> Tensor:
 def power(base: Tensor, exponent: float) -> Tensor:
     """base ** exponent for base in [0, 1] and exponent >= 0; the gradient stays finite at base 0."""
     return base.clamp(min=torch.finfo(base.dtype).tiny).pow(exponent)
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """[K] numbers beside `like`; the copy to a GPU does not wait for it."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def scale(shape: torch.Size, reduction: Reduction) -> float:

@@ -24,7 +24,7 @@ from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import Context, Need, losses
 from plures.losses.expected_positives import ExpectedPositives, check_expected, class_frequencies
-from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, scale, widen
+from plures.losses.log_terms import Reduction, check_common, check_range, constants, negative_log, reduce, scale, widen
 from plures.models.output import Output
 
 
@@ -72,7 +72,7 @@ class NonNegativeRisk:
         x = widen(output.logits)
         if len(self.weights) != x.shape[1]:
             raise ValueError("loss 'nnpu' has no class weights: call loss = loss.prepare(labels) before training")
-        weights = torch.tensor(self.weights, dtype=x.dtype, device=x.device)  # [K]
+        weights = constants(self.weights, x)
         positive = weights * (labels.present * negative_log(x)).mean(0)  # [K]
         negative = negative_log(-x)
         rest = (negative - weights * labels.present * negative).mean(0)  # [K]

@@ -141,6 +141,13 @@ def test_a_written_memory_keeps_nan_and_gives_no_gradient():
     assert rows[1].isnan().all()
 
 
+def test_a_learned_memory_is_never_in_half_precision():
+    with pytest.raises(ValueError, match="half precision swallows small steps"):
+        LabelMemory(start(), learned=True, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"a label state is \[N, K\], got \(12,\)"):
+        LabelMemory(torch.zeros(N), learned=False)
+
+
 def _one_process(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)

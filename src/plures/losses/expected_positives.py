@@ -5,6 +5,9 @@ absent, its frequency is present / (present + absent), which is right if cells w
 has no absent cell, as in single-positive data, the labels carry no information about it, and the observed frequency is
 all there is. So in a single-positive run "auto" gives 1: the number of labels that are certain, a lower bound. Give a
 number where one is known or can be guessed from a few photographs.
+
+Not done: taking the number from the model's own predictions while it trains. A regulariser that holds the sum of the
+predictions at the sum of the predictions says nothing, and whatever bias the rest of the loss has would confirm itself.
 """
 
 from __future__ import annotations

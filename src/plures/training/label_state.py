@@ -27,7 +27,7 @@ class LabelMemory:
     """A table [N, K] with rows to read, write and (if learned) train. Implements `losses.context.LabelState`.
 
     initial: [N, K]. learned: rows carry gradient, which `apply_gradient` turns into an Adam step.
-    device: where the table lives. dtype: float32 or float16 for the table; moments are always float32.
+    device: where the table lives. dtype: float32, or float16 for a table that is only written.
     in_memory_at_most: a table (with its moments) of more bytes lives in a memory-mapped file in `folder` (None: a
     temporary one) and on the CPU, whatever the device.
     With several processes (torch.distributed) every process holds the whole memory, and what one learns from its
@@ -47,8 +47,10 @@ class LabelMemory:
     ) -> None:
         if initial.ndim != 2:
             raise ValueError(f"a label state is [N, K], got {tuple(initial.shape)}")
-        if dense_adam and (dtype != torch.float32 or not learned):
-            raise ValueError("dense_adam wants a learned table in float32")
+        if learned and dtype != torch.float32:
+            raise ValueError(f"a learned label state is float32, got {dtype}: half precision swallows small steps")
+        if dense_adam and not learned:
+            raise ValueError("dense_adam is for a learned label state")
         N, K = initial.shape
         self.learned = learned
         bytes_needed = N * K * (dtype.itemsize + (8 if learned else 0))

@@ -29,6 +29,7 @@ from sklearn.metrics import average_precision_score
 
 from plures.labels import Labels
 from plures.metrics.average_precision import average_precision
+from plures.metrics.intervals import bootstrap_map
 
 RESULTS = Path(__file__).parent / "results" / "metrics.csv"
 
@@ -115,6 +116,14 @@ def small(runs: int) -> list[dict[str, Any]]:
         for name in ("plain", "voc", "voc07"):
             work = lambda n=name, t=threads: average_precision(scores, labels, n, threads=t)  # noqa: E731
             rows.append(measured(f"{name}, {threads} threads", size, work, runs, than))
+    rows.append(measured("bootstrap_map, 200 resamples", size, lambda: bootstrap_map(scores, labels), 3))
+    random = np.random.default_rng(0)
+
+    def gather() -> None:
+        drawn = random.integers(0, len(labels), len(labels))
+        average_precision(scores[drawn], labels.take(drawn))
+
+    rows.append(measured("one resample gathered and sorted", size, gather, runs))
     return rows
 
 

@@ -107,6 +107,18 @@ def test_finite_at_extreme_logits(name, dtype, epoch):
         assert state is None or not loss.learned or state.read.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_logits_are_computed_in_float32(name):
+    values = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        loss, labels, state = ready(name, some_labels())
+        logits = (normal() * 4).round().to(dtype)
+        out = some_output(logits.float())
+        values.append(sum(evaluate(loss, logits, labels, state, (5, 8), embeddings=out.embeddings).values()))
+    assert {value.dtype for value in values} == {torch.float32}
+    assert values[0] == values[1] == values[2]
+
+
 @pytest.mark.parametrize("epoch", EPOCHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_that_of_the_value(name, epoch):

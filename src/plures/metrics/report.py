@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +92,20 @@ class Report:
             raise WorkFailed(
                 f"{path}: the report cannot be written ({error.strerror}); nothing was left there"
             ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read what `save` wrote (further keys in the file are ignored). Raises PluresError if it is no report."""
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
+            values["interval"] = Interval(**values["interval"]) if stored["interval"] else None
+            values["per_class"] = tuple(ClassResult(**c) for c in values["per_class"])
+            return cls(**values)
+        except OSError as error:
+            raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise PluresError(f"{path}: not a report ({error})") from None
 
     def render(self) -> Group:
         """Two tables for the terminal, in percent: the whole, and the classes."""
@@ -213,3 +227,12 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    """The same nested value with nan for None."""
+    if isinstance(value, dict):
+        return {key: _with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value

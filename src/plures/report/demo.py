@@ -66,8 +66,8 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
             row.title,
             experiment.loss.name,
             f"{100 * report.map:.1f}",
-            f"{report.tags_per_image:.2f}",
-            f"{report.true_tags_per_image:.2f}",
+            f"{report.tags_predicted:.2f}",
+            f"{report.tags_true:.2f}",
             f"{sum(r['seconds'] for r in run.log):.0f}",
         )
     shown = test.take(np.arange(SHOWN))

@@ -15,7 +15,6 @@ from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.experiment import Experiment
 from plures.labels import Labels
-from plures.metrics.average_precision import average_precision
 from plures.metrics.report import Report, evaluate_scores
 from plures.models.model import Model, load
 from plures.training.data import read_data, with_splits
@@ -116,6 +115,5 @@ def validation_map(logits: Scores, labels: Labels, observed: Labels | None, expe
 
 
 def _mean_ap(logits: Scores, labels: Labels, experiment: Experiment) -> float:
-    per_class = average_precision(logits, labels, experiment.average_precision)
-    scored = per_class[~np.isnan(per_class)]
-    return float(100 * scored.mean()) if len(scored) else float("nan")
+    names = tuple(str(k) for k in range(labels.classes))
+    return 100 * evaluate_scores(logits, labels, names, experiment.average_precision, bootstrap=0).map

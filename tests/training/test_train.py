@@ -1,0 +1,264 @@
+"""Training from an Experiment to a run folder: what it writes, how it resumes, how it fails."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plures.data.dataset import Dataset
+from plures.errors import PluresError, WorkFailed
+from plures.experiment import Experiment
+from plures.labels import Labels
+from plures.losses import losses
+from plures.training import fit as fit_module
+from plures.training import run as run_module
+from plures.training.progress import Quiet
+from plures.training.run import Run
+from plures.training.train import train
+
+
+def coloured(n=60, seed=0):
+    """Images whose classes are easy to see: a red, a green and a blue square, each there or not."""
+    random = np.random.default_rng(seed)
+    present = random.random((n, 3)) < 0.5
+    present[:, 0] |= ~present.any(1)
+    images = random.integers(0, 60, (n, 24, 24, 3), dtype=np.uint8)
+    for i, k in zip(*np.nonzero(present), strict=True):
+        images[i, 2:10, 8 * k : 8 * k + 8, k] = 255
+    splits = np.array(["train"] * (n // 2) + ["val"] * (n // 4) + ["test"] * (n - n // 2 - n // 4))
+    return Dataset(images, Labels.from_masks(present), ("red", "green", "blue"), splits, name="coloured")
+
+
+SMALL = {
+    "embedder": {"name": "small_conv", "image_size": 24},
+    "epochs": 3,
+    "batch_size": 8,
+    "lr": 3e-3,
+    "device": "cpu",
+    "workers": 0,
+}
+
+
+class StopAfter(Quiet):
+    """A Watch that stops the run like Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epoch, step):
+        self.at, self.done = (epoch, step), 0
+
+    def epoch(self, record):
+        self.done = record["epoch"] + 1
+
+    def step(self, done, images):
+        if (self.done, done) == self.at:
+            raise KeyboardInterrupt
+
+
+def weights(run):
+    return load_file(run.path / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+VARIANTS = {
+    "plain": {"loss": "an", "supervision": "single_positive"},
+    "role, flip, ema": {"loss": "role", "supervision": "single_positive", "augment": "flip", "ema": 0.9},
+    "lamb, onecycle, clip": {"loss": "bce", "optimizer": "lamb", "schedule": "onecycle", "clip": 1.0},
+    "frozen": {"loss": "wan", "mode": "frozen", "supervision": "single_positive"},
+    "frozen then end to end": {"loss": "an", "mode": "frozen_then_end_to_end", "frozen_epochs": 2},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+    data, experiment = coloured(), Experiment(**SMALL, **VARIANTS[name])
+    whole = train(experiment, tmp_path / "whole", dataset=data)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, tmp_path / "cut", dataset=data, watch=StopAfter(1, 2))
+    cut = train(experiment, tmp_path / "cut", dataset=data, resume=True)
+    assert same(weights(whole), weights(cut))
+    end = [run.load_checkpoint()["net"] for run in (whole, cut)]
+    assert same(*end)
+    drop = ("seconds", "images_per_second")
+    logs = [[{k: v for k, v in r.items() if k not in drop} for r in run.log] for run in (whole, cut)]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
+    data = {"name": "scenes", "train": 96, "val": 32, "test": 32}
+    experiment = Experiment(data=data, epochs=4, device="cpu", loss="role", supervision="single_positive")
+    whole = train(experiment, tmp_path / "whole")
+    command = [sys.executable, "-m", "plures.cli", "train", *experiment.to_settings(), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "cut" / "log.jsonl", time.monotonic() + 300
+    while (not log.exists() or len(log.read_text().splitlines()) < 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "report.json").exists()
+    cut = train(experiment, tmp_path / "cut", resume=True)
+    assert same(weights(whole), weights(cut))
+
+
+def test_it_learns_and_the_folder_is_complete(tmp_path):
+    run = train(
+        Experiment(**{**SMALL, "epochs": 12}, loss="bce", supervision="full"), tmp_path / "run", dataset=coloured(160)
+    )
+    names = {p.name for p in run.path.iterdir()}
+    wanted = {"experiment.yaml", "model.safetensors", "model.json", "checkpoint.pt", "log.jsonl", "log.csv"}
+    assert wanted | {"report.json", "environment.json"} <= names
+    assert not [n for n in names if n.endswith(".tmp")]
+    assert run.log[-1]["val_map"] > 90
+    assert [r["epoch"] for r in run.log] == list(range(12))
+    assert run.log[-1]["loss"] < run.log[0]["loss"] / 2
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    run = train(Experiment(**SMALL, loss="an", supervision="single_positive"), tmp_path / "run", dataset=coloured())
+    maps = [r["val_map"] for r in run.log]
+    assert run.log[-1]["best_epoch"] == int(np.argmax(maps))
+
+
+def test_one_seed_one_result(tmp_path):
+    runs = [train(Experiment(**SMALL, seed=s), tmp_path / str(i), dataset=coloured()) for i, s in enumerate((3, 3, 4))]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_frozen_leaves_the_embedder_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+    run = train(Experiment(**SMALL, mode="frozen", head="linear"), tmp_path / "run", dataset=coloured())
+    first = train(
+        Experiment(**{**SMALL, "epochs": 1, "lr": 1e-12}, mode="frozen", head="linear"),
+        tmp_path / "b",
+        dataset=coloured(),
+    )
+    a, b = weights(run), weights(first)
+    embedder = [k for k in a if k.startswith("embedder.")]
+    assert embedder
+    assert all(torch.equal(a[k], b[k]) for k in embedder)
+    assert not torch.equal(a["head.classifier.weight"], b["head.classifier.weight"])
+
+
+# ------------------------------------------------------------------------------------------------------- what fails
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path):
+    train(Experiment(**{**SMALL, "epochs": 1}), tmp_path / "run", dataset=coloured())
+    with pytest.raises(PluresError, match="already holds a run"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured())
+    with pytest.raises(PluresError, match="no run here"):
+        train(Experiment(**SMALL), tmp_path / "empty", dataset=coloured(), resume=True)
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path):
+    run = train(Experiment(**{**SMALL, "epochs": 1}), tmp_path / "run", dataset=coloured())
+    with run.locked(), pytest.raises(PluresError, match="another process"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), resume=True)
+
+
+def test_nan_loss_is_one_line_and_the_last_good_epoch_stays(tmp_path, monkeypatch):
+    good = fit_module.train_epoch
+
+    def poisoned(epoch, phase, *rest):
+        if epoch == 1:
+            with torch.no_grad():
+                next(phase.net.parameters()).fill_(float("nan"))
+        return good(epoch, phase, *rest)
+
+    monkeypatch.setattr(fit_module, "train_epoch", poisoned)
+    with pytest.raises(WorkFailed, match="the loss became nan in epoch 2"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured())
+    run = Run(tmp_path / "run")
+    assert [r["epoch"] for r in run.log] == [0]
+    assert all(torch.isfinite(v).all() for v in weights(run).values())
+
+
+def test_out_of_memory_is_one_line(tmp_path, monkeypatch):
+    def too_much(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(fit_module.Step, "forward", too_much)
+    with pytest.raises(WorkFailed, match="out of memory in epoch 1") as caught:
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured())
+    assert "batch_size" in str(caught.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full_at_the_second(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(run_module.torch, "save", full_at_the_second)
+    with pytest.raises(WorkFailed, match="the disk is full"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured())
+    monkeypatch.undo()
+    assert Run(tmp_path / "run").load_checkpoint()["epoch"] == 0
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    whole = train(Experiment(**SMALL), tmp_path / "whole", dataset=coloured())
+    assert same(weights(whole), weights(train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), resume=True)))
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    run = train(Experiment(**{**SMALL, "epochs": 1}), tmp_path / "run", dataset=coloured())
+    path = run.path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(PluresError, match="damaged"):
+        run.load_checkpoint()
+
+
+def test_a_loss_that_the_head_cannot_serve_names_the_heads_that_can(tmp_path):
+    with pytest.raises(PluresError, match="needs embeddings.*heads that do: codebook"):
+        train(Experiment(**SMALL, loss="wn", head="linear"), tmp_path / "run", dataset=coloured())
+
+
+def test_nothing_known_is_refused(tmp_path):
+    with pytest.raises(PluresError, match="nothing to learn from"):
+        train(Experiment(**SMALL, supervision="none"), tmp_path / "run", dataset=coloured())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adamm"}, "unknown optimizer 'adamm'"),
+        ({"optimizer": {"name": "adam", "speed": 3}}, "optimizer 'adam' with {'speed': 3}"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
+        ({"batch_size": 500, "drop_last": True}, "make no batch of 500"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, change, message):
+    with pytest.raises(PluresError) as caught:
+        train(Experiment(**{**SMALL, **change}), tmp_path / "run", dataset=coloured())
+    assert message in str(caught.value)
+
+
+SUPERVISION = {"bce": "full", "bce_ls": "full", "iu": {"name": "fraction", "fraction": 0.5}}
+
+
+@pytest.mark.parametrize("name", losses.names())
+def test_every_loss_trains(tmp_path, name):
+    loss = {"name": name}
+    if name == "vlpl":  # pseudo-labels from a table of zero-shot scores, one row a training image
+        np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((12, 3)))
+        loss["scores"] = str(tmp_path / "scores.npy")
+    experiment = Experiment(**{**SMALL, "epochs": 2}, loss=loss, supervision=SUPERVISION.get(name, "single_positive"))
+    run = train(experiment, tmp_path / "run", dataset=coloured(24))
+    assert np.isfinite(run.log[-1]["loss"])

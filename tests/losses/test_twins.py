@@ -193,3 +193,21 @@ def test_class_prior_must_fit_the_classes():
         losses.make("csl", class_prior=(0.1, 0.2)).check(Labels(np.zeros((2, 3), np.int8)))
     with pytest.raises(PluresError, match="no label is known to be absent"):
         losses.make("csl", unknown="ignore").check(Labels(np.full((2, 3), -1, np.int8)))
+
+
+def test_weak_negatives_count_a_known_absence_once_and_fully():
+    x, _, e = some(5)
+    labels = TensorLabels(torch.tensor([[1, 0, 0, -1, -1]] * B, dtype=torch.int8))
+    terms = losses.make("wn", reduction="sum")(Output(x, embeddings=e), labels, Context())
+    cost = torch.nn.functional.softplus(x)
+    weights = negative_weights(e, labels.present, 0.0)
+    torch.testing.assert_close(terms["absent"], cost[:, 1:3].sum())
+    torch.testing.assert_close(terms["weak_negatives"], (weights * cost)[:, 3:].sum())
+    assert float(weights[:, 1:3].sum()) > 0
+
+
+def test_asymmetric_clip_leaves_easy_negatives_alone_without_focusing_too():
+    loss = losses.make("asl", gamma_neg=0.0, clip=0.25)
+    x = torch.tensor([[-log(3), -5.0, 0.0]], dtype=torch.float64)
+    labels = TensorLabels(torch.full((1, 3), -1, dtype=torch.int8))
+    assert float(loss(Output(x), labels, Context())["assumed_absent"]) == pytest.approx(log(4 / 3) / 3)

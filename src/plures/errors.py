@@ -28,7 +28,7 @@ class WorkFailed(PluresError):
 class Problem:
     """One thing wrong with the data: where it stands and what was expected there.
 
-    severity "error": the row cannot be used (or, with row None, the file); "notice": worth knowing, nothing is left out.
+    severity "error": the row (with row None: the file) cannot be used; "notice": worth knowing, nothing is left out.
     """
 
     file: str

@@ -16,6 +16,8 @@ BAD = 2  # a cell that is none of 1, 0 and blank
 
 _OF_BYTE = np.full(256, BAD, np.int8)
 _OF_BYTE[ord("1")], _OF_BYTE[ord("0")], _OF_BYTE[ord(" ")] = PRESENT, ABSENT, UNKNOWN
+_OF_NUMBER = np.full(256, BAD, np.int8)
+_OF_NUMBER[1], _OF_NUMBER[0] = PRESENT, ABSENT
 
 
 def codes(column: Any) -> NDArray[np.int8]:
@@ -26,6 +28,12 @@ def codes(column: Any) -> NDArray[np.int8]:
         return _codes_of_text(column.cast(pa.string()))
     if pa.types.is_null(column.type):
         return np.full(len(column), UNKNOWN, np.int8)
+    if pa.types.is_boolean(column.type) or column.type in (pa.int8(), pa.uint8()):
+        small = column.cast(pa.int8(), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+        found: NDArray[np.int8] = _OF_NUMBER.take(small.view(np.uint8))
+        if column.null_count:
+            found[column.is_null().to_numpy(zero_copy_only=False)] = UNKNOWN
+        return found
     try:
         numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -99,7 +99,7 @@ class SingleCells:
 
 
 def single_cells(block: bytes, delimiter: str, columns: int, first: int, last: int) -> SingleCells | None:
-    """Read columns first..last (first > 0) of a block as cells of one character or none; None if it is not so."""
+    """Read columns first..last (first > 0) of a block as cells of 1, 0 or nothing; None if it is not so."""
     if b'"' in block:
         return None
     data = np.frombuffer(block, np.uint8)
@@ -115,6 +115,8 @@ def single_cells(block: bytes, delimiter: str, columns: int, first: int, last: i
     table[ord(delimiter)] = table[ord("\n")] = UNKNOWN  # the delimiter stands where the cell's text would
     starts = ends[:, first - 1 : last]  # [n, C]
     codes = table.take(data.take(starts.ravel() + 1)).reshape(starts.shape)  # [n, C]
+    if codes.size and codes.max() == BAD:  # a mistake, or a blank that a space fills
+        return None
     filled = (codes != UNKNOWN).sum(1)
     if (ends[:, last] - ends[:, first - 1] != filled + starts.shape[1]).any():  # some cell is longer
         return None

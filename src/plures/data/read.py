@@ -50,7 +50,8 @@ def read(
     errors = [problem for problem in problems if problem.severity == "error"]
     notices = [problem for problem in problems if problem.severity == "notice"]
     if not len(dataset):
-        errors.append(Problem(where, None, "no images are left" if errors else "no images", "an image or more"))
+        if skip_bad or not errors:  # else the errors say it all
+            errors.insert(0, Problem(where, None, "no images are left" if errors else "no images", "an image or more"))
         raise BadData(errors + notices, skippable=False)
     if labelled and not dataset.classes:
         errors.append(Problem(where, None, "no image carries a tag", "tags, or a folder per class"))

@@ -25,6 +25,7 @@ TOGETHER = 256  # scenes composed at once
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
+Canvas = NDArray[np.int16]  # room for values beyond 0..255 until the end
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class _Composer:
         scans, classes = pool
         self.size, self.generator = size, generator
         self.sides = sorted({round(size * share) for share in np.linspace(SMALLEST, LARGEST, 7)})
-        self.sprites = {side: [_sprite(ink) for ink in _enlarge(scans, side)] for side in self.sides}
+        self.sprites = {side: _sprites(_enlarge(scans, side)) for side in self.sides}
         self.of_class = [np.flatnonzero(classes == column) for column in range(len(CLASSES))]
 
     def compose(
@@ -111,27 +112,27 @@ class _Composer:
                 columns.append(column)
                 corners.append(tuple(side / self.size for side in box))
         noise = self.generator.randint(-6, 7, canvas.shape, dtype=np.int8)
-        pictures = np.clip(canvas + noise, 0, 255).astype(np.uint8)
+        pictures = np.clip(canvas + noise, 0, 255, dtype=np.int16, casting="unsafe").astype(np.uint8)
         found = np.array(corners, np.float32).reshape(-1, 4)  # [M, 4]
         return pictures, present, np.array(rows, np.int64), np.array(columns, np.int64), found
 
-    def _backgrounds(self, count: int) -> tuple[Ints, NDArray[np.bool_]]:
-        """Dim or bright gradients with soft texture, int32 [n, H, W, 3], and which are bright [n]."""
+    def _backgrounds(self, count: int) -> tuple[Canvas, NDArray[np.bool_]]:
+        """Dim or bright gradients with soft texture, int16 [n, H, W, 3], and which are bright [n]."""
         draw, size = self.generator.randint, self.size
         bright = draw(0, 2, count) == 1
-        base = np.where(bright[:, None, None], 165, 40) + draw(0, 50, (count, 2, 3))  # two colours a picture
+        base = (np.where(bright[:, None, None], 165, 40) + draw(0, 50, (count, 2, 3))).astype(np.int16)  # two colours
         ramp = np.arange(size, dtype=np.int32)
-        across, down = draw(-8, 9, (2, count, 1, 1))
+        across, down = draw(-8, 9, (2, count, 1, 1)).astype(np.int32)
         slope = across * ramp[None, None, :] + down * ramp[None, :, None]  # [n, H, W]
         low = slope.min((1, 2), keepdims=True)
-        slope = (slope - low) * 255 // np.maximum((slope - low).max((1, 2), keepdims=True), 1)
+        slope = ((slope - low) * 255 // np.maximum((slope - low).max((1, 2), keepdims=True), 1)).astype(np.int16)
         first, second = base[:, 0, None, None, :], base[:, 1, None, None, :]
-        canvas = first + (second - first) * slope[..., None] // 255  # [n, H, W, 3]
-        coarse = draw(-22, 23, (count * 3, 7, 7)).astype(np.int32)
-        texture = _stretch(coarse, size).reshape(count, 3, size, size)  # [n, 3, H, W]
-        return (canvas + texture.transpose(0, 2, 3, 1)).astype(np.int32), bright  # [n, H, W, 3]
+        canvas = first + ((second - first) * slope[..., None] >> 8)  # [n, H, W, 3]
+        texture = _stretch(draw(-22, 23, (count * 3, 7, 7)), size).astype(np.int16)
+        canvas += texture.reshape(count, 3, size, size).transpose(0, 2, 3, 1)  # [n, H, W, 3]
+        return canvas, bright
 
-    def _clutter(self, canvas: Ints) -> None:
+    def _clutter(self, canvas: Canvas) -> None:
         """A few soft strokes across each picture, longer and fainter than any digit's, in place."""
         draw, size = self.generator.randint, self.size
         grid = np.arange(size, dtype=np.int64)
@@ -144,7 +145,7 @@ class _Composer:
                 along = (grid[None, :] - x1) * dx + (grid[:, None] - y1) * dy
                 width = int(draw(1, 4)) * size
                 stroke = (cross * cross * 64 <= width * span) & (along >= 0) & (along <= span)
-                picture[stroke] += draw(-34, 35, 3).astype(np.int32)
+                picture[stroke] += draw(-34, 35, 3).astype(np.int16)
 
     def _place(self, column: int, taken: list[tuple[int, int, int, int]]) -> tuple[Sprite, int, int]:
         """A random digit of this class, size and place, apart from the digits already drawn where there is room."""
@@ -159,18 +160,21 @@ class _Composer:
         taken.append(square)
         return self.sprites[side][digit], left, top
 
-    def _draw(self, picture: Ints, sprite: Sprite, left: int, top: int, bright: bool) -> None:
+    def _draw(self, picture: Canvas, sprite: Sprite, left: int, top: int, bright: bool) -> None:
         """Blend the digit in a colour that stands out: dark on bright, light on dim."""
         colour = self.generator.randint(0, 110, 3) if bright else 255 - self.generator.randint(0, 110, 3)
         patch = picture[top : top + len(sprite.ink), left : left + len(sprite.ink)]
         ink = sprite.ink[..., None]
-        patch += ((colour - patch) * ink) // 255
+        patch += ((colour - patch) * ink // 255).astype(np.int16)
 
 
-def _sprite(ink: Ints) -> Sprite:
-    inked = ink > 40
-    down, across = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
-    return Sprite(ink, (int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1))
+def _sprites(ink: Ints) -> list[Sprite]:
+    """Ink [n, s, s] with the box around each."""
+    inked, side = np.asarray(ink > 40), ink.shape[1]
+    across, down = np.asarray(inked.any(1)), np.asarray(inked.any(2))  # [n, s]
+    edges = [across.argmax(1), down.argmax(1), side - across[:, ::-1].argmax(1), side - down[:, ::-1].argmax(1)]
+    boxes = np.stack(edges, 1).tolist()
+    return [Sprite(one, (box[0], box[1], box[2], box[3])) for one, box in zip(ink, boxes, strict=True)]
 
 
 def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
@@ -181,15 +185,15 @@ def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return 8 * wide * high <= smaller
 
 
-def _stretch(small: Ints, side: int) -> Ints:
-    """Bilinear enlargement in integers: [n, s, s] -> [n, side, side], corners on corners."""
+def _stretch(small: NDArray[np.integer], side: int) -> Ints:
+    """Bilinear enlargement: [n, s, s] -> [n, side, side], corners on corners. Whole numbers as floats, hence exact."""
     last = small.shape[1] - 1
     place = np.arange(side) * last * 64 // (side - 1)
     low, part = np.minimum(place // 64, last - 1), place - np.minimum(place // 64, last - 1) * 64
-    weight = np.zeros((side, last + 1), np.int32)
+    weight = np.zeros((side, last + 1))
     weight[np.arange(side), low] = 64 - part
     weight[np.arange(side), low + 1] = part
-    return np.asarray(weight @ small @ weight.T >> 12, np.int32)
+    return (weight @ small.astype(np.float64) @ weight.T).astype(np.int32) >> 12
 
 
 def _enlarge(scans: Ints, side: int) -> Ints:

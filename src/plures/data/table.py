@@ -27,7 +27,7 @@ from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import ABSENT, UNKNOWN, Labels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-ROWS_AT_ONCE = 8192  # of a Parquet file
+ROWS_AT_ONCE = 65_536  # of a Parquet file
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Table:
         keep, found = merge_duplicates(gathered.images, values, splits, classes, numbers, str(file))
         problems += found
         folder = self._folder(file, gathered.images)
-        paths = [os.path.join(folder, image) for image in gathered.images]
+        paths = _below(folder, gathered.images)
         if self.exist:
             for row in missing_images(paths):
                 if keep[row]:
@@ -155,6 +155,12 @@ class Table:
         if images and not os.path.exists(file.parent / images[0]) and os.path.exists(os.path.join(beside, images[0])):
             return beside
         return str(file.parent)
+
+
+def _below(folder: str, images: list[str]) -> list[str]:
+    """Paths of the images, those that are not absolute below the folder (os.path.join, much faster for a million)."""
+    start = os.path.join(folder, "")
+    return [os.path.join(folder, i) if i[0] in "/\\" or i[1:2] == ":" else start + i for i in images]
 
 
 def _table_of(path: str) -> Path | None:

@@ -24,8 +24,9 @@ def missing_images(paths: Sequence[str]) -> list[int]:
     """
     listings: dict[str, frozenset[str]] = {}
     missing = []
+    split = os.path.split if os.altsep else _split
     for place, path in enumerate(paths):
-        folder, name = os.path.split(path)
+        folder, name = split(path)
         listing = listings.get(folder)
         if listing is None:
             listing = listings[folder] = _names(folder)
@@ -33,6 +34,12 @@ def missing_images(paths: Sequence[str]) -> list[int]:
         if name not in listing and not (listing and os.path.isfile(path)):
             missing.append(place)
     return missing
+
+
+def _split(path: str) -> tuple[str, str]:
+    """os.path.split where "/" is the only separator, several times faster."""
+    folder, slash, name = path.rpartition("/")
+    return folder or slash, name
 
 
 def _names(folder: str) -> frozenset[str]:

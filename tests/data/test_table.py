@@ -1,0 +1,251 @@
+"""Tables: both forms, three kinds of file, what is wrong with them, and the round trip through write_table."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plures.data import delimited
+from plures.data.dataset import Dataset
+from plures.data.read import read
+from plures.data.table import Table
+from plures.data.write import init_table, write_table
+from plures.errors import BadData, PluresError
+from plures.labels import Labels
+
+TAGS = "image,tags,absent,split\na.jpg,cat; sofa,dog,train\nb.jpg,dog,,val\nc.jpg,,,train\n"
+COLUMNS = "image,split,cat,dog,sofa\na.jpg,train,1,0,1\nb.jpg,val,,1,\nc.jpg,train,,,\n"
+VALUES = [[1, 0, 1], [-1, 1, -1], [-1, -1, -1]]
+
+
+def table(folder: Path, text: str, name: str = "tags.csv", images: str = "abcdef") -> str:
+    for image in images:
+        (folder / f"{image}.jpg").touch()
+    (folder / name).write_bytes(text.encode())
+    return str(folder / name)
+
+
+def problems_of(path: str, **options) -> list[tuple[int | None, str]]:
+    with pytest.raises(BadData) as raised:
+        read(path, **options)
+    return [(problem.row, problem.what) for problem in raised.value.problems if problem.severity == "error"]
+
+
+@pytest.mark.parametrize("text", [TAGS, COLUMNS, COLUMNS.replace("\n", "\r\n"), "\ufeff" + TAGS], ids=range(4))
+def test_both_forms_read_the_same(tmp_path, text):
+    data = read(table(tmp_path, text))
+    assert data.classes == ("cat", "dog", "sofa")
+    assert data.labels.values.tolist() == VALUES
+    assert data.splits.tolist() == ["train", "val", "train"]
+    assert [Path(image) for image in data.images] == [tmp_path / f"{name}.jpg" for name in "abc"]
+
+
+@pytest.mark.parametrize("text", [TAGS, COLUMNS])
+def test_tsv_semicolons_and_parquet_read_the_same(tmp_path, text):
+    frame = pd.read_csv(table(tmp_path, text))
+    frame.to_csv(tmp_path / "t.tsv", sep="\t", index=False)
+    frame.to_csv(tmp_path / "s.csv", sep=";", index=False)  # pandas writes 1.0 where a column has gaps
+    frame.to_parquet(tmp_path / "p.parquet")
+    for name in ("t.tsv", "s.csv", "p.parquet"):
+        assert read(str(tmp_path / name)).labels.values.tolist() == VALUES, name
+
+
+def test_parquet_lists_booleans_and_integers(tmp_path):
+    table(tmp_path, TAGS)
+    pd.DataFrame({"image": ["a.jpg", "b.jpg"], "tags": [["cat", "sofa"], []]}).to_parquet(tmp_path / "l.parquet")
+    assert read(str(tmp_path / "l.parquet")).labels.values.tolist() == [[1, 1], [-1, -1]]
+    frame = pd.DataFrame({"image": ["a.jpg", "b.jpg"], "x": [True, False], "y": [0, 1], "z": [1, 7]})
+    frame.to_parquet(tmp_path / "b.parquet")
+    assert problems_of(str(tmp_path / "b.parquet")) == [(2, "column 'z' is none of the label values")]
+    assert read(str(tmp_path / "b.parquet"), skip_bad=True).labels.values.tolist() == [[1, 0, 1]]
+
+
+def test_complete_and_separator(tmp_path):
+    assert read(table(tmp_path, TAGS), complete=True).labels.values.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    text = "image,tags\na.jpg,cat|sofa\n"
+    assert read(table(tmp_path, text), separator="|").classes == ("cat", "sofa")
+    with pytest.raises(PluresError, match="separator"):
+        read(table(tmp_path, text), separator="")
+
+
+def test_images_lie_beside_the_table_or_in_its_images_folder(tmp_path):
+    path = table(tmp_path, "image,tags\nz.jpg,cat\n", images="")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "z.jpg").touch()
+    assert read(path).images == [str(tmp_path / "images" / "z.jpg")]
+    assert read(path, images=str(tmp_path / "images")).images == [str(tmp_path / "images" / "z.jpg")]
+    assert read(str(tmp_path)).classes == ("cat",)  # the only table in a folder
+
+
+HEADERS = {
+    "imgae,tags": "no column 'image'; was this meant: 'imgae'",
+    "File,tags": "rename 'File' to 'image'",
+    "image,tags,tags": "2 columns are called 'tags'",
+    ",image,tags": "column 1 has no name",
+    "image,cat,,dog": "column 3 has no name",
+    "image,absent": "a column 'absent' but no column 'tags'",
+    "image": "no labels",
+    "image,split": "no labels",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_misnamed_columns(tmp_path, header):
+    found = problems_of(table(tmp_path, header + "\na.jpg,1,1\n"))
+    assert HEADERS[header] in "; ".join(what for _, what in found)
+
+
+def test_all_bad_rows_are_listed_with_their_lines(tmp_path):
+    text = "image,cat,dog\na.jpg,1,0\n\nb.jpg,2,yes\n,1,1\nc.jpg,1\nd.jpg,,1\nzz.jpg,1,0\n,,\n"
+    path = table(tmp_path, text)
+    found = sorted(problems_of(path))
+    assert [row for row, _ in found] == [4, 4, 5, 6, 8]
+    assert "'cat'" in found[0][1]
+    assert "'dog'" in found[1][1]
+    assert found[2][1] == "no image in this row"
+    assert found[3][1] == "2 cells"
+    assert "zz.jpg" in found[4][1]
+    data = read(path, skip_bad=True)
+    assert [Path(image).name for image in data.images] == ["a.jpg", "d.jpg"]
+    assert len(data.problems) == 5
+
+
+def test_a_misspelt_tags_column_is_named(tmp_path):
+    found = problems_of(table(tmp_path, "image,tag\na.jpg,cat;dog\n"))
+    assert "did you mean 'tags'" in found[0][1]
+
+
+def test_duplicates_merge_or_disagree(tmp_path):
+    text = "image,cat,dog\na.jpg,1,\nb.jpg,1,1\na.jpg,,0\nb.jpg,0,1\nc.jpg,1,1\nc.jpg,1,1\n"
+    assert problems_of(table(tmp_path, text)) == [(5, "'b.jpg' disagrees with row 3 on class 'cat'")]
+    data = read(table(tmp_path, text), skip_bad=True)
+    assert [Path(image).name for image in data.images] == ["a.jpg", "c.jpg"]
+    assert data.labels.values.tolist() == [[1, 0], [1, 1]]
+    text = "image,tags,split\na.jpg,cat,train\na.jpg,dog,test\n"
+    assert problems_of(table(tmp_path, text))[0] == (3, "'a.jpg' disagrees with row 2 on the split")
+    text = "image,tags\na.jpg,cat\na.jpg,dog\nb.jpg,cat\n"
+    assert read(table(tmp_path, text)).labels.values.tolist() == [[1, 1], [1, -1]]
+
+
+def test_a_tag_cannot_be_absent_too(tmp_path):
+    found = problems_of(table(tmp_path, "image,tags,absent\na.jpg,cat,dog\nb.jpg,cat;dog,dog\n"))
+    assert found == [(3, "'dog' is among the tags and among the absent")]
+
+
+BROKEN = {
+    b"": (None, "empty"),
+    b"\n": (None, "empty"),
+    b"image,tags\n": (None, "no rows"),
+    b"image,tags\na.jpg,cat\nb.jpg,\xff\xfe\n": (3, "not UTF-8"),
+    b"image,cat\na.jpg,1\n\xff.jpg,1\n": (3, "not UTF-8"),
+    "image,tags\na.jpg,cat\n".encode("utf-16"): (1, "UTF-16"),
+    b"image,tags\na.jpg,\n": (None, "no image carries a tag"),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_files_that_are_no_tables(tmp_path, content):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "t.csv").write_bytes(content)
+    row, what = BROKEN[content]
+    found = problems_of(str(tmp_path / "t.csv"))
+    assert found[0][0] == row
+    assert what in found[0][1]
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    assert "not a Parquet file" in problems_of(str(tmp_path / "t.parquet"))[0][1]
+
+
+def test_what_is_only_worth_knowing_does_not_stop(tmp_path):
+    data = read(table(tmp_path, "image,cat,dog,Cat\na.jpg,1,0,1\n"))
+    assert {problem.severity for problem in data.problems} == {"notice"}
+    assert [problem.what for problem in data.problems] == [
+        "class 'dog' never occurs",
+        "classes 'cat', 'Cat' differ only in case",
+    ]
+    data = read(table(tmp_path, "image,tags,abscent,note\na.jpg,cat,dog,x\n"))
+    whats = [problem.what for problem in data.problems]
+    assert whats == ["column 'abscent' is not used; did you mean 'absent'?", "column 'note' is not used"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["1", "0", "", "1.0", "x", " "]), min_size=4, max_size=4), min_size=1),
+    st.sampled_from([16, 40, 1 << 20]),
+    st.booleans(),
+    st.sampled_from(["i{}.jpg", '"i{}.jpg"', "ü{}.jpg"]),
+)
+def test_the_fast_way_and_the_parser_agree_with_pandas(rows, block, last, image):
+    lines = ["image,a,b,c,split" if last else "image,split,a,b,c"]
+    for number, cells in enumerate(rows):
+        cells = [*cells[:3], "train"] if last else ["train", *cells[:3]]
+        lines.append(",".join([image.format(number), *cells]))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "BLOCK", block)
+        path = Path(folder, "t.csv")
+        path.write_text("\n".join(lines), "utf-8")
+        data, problems = Table(exist=False).read(str(path))
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    codes = {"1": 1, "1.0": 1, "0": 0, "": -1, " ": -1}
+    wanted = [[codes.get(cell, 2) for cell in row] for row in frame[["a", "b", "c"]].to_numpy()]
+    bad = [(line, column) for line, row in enumerate(wanted, 2) for column, code in enumerate(row) if code == 2]
+    assert [(p.row, "abc".index(p.what.split("'")[1])) for p in problems] == bad
+    assert data.labels.values.tolist() == [row for row in wanted if 2 not in row]
+    assert [Path(i).name for i in data.images] == [
+        i for i, row in zip(frame["image"], wanted, strict=True) if 2 not in row
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- round trip
+
+names = st.text(st.characters(codec="utf-8", exclude_characters=";\r\n\0"), min_size=1, max_size=8).filter(
+    lambda name: name == name.strip()
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from([".csv", ".tsv", ".parquet"]), st.booleans())
+def test_a_dataset_survives_the_round_trip(data, suffix, complete):
+    classes = tuple(data.draw(st.lists(names, min_size=1, max_size=5, unique=True)))
+    rows = data.draw(st.integers(1, 6))
+    row = st.lists(st.sampled_from([-1, 0, 1]), min_size=len(classes), max_size=len(classes))
+    values = np.array(data.draw(st.lists(row, min_size=rows, max_size=rows)), np.int8)
+    splits = np.array(data.draw(st.lists(st.sampled_from(["train", "val", ""]), min_size=rows, max_size=rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        images = [str(Path(folder, "sub", f'{place} "x", ü.jpg')) for place in range(rows)]
+        before = Dataset(images, Labels(values), classes, splits)
+        path = Path(folder, f"t{suffix}")
+        write_table(before, path, complete=complete)
+        after, problems = Table(exist=False).read(str(path))
+        assert sorted(Path(folder).iterdir()) == [path]  # nothing half written is left
+    assert not problems
+    assert [Path(image) for image in after.images] == [Path(image) for image in images]
+    assert after.splits.tolist() == splits.tolist()
+    wanted = np.maximum(values, 0) if complete else values
+    leaves_a_trace = [k for k in range(len(classes)) if (wanted[:, k] != -1).any()]
+    assert set(after.classes) == {classes[k] for k in leaves_a_trace}
+    for k in leaves_a_trace:
+        assert after.labels.values[:, after.classes.index(classes[k])].tolist() == wanted[:, k].tolist()
+
+
+@pytest.mark.parametrize("name", ["a;b", " a", "", "a\nb"])
+def test_names_that_a_table_cannot_hold_are_refused(tmp_path, name):
+    data = Dataset(["x.jpg"], Labels(np.ones((1, 1), np.int8)), (name,))
+    with pytest.raises(PluresError, match="rename the class"):
+        write_table(data, tmp_path / "t.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_init_lists_a_folder_of_photos_without_tags(tmp_path):
+    table(tmp_path, "", images="ab")
+    (tmp_path / "tags.csv").unlink()
+    init_table(str(tmp_path), tmp_path / "out" / "tags.csv")
+    assert pd.read_csv(tmp_path / "out" / "tags.csv")["image"].tolist() == ["../a.jpg", "../b.jpg"]
+    assert "no image carries a tag" in problems_of(str(tmp_path / "out" / "tags.csv"))[0][1]
+    with pytest.raises(PluresError, match="ends in"):
+        init_table(str(tmp_path), tmp_path / "tags.xlsx")
+    with pytest.raises(PluresError, match="in memory"):
+        write_table(read("scenes", train=1, val=0, test=0), tmp_path / "s.csv")

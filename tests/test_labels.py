@@ -1,0 +1,134 @@
+"""Labels: the codes, the masks, observing as the official code does, and the counts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from plures.errors import PluresError
+from plures.labels import (
+    ABSENT,
+    PRESENT,
+    UNKNOWN,
+    Labels,
+    co_occurrence,
+    complete,
+    count,
+    observe_fraction,
+    observe_none,
+    observe_single_positive,
+)
+
+REFERENCE = Path(__file__).parent / "reference"
+DRAWS = [
+    entry
+    for entry in json.loads((REFERENCE / "observed_labels.json").read_text())["entries"]
+    if (entry["num_pos"], entry["num_neg"]) == (1, 0)  # what we offer: one positive kept, no negative
+]
+cells = hnp.arrays(np.int8, st.tuples(st.integers(0, 12), st.integers(1, 6)), elements=st.sampled_from([-1, 0, 1]))
+
+
+def full_labels(entry: dict) -> Labels:
+    present = np.zeros((entry["N"], entry["K"]), bool)
+    for row, columns in enumerate(entry["full"]):
+        present[row, columns] = True
+    return Labels.from_masks(present)
+
+
+@pytest.mark.parametrize("entry", DRAWS, ids=lambda entry: entry["name"])
+def test_single_positive_draw_is_that_of_the_official_code(entry):
+    labels = full_labels(entry)
+    observed = observe_single_positive(labels, entry["seed"])
+    found = [int(np.flatnonzero(row)[0]) if row.any() else -1 for row in observed.present]
+    assert found == entry["observed_column"]
+    assert not observed.absent.any()
+
+
+def test_draws_were_compared():
+    assert len(DRAWS) >= 3
+
+
+@given(cells, st.integers(0, 5))
+def test_single_positive_keeps_one_true_positive_a_row(values, seed):
+    labels = Labels(values)
+    for weights in (None, np.ones(values.shape), np.zeros(values.shape)):
+        observed = observe_single_positive(labels, seed, weights)
+        assert (observed.present.sum(1) == labels.present.any(1)).all()
+        assert (labels.present | ~observed.present).all()
+        assert not observed.absent.any()
+
+
+def test_weights_decide_the_draw():
+    labels = Labels.from_masks(np.ones((4000, 3), bool))
+    weights = np.tile([1.0, 3.0, 0.0], (4000, 1))
+    share = observe_single_positive(labels, 0, weights).present.mean(0)
+    assert share[2] == 0
+    assert share[1] == pytest.approx(0.75, abs=0.03)
+
+
+def test_masks_read_the_codes_and_bad_codes_are_refused():
+    labels = Labels(np.array([[PRESENT, ABSENT, UNKNOWN]], np.int8))
+    assert labels.present.tolist() == [[True, False, False]]
+    assert labels.absent.tolist() == [[False, True, False]]
+    assert labels.unknown.tolist() == [[False, False, True]]
+    assert not labels.complete
+    for bad in (np.array([[2]], np.int8), np.array([[-2]], np.int8)):
+        with pytest.raises(ValueError, match="another code"):
+            Labels(bad)
+    with pytest.raises(ValueError, match="int8"):
+        Labels(np.array([[1]]))
+    with pytest.raises(ValueError, match="present and absent"):
+        Labels.from_masks(np.ones((1, 1), bool), np.ones((1, 1), bool))
+
+
+def test_fraction_hides_about_the_rest_and_changes_nothing():
+    labels = Labels.from_masks(np.random.default_rng(0).random((500, 40)) < 0.3)
+    observed = observe_fraction(labels, 0.25, seed=1)
+    known = ~observed.unknown
+    assert known.mean() == pytest.approx(0.25, abs=0.01)
+    assert (observed.values[known] == labels.values[known]).all()
+    assert (observe_fraction(labels, 1.0).values == labels.values).all()
+    for bad in (0, -0.1, 1.1):
+        with pytest.raises(PluresError, match=r"\(0, 1\]"):
+            observe_fraction(labels, bad)
+
+
+def test_none_and_complete():
+    labels = Labels.from_masks(np.eye(3, dtype=bool))
+    assert observe_none(labels).unknown.all()
+    assert complete(labels) is labels
+    with pytest.raises(PluresError, match="supervision=as_given"):
+        complete(observe_none(labels))
+
+
+def test_counts_by_hand():
+    counts = count(Labels(np.array([[1, 1, -1], [1, 0, -1], [1, 0, 0], [-1, -1, -1]], np.int8)))
+    assert counts.present.tolist() == [3, 1, 0]
+    assert counts.absent.tolist() == [0, 2, 1]
+    assert counts.unknown.tolist() == [1, 1, 3]
+    assert counts.per_image == 1.0
+    assert counts.per_image_histogram.tolist() == [1, 2, 1]
+    assert counts.imbalance == 3.0
+    assert counts.known_share == pytest.approx(7 / 12)
+    assert np.isnan(count(Labels(np.empty((0, 2), np.int8))).per_image)
+
+
+@given(cells)
+def test_co_occurrence_equals_its_slow_twin(values):
+    found = co_occurrence(Labels(values))
+    for i in range(values.shape[1]):
+        for j in range(values.shape[1]):
+            judged = [row for row in values if row[i] == 1 and row[j] != -1]
+            wanted = np.mean([row[j] == 1 for row in judged]) if judged else np.nan
+            np.testing.assert_allclose(found[i, j], wanted)
+
+
+def test_co_occurrence_of_more_rows_than_a_part():
+    values = np.zeros((70_000, 2), np.int8)
+    values[:, 0] = 1
+    values[::7, 1] = 1
+    assert co_occurrence(Labels(values))[0, 1] == pytest.approx(1 / 7)

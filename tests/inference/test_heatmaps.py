@@ -102,7 +102,8 @@ def test_the_range_is_zero_to_one_and_nothing_hotter_is_all_zero():
     weights = np.random.default_rng(0).random(9) * 1e-4
     heat = paint(weights, grid_boxes(3, 3).numpy(), 31, 17)
     assert (heat.min(), heat.max(), heat.shape) == (0, 1, (31, 17))
-    for flat in (np.full(9, 1 / 9, np.float32), np.zeros(9)):
+    rounding = np.full(9, 1 / 9) * (1 + 1e-8 * np.arange(9))
+    for flat in (np.full(9, 1 / 9, np.float32), np.zeros(9), rounding):
         assert (paint(flat, grid_boxes(3, 3).numpy(), 5, 5) == 0).all()
     assert (paint(np.ones(1), np.array([[0, 0, 1, 1]]), 5, 5) == 0).all()
     with pytest.raises(ValueError, match=r"weights \[P\] and boxes \[P, 4\]"):

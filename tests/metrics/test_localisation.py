@@ -61,7 +61,7 @@ def test_the_pixels_of_boxes():
 def test_the_box_of_the_largest_part():
     heat = blob(slice(2, 5), slice(1, 4), width=20)  # 9 pixels
     heat[7:9, 10:13] = 0.9  # 6 pixels
-    heat[9, 19] = 1.0
+    heat[0, 19] = 1.0  # one pixel, the first part in reading order
     np.testing.assert_allclose(box_of(heat), [1 / 20, 0.2, 4 / 20, 0.5])
     heat[5, 4] = 1.0  # touches by a corner only
     np.testing.assert_allclose(box_of(heat), [1 / 20, 0.2, 4 / 20, 0.5])

@@ -11,6 +11,7 @@ SMALL = {
     "patches": {"image_size": 64, "levels": 1, "patch": 32, "stride": 32, "width": 24},
     "timm": {"model": "resnet18", "image_size": 64, "model_options": {"zero_init_last": False}},
     "small_conv": {"image_size": 32, "width": 16},
+    "cvt": {"image_size": 64, "widths": [8, 12, 16], "depths": [1, 1, 2], "attention_heads": [1, 2, 2]},
 }
 CLASSES = ("cat", "dog", "sofa", "tree")
 EMBEDDERS, HEADS = embedders.names(), heads.names()

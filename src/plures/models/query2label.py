@@ -114,6 +114,7 @@ class Query2Label(nn.Module):
         self.queries = nn.Parameter(torch.randn(classes, d))
         self.classifier = GroupLinear(classes, d)
         self.position = position
+        self.position_code: Tensor
         if position == "fixed":
             self.register_buffer("position_code", torch.zeros(positions or 0, d))
         elif position == "sine":

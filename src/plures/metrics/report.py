@@ -90,7 +90,7 @@ class Report:
                 raise
         except OSError as error:
             raise WorkFailed(
-                f"{path}: the report cannot be written ({error.strerror}); nothing was left there"
+                f"{path}: the report cannot be written ({error.strerror}); what was there before is intact"
             ) from error
 
     @classmethod

@@ -97,7 +97,7 @@ class LargeLossKept:
 
     def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
-        kept = (rows_of(context, "ll_cp") > 0) & labels.unknown
+        kept = rows_of(context, "ll_cp") > 0  # only ever unknown cells
         free = labels.unknown & ~kept
         count = ceil(x.numel() * (self.delta_rel / 100)) if context.epoch >= 1 else 0
         large = largest(x, free, count)

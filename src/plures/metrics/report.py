@@ -148,17 +148,20 @@ def evaluate_scores(
     threshold: ArrayLike = 0.5,
     bootstrap: int = 200,
     seed: int = 0,
+    logits: bool = False,
 ) -> Report:
     """Judge scores [N, K] by labels [N, K] of the named classes.
 
     threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
-    for none. A class without a known positive is left out of the mean, and so is one of which nothing is known but
+    for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
+    A class without a known positive is left out of the mean, and so is one of which nothing is known but
     positives: any scores would rank it perfectly. (A definition that gives the former 0 keeps them in.)
     Raises PluresError if shapes or names disagree.
     """
     if len(classes) != labels.classes:
         raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
-    counts = count_tags(scores, labels, threshold)
+    cut = np.asarray(threshold, np.float64)
+    counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut)
     at_threshold = averages(counts)
     only_positives = (counts.positives == counts.known) & (counts.known < len(labels)) & (counts.positives > 0)
     per_class = np.where(only_positives, np.nan, average_precision(scores, labels, definition))

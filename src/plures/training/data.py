@@ -64,7 +64,7 @@ def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experimen
     if experiment.split == "mlspl":
         return rows[mlspl_split(len(rows), share)[1]]
     names = stratified_split(dataset.labels.take(rows), {"rest": 1 - share, "cut": share}, seed=experiment.seed)
-    return rows[names == "cut"]
+    return np.asarray(rows[names == "cut"])
 
 
 def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:

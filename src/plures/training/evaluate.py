@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from torch import nn
 
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
@@ -87,7 +89,7 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
     if experiment.mode == "frozen":
         pooled = needs_only_mean(model)
         features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
-        net = HeadOnFeatures(model.head, token_boxes(model, pooled)).to(fabric.device)
+        net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
         return logits_of(net, FeatureBatches(features, dataset.labels.values, Order(len(dataset), 64)), fabric)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
     return logits_of(model, ImageBatches(dataset, transform, Order(len(dataset), 64), workers), fabric)
@@ -95,13 +97,13 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
 
 def report_of(logits: Scores, dataset: Dataset, experiment: Experiment) -> Report:
     """The report of these logits against the dataset's known labels."""
-    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return evaluate_scores(
-        scores,
+        logits,
         dataset.labels,
         dataset.classes,
         definition=experiment.average_precision,
         threshold=experiment.threshold,
+        logits=True,
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
@@ -42,9 +42,9 @@ def cache_folder() -> Path:
 
 
 def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
-    """A hash of everything the features depend on: weights, preprocessing, pooling, and the files' names, sizes, times."""
+    """A hash of all that the features depend on: weights, preprocessing, pooling; names, sizes and times of files."""
     digest = hashlib.sha256(f"{model.preprocessing} {pooled}".encode())
-    for name, value in sorted(model.embedder.state_dict().items()):
+    for name, value in sorted(cast(nn.Module, model.embedder).state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     if isinstance(dataset.images, np.ndarray):

@@ -46,6 +46,7 @@ class HeadOnFeatures(nn.Module):
     def __init__(self, head: nn.Module, boxes: Tensor) -> None:
         super().__init__()
         self.head = head
+        self.boxes: Tensor
         self.register_buffer("boxes", boxes, persistent=False)
 
     def forward(self, features: Tensor, maps: bool = True) -> Output:
@@ -238,11 +239,12 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
     groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
     optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)
     if e.compile:
-        step = torch.compile(step)  # type: ignore[assignment]
+        step = torch.compile(step)
     module, optimizer = fabric.setup(step, optimizer)
     average = None
     if e.ema is not None:
-        average = AveragedModel(phase.net, multi_avg_fn=get_ema_multi_avg_fn(e.ema), use_buffers=True)
+        blend = get_ema_multi_avg_fn(e.ema)  # type: ignore[no-untyped-call]
+        average = AveragedModel(phase.net, multi_avg_fn=blend, use_buffers=True)
     return Machine(module, optimizer, average, memory, schedules.make(e.schedule.name, **e.schedule.options))
 
 

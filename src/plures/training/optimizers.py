@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm.optim
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
@@ -32,11 +32,11 @@ def parameter_groups(
 
 def make_optimizer(name: str, options: dict[str, Any], groups: list[dict[str, Any]]) -> Optimizer:
     """The optimizer of this name over these groups. Raises PluresError for a wrong name or option."""
-    known = timm.optim.list_optimizers()
+    known = [str(known) for known in list_optimizers()]
     if name not in known:
         raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, known)}")
     try:
-        optimizer: Optimizer = timm.optim.create_optimizer_v2(groups, opt=name, **options)
+        optimizer: Optimizer = create_optimizer_v2(groups, opt=name, **options)
     except (TypeError, ValueError) as error:
         raise PluresError(f"optimizer '{name}' with {options or 'no options'}: {error}") from None
     return optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -79,9 +80,13 @@ class Training:
         self.model = build_model(
             e.embedder.name, e.head.name, prepared.train.classes, e.embedder.options, e.head.options, e.image_size
         ).to(self.fabric.device)
-        self.loss = make_loss(e, prepared.train.labels, self.model.head)
+        self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None
+
+    @property
+    def head(self) -> nn.Module:
+        return cast(nn.Module, self.model.head)
 
     def go(self, state: Record | None) -> None:
         """Run the phases that are left, then evaluate the best weights."""
@@ -110,14 +115,12 @@ class Training:
         make = self._feature_batches if frozen else self._image_batches
         val = self.prepared.val
         self.val_batches = None if val is None else make(val, Order(len(val), 64))
-        net: nn.Module = (
-            HeadOnFeatures(self.model.head, token_boxes(self.model, self._pooled)) if frozen else self.model
-        )
+        net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
         return Phase(
             name=name,
             number=number,
             net=net.to(self.fabric.device),
-            head=self.model.head,
+            head=self.head,
             batches=make(train, order),
             train_labels=train.labels,
             epochs=e.frozen_epochs if frozen and e.mode != "frozen" else e.epochs,
@@ -161,9 +164,10 @@ class Training:
         if not isinstance(net, HeadOnFeatures):
             save(net, self.run.path)  # type: ignore[arg-type]
             return
-        own, self.model.head = self.model.head, net.head
+        own = self.head
+        self.model._modules["head"] = net.head
         save(self.model, self.run.path)
-        self.model.head = own
+        self.model._modules["head"] = own
 
     def keep_state(self, state: Record, record: Record) -> None:
         self.records.append(record)

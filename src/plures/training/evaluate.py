@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import cast
 
@@ -80,6 +81,8 @@ def make_fabric(experiment: Experiment) -> Fabric:
         raise PluresError(f"device '{experiment.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise PluresError("device=cuda, but torch sees no GPU here; use device=auto, and see `plures doctor`")
+    # Lightning makes torch look for a GPU through NVML, which without one opens a library at every optimizer step
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1" if torch.cuda.is_available() else "0"
     return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=experiment.precision)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -235,12 +235,10 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
         memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dense_adam=dense)
     step: nn.Module = Step(phase.net, loss, memory)
     if e.channels_last:
-        step = step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        step = step.to(memory_format=torch.channels_last)
     groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
     optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)
-    if e.compile:
-        step = torch.compile(step)
-    module, optimizer = fabric.setup(step, optimizer)
+    module, optimizer = fabric.setup(cast(nn.Module, torch.compile(step)) if e.compile else step, optimizer)
     average = None
     if e.ema is not None:
         blend = get_ema_multi_avg_fn(e.ema)  # type: ignore[no-untyped-call]

@@ -211,3 +211,25 @@ def test_asymmetric_clip_leaves_easy_negatives_alone_without_focusing_too():
     x = torch.tensor([[-log(3), -5.0, 0.0]], dtype=torch.float64)
     labels = TensorLabels(torch.full((1, 3), -1, dtype=torch.int8))
     assert float(loss(Output(x), labels, Context())["assumed_absent"]) == pytest.approx(log(4 / 3) / 3)
+
+
+def test_nnpu_prior_is_a_share():
+    frequent = np.full((10, 2), -1, np.int8)
+    frequent[:, 0], frequent[0, 1] = 1, 1
+    assert losses.make("nnpu", expected_positives=2.2).prepare(Labels(frequent)).weights == pytest.approx((1, 2))
+
+
+def test_gr_courses_run_over_the_epochs_after_the_linear_ones():
+    loss = losses.make("gr", linear_epochs=2, slope=(0, 8), centre=(0, 8))
+    seen = [loss.curves(Context(epoch, 10)) for epoch in (0, 1, 2, 3, 9)]
+    assert [slope for slope, *_ in seen] == [0, 0, 0, 1, 7]
+    assert [centre for _, _, centre, _ in seen] == [0, 0, 1, 2, 8]
+
+
+def test_splc_never_switches_a_known_absence():
+    x = torch.full((1, 2), 5.0)
+    for value, corrected in ((-1, True), (0, False)):
+        labels = TensorLabels(torch.full((1, 2), value, dtype=torch.int8))
+        terms = losses.make("splc")(Output(x), labels, Context(epoch=1))
+        assert (float(terms["corrected"]) > 0) == corrected
+        assert (float(terms["assumed_absent"]) > 0) != corrected

@@ -100,6 +100,17 @@ def test_loss_scale_and_broken_gradients():
     assert torch.equal(after[1], before[1])
     assert not torch.equal(after[2], before[2])
     assert after.isfinite().all()
+    state = plain.state_dict()
+    assert state["visits"][:3].tolist() == [0, 3, 4]
+    assert torch.equal(state["first"][1], scaled.state_dict()["first"][1])  # the moments rest as well
+    assert torch.equal(state["second"][1], scaled.state_dict()["second"][1])
+
+
+def test_rows_read_without_gradient_are_not_trained():
+    memory = LabelMemory(start(), learned=True)
+    with torch.no_grad():
+        assert not memory.rows(torch.tensor([1])).requires_grad
+    assert memory.rows(torch.tensor([1])).requires_grad
 
 
 @pytest.mark.parametrize("dense", [False, True])

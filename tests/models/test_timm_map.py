@@ -134,6 +134,20 @@ def test_frozen_parts_keep_weights_and_statistics():
     assert moved == {"layer2", "layer3", "layer4"}
 
 
+def test_frozen_norms_compute_the_same_and_never_move():
+    torch.manual_seed(0)
+    free = TimmMap("resnet18", model_options={"zero_init_last": False}).eval()
+    frozen = TimmMap("resnet18", frozen_norm=True)
+    for norm in (module for module in free.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    frozen.load_state_dict({k: v for k, v in free.state_dict().items() if not k.endswith("num_batches_tracked")})
+    images = torch.rand(2, 3, 64, 64)
+    before = frozen.train()(images).features
+    assert_close(before, free(images).features, atol=1e-4, rtol=1e-4)
+    assert_close(frozen.eval()(images).features, before)
+    assert not any("bn" in name for name, _ in frozen.named_parameters())
+
+
 @needs_shared
 @pytest.mark.shared
 def test_mobilenet_features_of_real_photographs():

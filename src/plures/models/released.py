@@ -178,7 +178,7 @@ def _backbone(state: State, origin: str) -> tuple[str, dict[str, Any], str]:
         if name == "resnet50" and "backbone.0.body.layer1.0.conv3.weight" not in state:
             name = "resnet34"
         if name:
-            return "timm", {"model": name}, "backbone.0.body."
+            return "timm", {"model": name, "frozen_norm": True}, "backbone.0.body."
     elif "backbone.0.patch_embed.proj.weight" in state:
         width = len(state["backbone.0.patch_embed.proj.weight"])
         size = SWINS.get((width, _depths(state, r"backbone\.0\.layers\.(\d)\.blocks\.(\d+)")))

@@ -14,6 +14,7 @@ import timm
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.utils.model import freeze
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class TimmMap(nn.Module):
     None for the backbone's own. model_options: passed on to timm.create_model. mean, std: of the channels for images
     in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
     (`("conv1", "bn1", "layer1")` for a ResNet's stem and first stage); their batch norms keep their statistics.
+    frozen_norm: all batch norms keep their weights and statistics, as detectors and Query2Label train a ResNet.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TimmMap(nn.Module):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         frozen: Sequence[str] = (),
+        frozen_norm: bool = False,
     ) -> None:
         super().__init__()
         if pretrained and weights:
@@ -51,6 +54,8 @@ class TimmMap(nn.Module):
         cfg = self.backbone.pretrained_cfg
         if weights:
             load_weights(self.backbone, model, Path(weights))
+        if frozen_norm:
+            self.backbone = freeze_batch_norm_2d(self.backbone)  # type: ignore[no-untyped-call]
         if frozen:
             freeze(self.backbone, list(frozen))  # type: ignore[no-untyped-call]
         self.width: int = self.backbone.num_features

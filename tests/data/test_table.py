@@ -59,9 +59,21 @@ def test_parquet_lists_booleans_and_integers(tmp_path):
     pd.DataFrame({"image": ["a.jpg", "b.jpg"], "tags": [["cat", "sofa"], []]}).to_parquet(tmp_path / "l.parquet")
     assert read(str(tmp_path / "l.parquet")).labels.values.tolist() == [[1, 1], [-1, -1]]
     frame = pd.DataFrame({"image": ["a.jpg", "b.jpg"], "x": [True, False], "y": [0, 1], "z": [1, 7]})
-    frame.to_parquet(tmp_path / "b.parquet")
+    frame.astype({"y": "int8"}).to_parquet(tmp_path / "b.parquet")
     assert problems_of(str(tmp_path / "b.parquet")) == [(2, "column 'z' is none of the label values")]
     assert read(str(tmp_path / "b.parquet"), skip_bad=True).labels.values.tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["Int8", "UInt8", "Int64", "Float32", "boolean", "string"])
+def test_parquet_gaps_are_unknown_wherever_a_batch_begins(tmp_path, monkeypatch, kind):
+    cells = [1, None, 0, 1, None, None, 0, 1, 1, 0, None]
+    frame = pd.DataFrame({"image": [f"{row}.jpg" for row in range(11)], "x": pd.array(cells, dtype="Int8")})
+    frame["x"] = frame["x"].astype(kind)
+    frame.to_parquet(tmp_path / "g.parquet")
+    monkeypatch.setattr("plures.data.table.ROWS_AT_ONCE", 3)
+    data, problems = Table(exist=False).read(str(tmp_path / "g.parquet"))
+    assert not problems
+    assert data.labels.values[:, 0].tolist() == [-1 if cell is None else cell for cell in cells]
 
 
 def test_complete_and_separator(tmp_path):
@@ -132,8 +144,9 @@ def test_duplicates_merge_or_disagree(tmp_path):
 
 
 def test_a_tag_cannot_be_absent_too(tmp_path):
-    found = problems_of(table(tmp_path, "image,tags,absent\na.jpg,cat,dog\nb.jpg,cat;dog,dog\n"))
-    assert found == [(3, "'dog' is among the tags and among the absent")]
+    path = table(tmp_path, "image,tags,absent\na.jpg,cat,dog\nb.jpg,cat;dog,dog\n")
+    assert problems_of(path) == [(3, "'dog' is among the tags and among the absent")]
+    assert [Path(image).name for image in read(path, skip_bad=True).images] == ["a.jpg"]
 
 
 BROKEN = {
@@ -155,6 +168,8 @@ def test_files_that_are_no_tables(tmp_path, content):
     found = problems_of(str(tmp_path / "t.csv"))
     assert found[0][0] == row
     assert what in found[0][1]
+    pd.DataFrame({"image": [], "x": []}).astype({"x": "int8"}).to_parquet(tmp_path / "e.parquet")
+    assert problems_of(str(tmp_path / "e.parquet"))[0][1] == "the table has no rows"
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
     assert "not a Parquet file" in problems_of(str(tmp_path / "t.parquet"))[0][1]
 
@@ -173,7 +188,7 @@ def test_what_is_only_worth_knowing_does_not_stop(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.lists(st.sampled_from(["1", "0", "", "1.0", "x", " "]), min_size=4, max_size=4), min_size=1),
+    st.lists(st.lists(st.sampled_from(["1", "0", "", "1.0", "10", "x", " "]), min_size=4, max_size=4), min_size=1),
     st.sampled_from([16, 40, 1 << 20]),
     st.booleans(),
     st.sampled_from(["i{}.jpg", '"i{}.jpg"', "ü{}.jpg"]),

@@ -22,6 +22,8 @@ _OF_NUMBER[1], _OF_NUMBER[0] = PRESENT, ABSENT
 
 def codes(column: Any) -> NDArray[np.int8]:
     """A pyarrow column of N cells -> int8 [N]: 1, 0, -1 for a blank cell, BAD for anything else."""
+    if not len(column):
+        return np.empty(0, np.int8)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -29,11 +31,7 @@ def codes(column: Any) -> NDArray[np.int8]:
     if pa.types.is_null(column.type):
         return np.full(len(column), UNKNOWN, np.int8)
     if pa.types.is_boolean(column.type) or column.type in (pa.int8(), pa.uint8()):
-        small = column.cast(pa.int8(), safe=False).fill_null(0).to_numpy(zero_copy_only=False)
-        found: NDArray[np.int8] = _OF_NUMBER.take(small.view(np.uint8))
-        if column.null_count:
-            found[column.is_null().to_numpy(zero_copy_only=False)] = UNKNOWN
-        return found
+        return _codes_of_bytes(column.cast(pa.int8(), safe=False))
     try:
         numbers = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -42,12 +40,21 @@ def codes(column: Any) -> NDArray[np.int8]:
     return np.where(np.isnan(numbers), np.int8(UNKNOWN), known)
 
 
+def _codes_of_bytes(column: Any) -> NDArray[np.int8]:
+    """Cells of one byte, read straight from Arrow's buffers."""
+    validity, data = column.buffers()
+    cells = slice(column.offset, column.offset + len(column))
+    found: NDArray[np.int8] = _OF_NUMBER.take(np.frombuffer(data, np.uint8)[cells])
+    if validity is not None:
+        known = np.unpackbits(np.frombuffer(validity, np.uint8), count=cells.stop, bitorder="little")
+        np.putmask(found, known[cells] == 0, UNKNOWN)
+    return found
+
+
 def _codes_of_text(column: Any) -> NDArray[np.int8]:
     """Text cells; the common case of at most one character a cell is read straight from Arrow's buffers."""
     if column.null_count:
         column = column.fill_null("")
-    if not len(column):
-        return np.empty(0, np.int8)
     _, offset_buffer, data_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
     lengths = np.diff(offsets)

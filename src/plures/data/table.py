@@ -27,7 +27,7 @@ from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import ABSENT, UNKNOWN, Labels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-ROWS_AT_ONCE = 65_536  # of a Parquet file
+ROWS_AT_ONCE = 8192  # of a Parquet file
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,10 @@ def _rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
     if not layout.classes:
         absent = column("absent") if layout.absent else None
         return Rows(numbers, images, splits, tags=column("tags"), absent=absent)
-    values = np.empty((len(images), len(layout.classes)), np.int8)
+    values = np.empty((len(layout.classes), len(images)), np.int8)  # [K, n]: a column's cells side by side
     for place, name in enumerate(layout.classes):
-        values[:, place] = codes(column(name))
-    return Rows(numbers, images, splits, codes=values)
+        values[place] = codes(column(name))
+    return Rows(numbers, images, splits, codes=np.ascontiguousarray(values.T))  # [n, K]
 
 
 def _words(column: Any) -> list[str]:

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "plures"
 # from the ground up; a room may import rooms below it and itself
 ROOMS = (
     "errors",
+    "files",
     "shelf",
     "labels",
     "data",

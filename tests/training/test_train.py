@@ -19,7 +19,6 @@ from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.losses import losses
 from plures.training import fit as fit_module
-from plures.training import run as run_module
 from plures.training.progress import Quiet
 from plures.training.run import Run
 from plures.training.train import train
@@ -206,7 +205,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         save(state, path)
 
-    monkeypatch.setattr(run_module.torch, "save", full_at_the_second)
+    monkeypatch.setattr(torch, "save", full_at_the_second)
     with pytest.raises(WorkFailed, match="the disk is full"):
         train(Experiment(**SMALL), tmp_path / "run", dataset=coloured())
     monkeypatch.undo()
@@ -225,7 +224,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path):
 
 
 def test_a_loss_that_the_head_cannot_serve_names_the_heads_that_can(tmp_path):
-    with pytest.raises(PluresError, match="needs embeddings.*heads that do: codebook"):
+    with pytest.raises(PluresError, match=r"needs embeddings.*heads that do: codebook"):
         train(Experiment(**SMALL, loss="wn", head="linear"), tmp_path / "run", dataset=coloured())
 
 

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from plures.data.images import IMAGE_SUFFIXES, Transform, Unreadable, list_images, to_image
 from plures.data.read import read
 from plures.errors import BadData, PluresError, Problem
+from plures.files import writing
 from plures.inference.heatmaps import overlay, paint, region_weights
 from plures.models.model import Model, load
 from plures.training.evaluate import make_fabric
-from plures.training.run import Run, writing
+from plures.training.run import Run
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 

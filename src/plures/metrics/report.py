@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Group
 from rich.table import Table
 
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError
+from plures.files import writing
 from plures.labels import Labels
 from plures.metrics.average_precision import Scores, average_precision
 from plures.metrics.counts import averages, count_tags
@@ -76,22 +75,8 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file whole or not at all. Raises WorkFailed if it cannot be written."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(self.to_json())
-                Path(temporary).chmod(0o644)
-                Path(temporary).replace(path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise WorkFailed(
-                f"{path}: the report cannot be written ({error.strerror}); what was there before is intact"
-            ) from error
+        with writing(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

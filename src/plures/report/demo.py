@@ -18,11 +18,12 @@ from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.errors import PluresError
 from plures.experiment import Experiment
+from plures.files import writing
 from plures.inference.heatmaps import overlay, paint, region_weights
 from plures.inference.predict import predict
 from plures.metrics.report import Report
 from plures.models.model import Model, load
-from plures.training.run import Run, writing
+from plures.training.run import Run
 from plures.training.train import train
 
 SHOWN, PICTURE = 12, 160  # scenes on the page, and the side of a picture in pixels

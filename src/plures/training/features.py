@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import ImageBatches, Order
+from plures.files import writing
 from plures.models.model import Model
 from plures.models.output import grid_boxes
-from plures.training.run import writing
 
 
 def needs_only_mean(model: Model) -> bool:

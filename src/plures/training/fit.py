@@ -173,13 +173,15 @@ def train_epoch(
             progress = done / (phase.epochs * steps)
             terms = machine.module(batch.inputs, batch.labels, batch.index, epoch, phase.epochs, progress)
             total = torch.stack(list(terms.values())).sum()
+            scale = _loss_scale(fabric)
             fabric.backward(total)
             if experiment.clip is not None:
                 fabric.clip_gradients(machine.module, machine.optimizer, max_norm=experiment.clip)
             machine.optimizer.step()
         machine.optimizer.zero_grad(set_to_none=True)
         if machine.memory is not None and machine.memory.learned:
-            machine.memory.apply_gradient(phase.lr * factor * loss.state_lr_multiplier)  # type: ignore[attr-defined]
+            rate = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
+            machine.memory.apply_gradient(rate, loss_scale=scale)
         if machine.average is not None:
             machine.average.update_parameters(phase.net)
         for name, value in {**terms, "loss": total}.items():
@@ -225,6 +227,12 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
 def _seed(*numbers: int) -> int:
     """One seed from several numbers, well mixed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _loss_scale(fabric: Fabric) -> float:
+    """What 16-bit training multiplies the loss, and so every gradient, by at this step; 1 without."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> Machine:

@@ -11,7 +11,6 @@ environment.json    versions, machine, command, hash of the training labels
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import hashlib
 import io
@@ -28,32 +27,11 @@ from typing import Any
 import torch
 
 from plures.data.dataset import Dataset
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError
 from plures.experiment import Experiment
+from plures.files import writing
 
 Record = dict[str, Any]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place at the end: a reader never sees half a file.
-
-    Raises WorkFailed in one line if the disk is full or the folder cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error) or "file write" in str(error)
-        if not full and not isinstance(error, OSError):
-            raise
-        reason = "the disk is full" if full else (error.strerror if isinstance(error, OSError) else str(error))
-        raise WorkFailed(f"{path}: cannot be written ({reason}); what was there before is intact") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Run:

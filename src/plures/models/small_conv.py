@@ -12,7 +12,7 @@ from plures.models.parts import embedders
 class SmallConv(nn.Module):
     """Images [B, 3, H, W] -> one token [D] for each cell of a grid of H / 8 x W / 8.
 
-    Three halving stages of convolution, batch norm, GELU and a fourth that keeps the grid; D = `width`.
+    Three stages of two convolutions, each with batch norm and GELU; the first of a stage halves the grid. D = `width`.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -23,8 +23,8 @@ class SmallConv(nn.Module):
         if image_size < 8 or width < 4:
             raise ValueError(f"image_size is 8 or more and width 4 or more, got {image_size} and {width}")
         self.image_size, self.width = image_size, width
-        widths = (3, width // 4, width // 2, width, width)
-        strides = (2, 2, 2, 1)
+        widths = (3, width // 4, width // 4, width // 2, width // 2, width, width)
+        strides = (2, 1, 2, 1, 2, 1)
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, s, 1, bias=False), nn.BatchNorm2d(o), nn.GELU())

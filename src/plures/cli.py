@@ -222,9 +222,15 @@ def _show_report(run: Path) -> None:
 def _show_problems(bad: BadData) -> None:
     from rich.table import Table
 
-    table = Table("file", "row", "problem", "expected", box=None)
+    table = Table("file", "row", box=None)
+    table.columns[0].overflow = "fold"
+    for name in ("problem", "expected"):
+        table.add_column(name, overflow="fold")
+    here = Path.cwd()
     for problem in bad.problems[:200]:
-        table.add_row(problem.file, "" if problem.row is None else str(problem.row), problem.what, problem.expected)
+        path = Path(problem.file)
+        name = str(path.relative_to(here)) if path.is_relative_to(here) else problem.file
+        table.add_row(name, "" if problem.row is None else str(problem.row), problem.what, problem.expected)
     errors.print(table)
     if len(bad.problems) > 200:
         errors.print(f"... and {len(bad.problems) - 200:,} more")

@@ -46,11 +46,8 @@ class Run:
     @classmethod
     def create(cls, path: str | Path, experiment: Experiment) -> Run:
         """A new run folder. Raises PluresError if a run is there already."""
+        cls.refuse_existing(path)
         path = Path(path)
-        if (path / "experiment.yaml").exists():
-            raise PluresError(
-                f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
-            )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,6 +55,14 @@ class Run:
         with writing(path / "experiment.yaml") as temporary:
             experiment.save(temporary)
         return cls(path)
+
+    @staticmethod
+    def refuse_existing(path: str | Path) -> None:
+        """Raise PluresError if a run is in this folder already."""
+        if (Path(path) / "experiment.yaml").exists():
+            raise PluresError(
+                f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -42,10 +42,14 @@ def train(
     Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
     """
     watch = watch or Quiet()
-    run = Run(out) if resume else Run.create(out, experiment)
+    if resume:
+        experiment = Run(out).experiment
+    else:
+        Run.refuse_existing(out)
+    training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
+    run = Run(out) if resume else Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
     with run.locked():
-        prepared = prepare(run.experiment, dataset, skip_bad=skip_bad)
-        Training(run, prepared, watch).go(run.load_checkpoint() if resume else None)
+        training.go(run, run.load_checkpoint() if resume else None)
     return run
 
 
@@ -69,11 +73,13 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
 
 
 class Training:
-    """One training run in its folder: builds the parts, runs the phases, keeps the best weights (a Keeper)."""
+    """One training run: builds the parts, runs the phases, keeps the best weights in the run folder (a Keeper)."""
 
-    def __init__(self, run: Run, prepared: Prepared, watch: Watch) -> None:
-        self.run, self.experiment, self.prepared, self.watch = run, run.experiment, prepared, watch
-        e = self.experiment
+    run: Run
+
+    def __init__(self, experiment: Experiment, prepared: Prepared, watch: Watch) -> None:
+        self.experiment, self.prepared, self.watch = experiment, prepared, watch
+        e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
         torch.manual_seed(e.seed)
@@ -88,9 +94,9 @@ class Training:
     def head(self) -> nn.Module:
         return cast(nn.Module, self.model.head)
 
-    def go(self, state: Record | None) -> None:
-        """Run the phases that are left, then evaluate the best weights."""
-        e = self.experiment
+    def go(self, run: Run, state: Record | None) -> None:
+        """Run the phases that are left after this checkpoint, then evaluate the best weights."""
+        self.run, e = run, self.experiment
         self.run.write_json("environment.json", environment(self.prepared.train))
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
         first = 0 if state is None else int(state["phase"])

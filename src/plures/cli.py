@@ -115,7 +115,9 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Argument(help="Other data than the run's own.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
     definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
@@ -125,7 +127,10 @@ def evaluate(
     """Score a run's model on a split: AP of each class, mAP with interval, precision, recall, F1."""
     from plures.training.evaluate import evaluate as run_evaluation
 
-    report = run_evaluation(run, data, split=split, definition=definition, threshold=threshold, skip_bad=skip_bad)
+    data, options = _data_and_options(arguments or [])
+    report = run_evaluation(
+        run, data, split=split, definition=definition, threshold=threshold, options=options, skip_bad=skip_bad
+    )
     if json is not None:
         report.save(json)
     screen.print(report.render())
@@ -157,6 +162,24 @@ def predict(
     )
     screen.print(f"{out}: {summary.images:,} images, {summary.tags_per_image:.2f} tags an image", highlight=False)
     _say_skipped(summary.problems)
+
+
+@app.command("import-weights")
+def import_weights(
+    kind: Annotated[str, typer.Argument(help="The program they come from: q2l, mlspl or timm.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Its checkpoint: .pkl, .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="Its options as JSON.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    reinitialise: Annotated[bool, typer.Option(help="Other classes: keep those known by name.")] = False,
+) -> None:
+    """Make a run folder of weights that Query2Label, MLSPL or timm published or trained; no code in them is run."""
+    from plures.training.imported import import_weights as run_import
+
+    run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise)
+    e = run.experiment
+    screen.print(f"run folder: {run.path} ({e.embedder.name} and {e.head.name})", highlight=False)
+    screen.print(f"next: plures evaluate {run.path} DATA", highlight=False)
 
 
 @app.command()
@@ -192,6 +215,21 @@ def _experiment_values(arguments: list[str], recipe: str | None) -> dict[str, An
     if not data and recipe is None and not any(s.startswith("data=") for s in settings):
         raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes")
     return _values(data[0] if data else None, recipe, settings)
+
+
+def _data_and_options(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """DATA and the options of its reader."""
+    from plures.experiment import apply_settings
+
+    settings = [a for a in arguments if SETTING.match(a)]
+    data = [a for a in arguments if not SETTING.match(a)]
+    if len(data) > 1:
+        raise PluresError(f"one DATA at a time, got {' and '.join(data)}")
+    strange = [s for s in settings if not s.startswith("data.")]
+    if strange:
+        raise PluresError(f"only the data's options can be set here, as in data.variant=query2label, not {strange[0]}")
+    part = apply_settings({}, settings).get("data", {})
+    return (data[0] if data else None), {k: v for k, v in part.items() if k != "name"}
 
 
 def _values(data: str | None, recipe: str | None, settings: list[str]) -> dict[str, Any]:

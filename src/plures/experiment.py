@@ -44,6 +44,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Experiment(BaseModel):
     """One training run.
 
+    recipe: the recipe, or recipe:row, that the values began with. start: a run folder whose weights training starts
+      from; it must have the same parts and classes.
     data: path, `format:path` or `scenes`, with the reader's options.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
@@ -61,6 +63,8 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    recipe: str | None = None
+    start: str | None = None
     data: PartField = Part(name="scenes")
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"

@@ -70,11 +70,11 @@ def import_q2l(
     names of MS-COCO, 20: VOC) keep their query and classifier, the rest start anew.
     Raises PluresError if the file is no such checkpoint, or names what is missing, unexpected or of another shape.
     """
-    state, options = read_state(checkpoint), _config(config)
+    state, options = read_state(checkpoint), read_config(config)
     absent = [name for name in ("query_embed.weight", "fc.W", "fc.b") if name not in state]
     if absent:
         raise PluresError(f"{checkpoint} is no Query2Label checkpoint: it has no {', '.join(absent)}")
-    known, wanted = _names(len(state["query_embed.weight"]), classes, reinitialise, str(checkpoint))
+    known, wanted = class_names(len(state["query_embed.weight"]), classes, reinitialise, str(checkpoint))
     embedder, embedder_options, prefix = _backbone(state, str(checkpoint))
     code = state.pop("backbone.1.pe", None)
     if code is not None:
@@ -84,12 +84,12 @@ def import_q2l(
     embedder_options["mean"] = [0.0, 0.0, 0.0] if raw else list(IMAGENET_DEFAULT_MEAN)
     embedder_options["std"] = [1.0, 1.0, 1.0] if raw else list(IMAGENET_DEFAULT_STD)
     head_options, head = _q2l_head(state, code, options)
-    model = _build(Parts(embedder, "query2label", embedder_options, head_options), wanted)
+    model = build(Parts(embedder, "query2label", embedder_options, head_options), wanted)
     backbone = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith("backbone.0.")}
     mapped = _backbone_names(cast(nn.Module, model.embedder), embedder_options.get("model", ""), backbone) | head
     if reinitialise:
-        _keep_known(model, mapped, known)
-    return _fill(model, mapped, str(checkpoint))
+        keep_known(model, mapped, known)
+    return fill(model, mapped, str(checkpoint))
 
 
 def import_mlspl(
@@ -109,8 +109,8 @@ def import_mlspl(
         )
     if "linear_classifier.weight" not in state or "feature_extractor.0.weight" not in state:
         raise PluresError(f"{checkpoint} is no MLSPL checkpoint: it has no feature_extractor and linear_classifier")
-    known, wanted = _names(len(state["linear_classifier.weight"]), classes, reinitialise, str(checkpoint))
-    model = _build(Parts("timm", "linear", {"model": "resnet50", "image_size": image_size}), wanted)
+    known, wanted = class_names(len(state["linear_classifier.weight"]), classes, reinitialise, str(checkpoint))
+    model = build(Parts("timm", "linear", {"model": "resnet50", "image_size": image_size}), wanted)
     places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     mapped = {}
     for name, tensor in state.items():
@@ -120,16 +120,16 @@ def import_mlspl(
         else:
             mapped[name.replace("linear_classifier.", "head.classifier.")] = tensor
     if reinitialise:
-        _keep_known(model, mapped, known)
-    return _fill(model, mapped, str(checkpoint))
+        keep_known(model, mapped, known)
+    return fill(model, mapped, str(checkpoint))
 
 
-def _build(parts: Parts, classes: tuple[str, ...]) -> Model:
+def build(parts: Parts, classes: tuple[str, ...]) -> Model:
     embedder = embedders.make(parts.embedder, **parts.embedder_options)
     return assemble(embedder, parts, classes, Preprocessing(embedder.image_size, embedder.mean, embedder.std))
 
 
-def _config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """The options of a released checkpoint."""
     if config is None or isinstance(config, Mapping):
         return dict(config or {})
@@ -142,7 +142,7 @@ def _config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     return content
 
 
-def _names(
+def class_names(
     count: int, classes: Sequence[str] | None, reinitialise: bool, origin: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the checkpoint's classes as far as known, and of the model's."""
@@ -239,7 +239,7 @@ def _q2l_name(name: str) -> str:
     return "head." + re.sub(r"(linear[12])", r"feedforward.\1", name)
 
 
-def _keep_known(model: Model, mapped: State, known: tuple[str, ...]) -> None:
+def keep_known(model: Model, mapped: State, known: tuple[str, ...]) -> None:
     """Put the rows of classes known by name into a head for other classes."""
     fresh = model.state_dict()
     for name, tensor in mapped.items():
@@ -251,7 +251,7 @@ def _keep_known(model: Model, mapped: State, known: tuple[str, ...]) -> None:
             mapped[name] = rows
 
 
-def _fill(model: Model, mapped: State, origin: str) -> Model:
+def fill(model: Model, mapped: State, origin: str) -> Model:
     """Load tensors that fit exactly. Raises PluresError with the names that do not."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in mapped and not name.endswith("num_batches_tracked")]

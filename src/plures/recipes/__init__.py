@@ -57,4 +57,4 @@ def recipe_settings(spec: str) -> dict[str, Any]:
             return Recipe(name=Path(spec).stem, **values).settings()
         return Experiment(**values).to_dict()
     name, _, row = spec.partition(":")
-    return load_recipe(name).settings(row or None)
+    return {**load_recipe(name).settings(row or None), "recipe": spec}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from plures.data.images import Transform
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
-from plures.experiment import Experiment
+from plures.experiment import Experiment, Part
 from plures.labels import Labels
 from plures.metrics.report import Report, evaluate_scores
 from plures.models.model import Model, load
@@ -33,19 +33,21 @@ def evaluate(
     split: str = "test",
     definition: str | None = None,
     threshold: float | None = None,
+    options: dict[str, Any] | None = None,
     skip_bad: bool = False,
 ) -> Report:
     """Evaluate a run's best weights.
 
     data: None for the run's own; else a path or Dataset, whose classes are matched to the model's by name.
     split: which rows; data without splits are taken whole. definition, threshold: the experiment's unless given.
+    options: of the data's reader, such as {"variant": "query2label"}.
     """
     run = run if isinstance(run, Run) else Run(run)
     model = load(run.path)
     if data is None:
-        dataset = with_splits(read_data(run.experiment, skip_bad=skip_bad), run.experiment)
+        dataset = own_data(run, options or {}, skip_bad)
     else:
-        dataset = read(data, skip_bad=skip_bad) if isinstance(data, str) else data
+        dataset = read(data, skip_bad=skip_bad, **(options or {})) if isinstance(data, str) else data
     if dataset.split_names():
         dataset = dataset.split(split)
     dataset = match_classes(dataset, model.classes)
@@ -54,6 +56,16 @@ def evaluate(
     fabric = make_fabric(experiment)
     logits = logits_of_dataset(model.to(fabric.device), dataset, experiment, fabric)
     return report_of(logits, dataset, experiment)
+
+
+def own_data(run: Run, options: dict[str, Any], skip_bad: bool) -> Dataset:
+    """The data that a run was trained with, divided as it was."""
+    if run.imported:
+        raise PluresError(f"{run.path} holds imported weights and no data of its own: plures evaluate {run.path} DATA")
+    data = run.experiment.data
+    part = Part(name=data.name, options={**data.options, **options})
+    experiment = run.experiment.model_copy(update={"data": part})
+    return with_splits(read_data(experiment, skip_bad=skip_bad), experiment)
 
 
 def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:

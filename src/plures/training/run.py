@@ -6,6 +6,7 @@ checkpoint.pt       everything needed to go on after the last whole epoch
 log.jsonl, log.csv  one record an epoch
 report.json         the final evaluation
 environment.json    versions, machine, command, hash of the training labels
+imported.json       instead of the last four, where the weights come from another program: which file they were in
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from plures.experiment import Experiment
 from plures.files import writing
 
 Record = dict[str, Any]
+IMPORTED = "imported.json"
 
 
 class Run:
@@ -75,6 +77,11 @@ class Run:
             yield
 
     # ------------------------------------------------------------------------------------------------ what it holds
+
+    @property
+    def imported(self) -> bool:
+        """Whether the weights come from another program: then the run has neither data nor training of its own."""
+        return (self.path / IMPORTED).is_file()
 
     @property
     def log(self) -> list[Record]:

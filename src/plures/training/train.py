@@ -16,7 +16,7 @@ from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import ChecksLabels, PreparesForLabels
-from plures.models.model import build_model, load, save
+from plures.models.model import Model, build_model, load, save
 from plures.models.parts import heads
 from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
@@ -43,7 +43,13 @@ def train(
     """
     watch = watch or Quiet()
     if resume:
-        experiment = Run(out).experiment
+        run = Run(out)
+        if run.imported:
+            raise PluresError(
+                f"{out} holds imported weights and no training to go on with; start a run from them:"
+                f" plures train DATA --recipe {out}/experiment.yaml start={out} --out RUN"
+            )
+        experiment = run.experiment
     else:
         Run.refuse_existing(out)
     training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
@@ -72,6 +78,26 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
     return loss.prepare(labels) if isinstance(loss, PreparesForLabels) else loss
 
 
+def start_from(model: Model, run: str) -> None:
+    """Fill the model with the weights of a run folder. Raises PluresError unless it is the same model."""
+    other = load(run)
+    if (other.parts.embedder, other.parts.head) != (model.parts.embedder, model.parts.head):
+        raise PluresError(
+            f"start={run}: {other.parts.embedder} with {other.parts.head} cannot fill {model.parts.embedder} with"
+            f" {model.parts.head}; use --recipe {run}/experiment.yaml"
+        )
+    if other.classes != model.classes:
+        raise PluresError(
+            f"start={run}: it knows {len(other.classes)} classes ({', '.join(other.classes[:3])}, ...), the data have"
+            f" {len(model.classes)} ({', '.join(model.classes[:3])}, ...); they must be the same in the same order"
+        )
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        raise PluresError(f"start={run}: {line[:300]}; use --recipe {run}/experiment.yaml") from None
+
+
 class Training:
     """One training run: builds the parts, runs the phases, keeps the best weights in the run folder (a Keeper)."""
 
@@ -86,6 +112,8 @@ class Training:
         self.model = build_model(
             e.embedder.name, e.head.name, prepared.train.classes, e.embedder.options, e.head.options, e.image_size
         ).to(self.fabric.device)
+        if e.start is not None:
+            start_from(self.model, e.start)
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None

@@ -1,10 +1,12 @@
 """One Experiment value, three spellings."""
 
 import pytest
+import torch
 import yaml
 
 from plures.errors import PluresError
 from plures.experiment import Experiment, Part
+from plures.models import embedders
 from plures.recipes import load_recipe, recipe_names, recipe_settings
 
 RICH = Experiment(
@@ -90,8 +92,28 @@ def test_every_recipe_is_valid(name):
     Experiment(**recipe.settings())
     for row in recipe.rows:
         Experiment(**recipe.settings(row))
-    assert set(recipe.published) <= set(recipe.rows)
+    assert set(recipe.published) | set(recipe.cost) <= set(recipe.rows)
     assert recipe.command.startswith("plures train")
+
+
+def test_the_rows_of_liu2021_name_embedders_that_exist():
+    """Names of backbones and of frozen parts, and their options, are only seen when an embedder is made."""
+    recipe = load_recipe("liu2021")
+    assert set(recipe.published) == set(recipe.cost) == set(recipe.rows)
+    for row, published in recipe.published.items():
+        assert published["coco14"] > 84
+        part = Experiment(**recipe.settings(row)).embedder
+        options = {name: value for name, value in part.options.items() if name != "pretrained"}
+        with torch.device("meta"):
+            embedder = embedders.make(part.name, **options)
+        assert embedder.image_size == int(row[-3:])
+        frozen = {name.split(".")[1] for name, p in embedder.named_parameters() if not p.requires_grad}
+        assert frozen == ({"conv1", "layer1"} if row.startswith("r101") else set())
+
+
+def test_a_recipe_leaves_its_name_in_the_experiment():
+    assert Experiment(**recipe_settings("liu2021:cvt_384")).recipe == "liu2021:cvt_384"
+    assert Experiment(**recipe_settings("liu2021")).recipe == "liu2021"
 
 
 def test_recipe_by_row_and_by_file(tmp_path):

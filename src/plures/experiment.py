@@ -53,7 +53,8 @@ class Experiment(BaseModel):
       val_share, test_share in (0, 1); a split that the data give is kept.
     embedder, head, loss: parts by name, see `plures parts`.
     mode: end_to_end; frozen (the embedder is fixed, its features are computed once); frozen_then_end_to_end.
-    image_size: side in pixels; None: what the embedder likes. augment: none, flip, crop; auto: flip end to end.
+    image_size: side in pixels; None: what the embedder likes. augment: none, flip, crop,
+      cutout_randaugment; auto: flip end to end.
     optimizer: any name that timm or torch knows; lr: of the embedder; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
@@ -76,7 +77,7 @@ class Experiment(BaseModel):
     loss: PartField = Part(name="an")
     mode: Literal["end_to_end", "frozen", "frozen_then_end_to_end"] = "end_to_end"
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
-    augment: Literal["auto", "none", "flip", "crop"] = "auto"
+    augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
 
     epochs: Annotated[int, Field(ge=1)] = 10
     frozen_epochs: Annotated[int, Field(ge=1)] = 25
@@ -121,7 +122,7 @@ class Experiment(BaseModel):
         return self
 
     @property
-    def augmentation(self) -> Literal["none", "flip", "crop"]:
+    def augmentation(self) -> Literal["none", "flip", "crop", "cutout_randaugment"]:
         """`augment` with `auto` resolved."""
         if self.augment == "auto":
             return "none" if self.mode == "frozen" else "flip"

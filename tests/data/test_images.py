@@ -9,6 +9,7 @@ from PIL import Image
 
 from plures.data import images as module
 from plures.data.images import Transform, Unreadable, list_images, open_image, random_for
+from plures.data.randaugment import cutout, randaugment
 from plures.errors import PluresError
 
 
@@ -102,6 +103,42 @@ def test_flip_flips_about_half():
     flipped = sum(torch.equal(r, plain.flip(2)) for r in results)
     assert flipped + sum(torch.equal(r, plain) for r in results) == 400
     assert 150 < flipped < 250
+
+
+def test_cutout_and_randaugment_follow_from_the_generator_and_leave_torchs_alone():
+    image, transform = _photo(size=(64, 64)), Transform(48, "cutout_randaugment")
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    results = [transform(image, random_for(0, 0, row)) for row in range(40)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(4)
+    again = [transform(image, random_for(0, 0, row)) for row in range(40)]
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    assert all(r.shape == (3, 48, 48) and r.dtype == torch.uint8 for r in results)
+    assert len({bytes(r.numpy()) for r in results}) == 40
+    assert torch.equal(Transform(48, "cutout_randaugment")(image), Transform(48)(image))
+
+
+def test_cutout_is_one_rectangle_of_half_the_sides_in_one_colour():
+    image = _photo(size=(60, 40))
+    shares = []
+    for row in range(300):
+        cut = np.asarray(cutout(image, random_for(0, 1, row)))
+        changed = (cut != np.asarray(image)).any(-1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        area = cut[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert area.shape[0] <= 20
+        assert area.shape[1] <= 30
+        assert (area == area[0, 0]).all()
+        shares.append(area.shape[0] * area.shape[1] / (20 * 30))
+    assert max(shares) == 1  # whole inside the image at times, clipped at its edge at others
+    assert 0.72 < np.mean(shares) < 0.81  # (7/8)^2 for centres anywhere
+
+
+def test_a_quarter_of_images_stay_as_randaugment_found_them():
+    image = _photo(size=(32, 32))
+    untouched = sum(randaugment(image, random_for(0, 2, row)) is image for row in range(400))
+    assert 70 < untouched < 130
 
 
 def test_list_images(tmp_path):

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from plures.data.randaugment import cutout_randaugment
 from plures.errors import PluresError
 
 MAX_PIXELS = 300_000_000  # a 30,000 x 10,000 panorama; beyond that an image is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
 
-Augment = Literal["auto", "none", "flip", "crop"]
+Augment = Literal["auto", "none", "flip", "crop", "cutout_randaugment"]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
@@ -60,7 +61,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 class Transform:
     """From an image to uint8 [3, size, size]: resized (aspect squashed, antialiased bilinear), then augmented.
 
-    augment: none; flip (left-right with probability 1/2); crop (random area of `crop_area` and shape, then flip).
+    augment: none; flip (left-right with probability 1/2); crop (random area of `crop_area` and shape, then flip);
+    cutout_randaugment (as Query2Label trains, see `randaugment.py`; no flip).
     """
 
     size: int
@@ -75,6 +77,8 @@ class Transform:
             box = _random_box(image.size, self.crop_area, random)
         if image.size != (self.size, self.size) or box is not None:
             image = image.resize((self.size, self.size), how, box=box)
+        if self.augment == "cutout_randaugment" and random is not None:
+            image = cutout_randaugment(image, random)
         pixels = np.asarray(image)  # [H, W, 3]
         if self.augment in ("flip", "crop") and random is not None and random.random() < 0.5:
             pixels = pixels[:, ::-1]

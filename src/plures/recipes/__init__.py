@@ -13,7 +13,10 @@ from plures.experiment import Experiment, read_yaml
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file. experiment: settings common to its rows; rows: settings of each row of the table by name."""
+    """A recipe file. experiment: settings common to its rows; rows: settings of each row of the table by name.
+
+    published: of each row, mAP in percent by data set. cost: of each row, estimates such as hours and gigabytes.
+    """
 
     name: str
     title: str
@@ -23,6 +26,7 @@ class Recipe:
     experiment: dict[str, Any]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: str = ""
 
     def settings(self, row: str | None = None) -> dict[str, Any]:

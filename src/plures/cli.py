@@ -172,14 +172,30 @@ def import_weights(
     config: Annotated[Path | None, typer.Option(help="Its options as JSON.")] = None,
     classes: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
     reinitialise: Annotated[bool, typer.Option(help="Other classes: keep those known by name.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="The recipe:row whose weights these are, for `table`.")] = None,
 ) -> None:
     """Make a run folder of weights that Query2Label, MLSPL or timm published or trained; no code in them is run."""
     from plures.training.imported import import_weights as run_import
 
-    run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise)
+    run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise, recipe=recipe)
     e = run.experiment
     screen.print(f"run folder: {run.path} ({e.embedder.name} and {e.head.name})", highlight=False)
     screen.print(f"next: plures evaluate {run.path} DATA", highlight=False)
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Show the rows of this recipe that are missing, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write, with all columns: .md, .csv or .html.")] = None,
+) -> None:
+    """Show measured beside published: mean and spread over the seeds of runs that differ in nothing else."""
+    from plures.report.table import render_table, table_rows, write_table
+
+    rows = table_rows(runs or [], recipe)
+    if out is not None:
+        write_table(rows, out)
+    screen.print(render_table(rows))
 
 
 @app.command()

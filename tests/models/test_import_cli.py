@@ -87,6 +87,13 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
     code, _, err = plures("predict", run, files / "photos", "--out", tmp_path / "p.csv", *maps)
     assert code == 0, err
     assert len(list((tmp_path / "maps").glob("*.png"))) == 18
+    code, _, err = plures("table", run)
+    assert code == 2
+    assert "no report yet" in err
+    plures("evaluate", run, files / "tags.csv", "--json", run / "report.json")
+    code, out, err = plures("table", run, "--out", tmp_path / "t.md")
+    assert code == 0, err
+    assert "| 91.3 (coco14) |" in (tmp_path / "t.md").read_text()
     code, _, err = plures("evaluate", run)
     assert code == 2
     assert "no data of its own" in err
@@ -133,6 +140,7 @@ def test_training_starts_from_imported_weights(plures, files, tmp_path):
         (("timm", "whole.pkl"), "does not say which model it is"),
         (("timm", "whole.pkl", "--config", "wrong.json"), "is no model of timm"),
         (("timm", "other.pkl", "--config", "resnet18.json"), "has no classifier 'fc'"),
+        (("q2l", "whole.pkl", "--recipe", "liu2021:r50"), "recipe 'liu2021' has no row 'r50'"),
         (("q3l", "whole.pkl"), "there are: q2l, mlspl, timm"),
     ],
 )

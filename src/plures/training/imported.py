@@ -11,6 +11,7 @@ from plures.experiment import Experiment, Part
 from plures.models.model import Model, save
 from plures.models.released import import_mlspl, import_q2l
 from plures.models.timm_classifier import import_timm
+from plures.recipes import recipe_settings
 from plures.training.run import IMPORTED, Run
 
 Kind = Literal["q2l", "mlspl", "timm"]
@@ -26,14 +27,18 @@ def import_weights(
     config: str | Path | None = None,
     classes: str | Path | None = None,
     reinitialise: bool = False,
+    recipe: str | None = None,
 ) -> Run:
     """A new run folder with the model that a checkpoint of another program holds, and where it came from.
 
     kind: the program, see `models/released.py` (q2l, mlspl) and `models/timm_classifier.py` (timm). config: its JSON
     of options. classes: a text file with one class a line. reinitialise: the classes may be others than those of the
-    checkpoint. Raises PluresError before anything is written.
+    checkpoint. recipe: the recipe:row that these weights are, so that `plures table` can show its published number.
+    Raises PluresError before anything is written.
     """
     Run.refuse_existing(out)
+    if recipe is not None:
+        recipe_settings(recipe)  # raises for an unknown one
     names = None if classes is None else read_classes(classes)
     if kind == "q2l":
         model = import_q2l(checkpoint, config, names, reinitialise)
@@ -45,7 +50,7 @@ def import_weights(
         model = import_timm(checkpoint, config, names, reinitialise)
     else:
         raise PluresError(f"unknown kind of checkpoint '{kind}'; there are: q2l, mlspl, timm")
-    run = Run.create(out, _experiment(model, kind))
+    run = Run.create(out, _experiment(model, kind, recipe))
     save(model, run.path)
     origin = {"kind": kind, "checkpoint": Path(checkpoint).name, "sha256": _sha256(Path(checkpoint))}
     run.write_json(IMPORTED, {**origin, "classes_started_anew": reinitialise})
@@ -64,10 +69,11 @@ def read_classes(file: str | Path) -> tuple[str, ...]:
     return names
 
 
-def _experiment(model: Model, kind: str) -> Experiment:
+def _experiment(model: Model, kind: str, recipe: str | None) -> Experiment:
     """What the model is made of; the data are still to be named."""
     parts = model.parts
     return Experiment(
+        recipe=recipe,
         embedder=Part(name=parts.embedder, options=parts.embedder_options),
         head=Part(name=parts.head, options=parts.head_options),
         loss=LOSS[kind],

@@ -1,6 +1,7 @@
 """Training from an Experiment to a run folder: what it writes, how it resumes, how it fails."""
 
 import errno
+import importlib.util
 import os
 import signal
 import subprocess
@@ -261,3 +262,13 @@ def test_every_loss_trains(tmp_path, name):
     experiment = Experiment(**{**SMALL, "epochs": 2}, loss=loss, supervision=SUPERVISION.get(name, "single_positive"))
     run = train(experiment, tmp_path / "run", dataset=coloured(24))
     assert np.isfinite(run.log[-1]["loss"])
+
+
+def test_tensorboard_is_written_or_asked_for(tmp_path):
+    experiment = Experiment(**{**SMALL, "epochs": 2}, tensorboard=True)
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(PluresError, match=r"pip install \"plures\[track\]\""):
+            train(experiment, tmp_path / "run", dataset=coloured(24))
+    else:
+        run = train(experiment, tmp_path / "run", dataset=coloured(24))
+        assert list((run.path / "tensorboard").glob("events*"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -98,6 +98,15 @@ def start_from(model: Model, run: str) -> None:
         raise PluresError(f"start={run}: {line[:300]}; use --recipe {run}/experiment.yaml") from None
 
 
+def _tensorboard() -> Any:
+    """torch's SummaryWriter class. Raises PluresError if tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise PluresError('tensorboard=true wants the tensorboard package: pip install "plures[track]"') from None
+    return SummaryWriter
+
+
 class Training:
     """One training run: builds the parts, runs the phases, keeps the best weights in the run folder (a Keeper)."""
 
@@ -117,6 +126,7 @@ class Training:
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None
+        self.board = _tensorboard() if e.tensorboard else None
 
     @property
     def head(self) -> nn.Module:
@@ -206,6 +216,11 @@ class Training:
     def keep_state(self, state: Record, record: Record) -> None:
         self.records.append(record)
         self.run.write_log(self.records)
+        if self.board is not None:
+            with self.board(str(self.run.path / "tensorboard")) as writer:
+                for name, value in record.items():
+                    if isinstance(value, float):
+                        writer.add_scalar(f"{record['phase']}/{name}", value, record["epoch"])
         self.run.save_checkpoint(state)
 
     def _finish(self, best: Best) -> None:

@@ -74,7 +74,15 @@ def files(tmp_path_factory):
 def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, files, tmp_path):
     run = tmp_path / "run"
     code, out, err = plures(
-        "import-weights", "q2l", files / "whole.pkl", "--classes", files / "three.txt", "--out", run
+        "import-weights",
+        "q2l",
+        files / "whole.pkl",
+        "--classes",
+        files / "three.txt",
+        "--recipe",
+        "liu2021:cvt_384",
+        "--out",
+        run,
     )
     assert code == 0, err
     assert f"plures evaluate {run} DATA" in out

@@ -92,7 +92,7 @@ class Experiment(BaseModel):
     clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
-    channels_last: bool = False
+    channels_last: bool = True
     compile: bool = False
 
     select: Literal["auto", "val_map", "val_map_observed", "last"] = "auto"

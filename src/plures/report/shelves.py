@@ -50,8 +50,8 @@ def render_shelves() -> list[Table]:
 
 
 def markdown_shelves() -> str:
-    """The same as Markdown, for the documentation."""
-    lines: list[str] = []
+    """The same as Markdown, for docs/parts.md (`python -m plures.report.shelves` prints it)."""
+    lines = ["# Parts", "", "Made from the shelves by `python -m plures.report.shelves > docs/parts.md`.", ""]
     for title, shelf in SHELVES:
         lines += [f"## {title}", "", "| name | what | source | options |", "|---|---|---|---|"]
         for entry in shelf:
@@ -59,3 +59,7 @@ def markdown_shelves() -> str:
             lines.append(f"| `{entry.name}` | {entry.title} | {entry.source} | {options} |")
         lines.append("")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_shelves(), end="")

@@ -41,12 +41,14 @@ def test_sine_code_tells_patches_of_several_scales_apart():
 
 
 @pytest.mark.parametrize("maps", [True, False])
-def test_attention_is_torchs_own(maps):
+@pytest.mark.parametrize(("classes", "regions", "unprojected"), [(4, 6, False), (2, 40, True)])
+def test_attention_is_torchs_own(maps, classes, regions, unprojected):
     ours = Attention(8, 4, dropout=0.0).double()
     torch.nn.init.normal_(ours.in_proj_bias)
     torchs = torch.nn.MultiheadAttention(8, 4, batch_first=True).double()
     torchs.load_state_dict(ours.state_dict())
-    query, key, value = (torch.randn(3, n, 8, dtype=torch.float64) for n in (4, 6, 6))
+    query, key, value = (torch.randn(3, n, 8, dtype=torch.float64) for n in (classes, regions, regions))
+    assert ours._cheaper_unprojected(query, key) == unprojected
     expected, weights = torchs(query, key, value)
     found, seen = ours(query, key, value, maps=maps)
     torch.testing.assert_close(found, expected)
@@ -54,6 +56,28 @@ def test_attention_is_torchs_own(maps):
         torch.testing.assert_close(seen, weights)
     shared = ours(query[:1], key, value, maps=maps)[0]
     torch.testing.assert_close(shared, ours(query[:1].expand(3, -1, -1), key, value)[0])
+    grad = torch.autograd.grad(found.square().sum(), [ours.in_proj_weight, ours.out_proj.weight])
+    torch.autograd.backward(expected.square().sum())
+    torch.testing.assert_close(grad, (torchs.in_proj_weight.grad, torchs.out_proj.weight.grad))
+
+
+def test_dropout_without_projected_values_is_dropout_of_the_weights():
+    """Weights that dropout leaves multiply projected values, bias and all."""
+    attention = Attention(8, 4, dropout=0.5).double()
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, key, value = (torch.randn(3, n, 8, dtype=torch.float64) for n in (2, 40, 40))
+    torch.manual_seed(0)
+    found = attention(query, key, value)[0]
+    weights = torch.softmax(
+        (query @ attention.in_proj_weight[:8].T + attention.in_proj_bias[:8]).view(3, 2, 4, 2).transpose(1, 2)
+        @ (key @ attention.in_proj_weight[8:16].T).view(3, 40, 4, 2).permute(0, 2, 3, 1)
+        / 2**0.5,
+        dim=-1,
+    )  # [B, heads, K, P]
+    torch.manual_seed(0)
+    kept = torch.nn.functional.dropout(weights.flatten(1, 2), 0.5).view_as(weights)
+    values = (value @ attention.in_proj_weight[16:].T + attention.in_proj_bias[16:]).view(3, 40, 4, 2).transpose(1, 2)
+    torch.testing.assert_close(found, attention.out_proj((kept @ values).transpose(1, 2).flatten(2)))
 
 
 def test_attention_dropout_acts_while_training_only():

@@ -17,7 +17,9 @@ class Attention(nn.Module):
     """Multi-head attention with the parameter names of torch's own.
 
     `forward` gives the attended values and, if maps are wanted, the weights averaged over heads (before dropout).
-    Without maps it runs torch's fused attention.
+    Few queries on many keys (labels on a feature map) leave the keys and values unprojected: q (W k) = (q W) k, and
+    the mean of projected values is the projected mean. That is the same number for fewer multiplications, and the
+    more so where one query serves all images. Otherwise, without maps, torch's fused attention runs.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -36,6 +38,8 @@ class Attention(nn.Module):
 
         A query that is the same for all images is given once (1 in place of B) and projected once.
         """
+        if self._cheaper_unprojected(query, key):
+            return self._unprojected(query, key, value, maps)
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (self._split(F.linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True))
@@ -47,6 +51,32 @@ class Attention(nn.Module):
         shares = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1)  # [B, heads, K, P]
         attended = F.dropout(shares, dropout).to(v.dtype) @ v  # [B, heads, K, D / heads]
         return self.out_proj(attended.transpose(1, 2).flatten(2)), shares.mean(1)
+
+    def _unprojected(self, query: Tensor, key: Tensor, value: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
+        """The same, by multiplying the projections of keys and values with what has K rows an image instead of P."""
+        to_query, to_key, to_value = self.in_proj_weight.chunk(3)
+        query_bias, _, value_bias = self.in_proj_bias.chunk(3)  # one bias on all keys does not change a softmax
+        width, each = key.shape[2], key.shape[2] // self.heads
+        q = self._split(F.linear(query, to_query, query_bias))  # [B or 1, heads, K, D / heads]
+        q = torch.einsum("bhke,hed->bhkd", q / math.sqrt(each), to_key.view(self.heads, each, width)).flatten(1, 2)
+        scores = q.expand(len(key), -1, -1) @ key.transpose(1, 2)  # [B, heads K, P]
+        shares = scores.softmax(-1)
+        kept = F.dropout(shares, self.dropout, self.training).to(value.dtype)
+        found = (kept @ value).view(len(key), self.heads, -1, width)  # [B, heads, K, D]
+        attended = torch.einsum("bhkd,hed->bkhe", found, to_value.view(self.heads, each, width)).flatten(2)
+        if self.training and self.dropout:  # shares that no longer sum to 1 take their part of the bias
+            total = kept.sum(-1).view(len(key), self.heads, -1).transpose(1, 2)  # [B, K, heads]
+            attended = attended + total.repeat_interleave(each, 2) * value_bias
+        else:
+            attended = attended + value_bias
+        return self.out_proj(attended), shares.view(len(key), self.heads, -1, shares.shape[2]).mean(1) if maps else None
+
+    def _cheaper_unprojected(self, query: Tensor, key: Tensor) -> bool:
+        """Whether fewer multiplications (counted per D and image) are needed without projected keys and values."""
+        (asked, classes, width), (images, regions, _) = query.shape, key.shape
+        projected = 2 * regions * width + 2 * classes * regions
+        unprojected = (1 + asked / images) * classes * width + 2 * self.heads * classes * regions
+        return unprojected < projected
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, P, D] -> [B, heads, P, D / heads]."""

@@ -12,7 +12,6 @@ Writes benchmarks/results/voc12_heads_runs.csv (a row a run) and voc12_heads.csv
 from __future__ import annotations
 
 import argparse
-import functools
 import multiprocessing
 import shutil
 import tempfile
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 from environment import write
-from voc12 import FREQUENT, settings
+from voc12 import FREQUENT, photographs, settings
 
 SMALL = {"hidden": 256, "feedforward": 512}
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {"head": "linear", "epochs": 15, "lr": 1e-3, "batch_size": 16},
-    "codebook": {"head": "codebook", "epochs": 8, "lr": 5e-4, "batch_size": 16},
+    "codebook": {"head": "codebook", "epochs": 4, "lr": 5e-4, "batch_size": 16},
     "query2label": {
         "head": {"name": "query2label", **SMALL},
         "epochs": 3,
@@ -50,14 +49,6 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-@functools.cache
-def photographs(data: str) -> Any:
-    """The dataset, read once a process."""
-    from plures import read
-
-    return read(data)
-
-
 def one_run(job: tuple[str, str, int]) -> dict[str, Any]:
     import torch
 
@@ -72,7 +63,8 @@ def one_run(job: tuple[str, str, int]) -> dict[str, Any]:
     run = train(Experiment(**values), folder, dataset=photographs(values["data"]))
     report = Report.load(run.path / "report.json")
     ap = {c.name: c.average_precision for c in report.per_class}
-    best = max(run.log, key=lambda r: r["val_map"])
+    log = run.log
+    best = max(log, key=lambda r: r["val_map"])
     parameters = sum(p.numel() for p in load(run.path).head.parameters())  # type: ignore[attr-defined]
     shutil.rmtree(folder.parent)
     return {
@@ -87,7 +79,7 @@ def one_run(job: tuple[str, str, int]) -> dict[str, Any]:
         "true_tags": report.tags_true,
         "epoch": best["epoch"],
         "epochs": values["epochs"],
-        "training_seconds": round(sum(r["seconds"] for r in run.log), 1),
+        "training_seconds": round(sum(r["seconds"] for r in log), 1),
     }
 
 

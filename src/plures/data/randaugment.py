@@ -1,8 +1,8 @@
 """Cutout and RandAugment, as Query2Label trains (Liu et al. 2021, arXiv 2107.10834), from one generator an image.
 
 Cutout: DeVries and Taylor 2017, arXiv 1708.04552. The released Query2Label code passes it a length of -1, which draws
-nothing or fails; here it is the rectangle that the same authors' ASL code cuts: half the image's sides, its centre
-anywhere, one random colour.
+nothing or fails; here it is what its option `--cut_fact 0.5` means in the code of Ridnik et al. (arXiv 2009.14119): a
+rectangle of half the image's sides, its centre anywhere, in one random colour.
 RandAugment: Cubuk et al. 2019, arXiv 1909.13719. The official code uses the package `randaugment` 1.0.2: twice, with
 probability 1/2, a random operation at a random magnitude of 1 to 9 out of 10. So it is here, with torchvision's
 operations and ranges: these have an identity where that package has an inversion of all colours.

@@ -206,3 +206,27 @@ def test_an_unexpected_failure_is_one_line_and_exit_code_1(plures, monkeypatch):
     assert code == 1
     assert err.count("\n") == 1
     assert "something odd" in err
+
+
+def test_a_truncated_photo_is_known_before_training_and_can_be_skipped(plures, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = pd.read_csv(photos / "tags.csv")
+    for name in rows["image"]:
+        Image.open(photos / name).save(tmp_path / f"{name[:-4]}.jpg")
+    (tmp_path / "011.jpg").write_bytes((tmp_path / "011.jpg").read_bytes()[:500])
+    rows["image"] = rows["image"].str.replace(".png", ".jpg")
+    rows.to_csv(tmp_path / "tags.csv", index=False)
+    code, _, err = plures("train", "tags.csv", "--out", "run", *SETTINGS)
+    assert code == 2
+    assert "011.jpg" in err
+    assert not (tmp_path / "run").exists()
+    code, out, err = plures("train", "tags.csv", "--out", "run", "--skip-bad", *SETTINGS)
+    assert code == 0, err
+    assert "run folder" in out
+
+
+def test_unlabelled_images_in_a_table_can_be_predicted(plures, run, photos, tmp_path):
+    (tmp_path / "new.csv").write_text(f"image,tags\n{photos / '001.png'},\n{photos / '002.png'},\n")
+    code, out, err = plures("predict", run, tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+    assert code == 0, err
+    assert "2 images" in out

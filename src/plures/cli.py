@@ -106,7 +106,9 @@ def train(
     try:
         run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, watch=watch)
     except KeyboardInterrupt:
-        raise WorkFailed(f"stopped; go on with `plures train --resume {where}`") from None
+        begun = (where / "experiment.yaml").exists()
+        hint = f"; go on with `plures train --resume {where}`" if begun else " before training began"
+        raise WorkFailed(f"stopped{hint}") from None
     finally:
         watch.close()
     _show_report(run.path)
@@ -260,8 +262,9 @@ def _values(data: str | None, recipe: str | None, settings: list[str]) -> dict[s
 
 
 def _say_skipped(problems: tuple[Any, ...]) -> None:
-    if problems:
-        errors.print(f"left out {len(problems):,} unusable rows, the first: {problems[0].file}: {problems[0].what}")
+    left_out = [p for p in problems if p.severity == "error"]
+    if left_out:
+        errors.print(f"left out {len(left_out):,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
 
 
 def _show_report(run: Path) -> None:

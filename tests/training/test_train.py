@@ -272,3 +272,10 @@ def test_tensorboard_is_written_or_asked_for(tmp_path):
     else:
         run = train(experiment, tmp_path / "run", dataset=coloured(24))
         assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_resuming_on_other_labels_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), watch=StopAfter(1, 1))
+    with pytest.raises(PluresError, match=r"data have changed since this run began \(30 training images then, 30 now"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(seed=1), resume=True)

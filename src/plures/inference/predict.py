@@ -71,7 +71,7 @@ def predict(
     if out.suffix.lower() not in SUFFIXES:
         raise PluresError(f"{out}: cannot tell the format from '{out.suffix}'; use {', '.join(SUFFIXES)}")
     threshold = run.experiment.threshold if threshold is None else threshold
-    images, names = find_images(source)
+    images, names = find_images(source, skip_bad)
     model = load(run.path).to(make_fabric(run.experiment).device).eval()
     pictures = None if heatmaps is None else Path(heatmaps)
     problems: list[Problem] = []
@@ -95,7 +95,7 @@ def predict(
     return Summary(count, tags / count if count else float("nan"), tuple(problems))
 
 
-def find_images(source: str | Path) -> tuple[Sequence[str] | NDArray[np.uint8], list[str]]:
+def find_images(source: str | Path, skip_bad: bool = False) -> tuple[Sequence[str] | NDArray[np.uint8], list[str]]:
     """The images that a source stands for, and their names: paths, or row numbers of images in memory."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
@@ -103,7 +103,7 @@ def find_images(source: str | Path) -> tuple[Sequence[str] | NDArray[np.uint8], 
     if path.is_dir():
         images = list_images(path)
         return images, images
-    dataset = read(str(source))
+    dataset = read(str(source), skip_bad=skip_bad, labelled=False)
     if isinstance(dataset.images, np.ndarray):
         return dataset.images, [f"{i:06d}" for i in range(len(dataset))]
     return dataset.images, [str(image) for image in dataset.images]

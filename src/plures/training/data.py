@@ -33,8 +33,9 @@ class Prepared:
 
 
 def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
-    """The experiment's data, as its format gives them."""
-    return read(experiment.data.name, skip_bad=skip_bad, **experiment.data.options)
+    """The experiment's data, as its format gives them; every image is opened once, so that a broken one is known now
+    and not in the middle of an epoch."""
+    return read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
 
 
 def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:

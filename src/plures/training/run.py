@@ -66,6 +66,16 @@ class Run:
                 f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
             )
 
+    def refuse_other_labels(self, train: Dataset) -> None:
+        """Raise PluresError if these are not the training labels that the run began with."""
+        path = self.path / "environment.json"
+        began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if began.get("train_labels_sha256", labels_hash(train)) != labels_hash(train):
+            raise PluresError(
+                f"{self.path}: the data have changed since this run began ({began['train_images']:,} training images"
+                f" then, {len(train):,} now, or other labels); put them back, or start anew with another --out"
+            )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process at a time writes into a run folder; the lock goes with the process, however it ends."""

@@ -135,11 +135,12 @@ class Training:
     def go(self, run: Run, state: Record | None) -> None:
         """Run the phases that are left after this checkpoint, then evaluate the best weights."""
         self.run, e = run, self.experiment
-        if state is not None:
+        if state is None:
+            run.write_json("environment.json", environment(self.prepared.train))
+        else:
             run.refuse_other_labels(self.prepared.train)
         if e.embedder.name == "small_conv" and not self.prepared.train.in_memory:
             self.watch.say("embedder small_conv is made for small pictures; for photos see --recipe photos")
-        self.run.write_json("environment.json", environment(self.prepared.train))
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
         first = 0 if state is None else int(state["phase"])
         if state is not None:

@@ -178,8 +178,9 @@ def test_bad_output_suffix(plures, run, photos):
 
 def test_bad_rows_are_listed_with_file_and_row(plures, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.csv").write_text("image,red,blue\n000.png,1,2\nmissing.png,1,\n")
-    (tmp_path / "000.png").write_bytes((photos / "000.png").read_bytes())
+    (tmp_path / "bad.csv").write_text("image,red,blue\n000.png,1,2\nmissing.png,1,\n001.png,1,0\n")
+    for name in ("000.png", "001.png"):
+        (tmp_path / name).write_bytes((photos / name).read_bytes())
     code, _, err = plures("check", tmp_path / "bad.csv")
     assert code == 2
     assert "bad.csv" in err
@@ -230,3 +231,11 @@ def test_unlabelled_images_in_a_table_can_be_predicted(plures, run, photos, tmp_
     code, out, err = plures("predict", run, tmp_path / "new.csv", "--out", tmp_path / "p.csv")
     assert code == 0, err
     assert "2 images" in out
+
+
+def test_skip_bad_is_offered_only_where_it_helps(plures, photos, tmp_path):
+    (tmp_path / "empty.csv").write_text(f"image,tags\n{photos / '001.png'},\n")
+    code, _, err = plures("check", tmp_path / "empty.csv")
+    assert code == 2
+    assert "no image carries a tag" in err
+    assert "--skip-bad" not in err

@@ -305,7 +305,8 @@ def main() -> None:
     except BadData as bad:
         _show_problems(bad)
         count = f"{len(bad.problems):,} problem{'s' * (len(bad.problems) > 1)}"
-        errors.print(f"plures: {count}; mend the data, or use --skip-bad to go on without these rows")
+        skip = ", or use --skip-bad to go on without these rows" if bad.skippable else ""
+        errors.print(f"plures: {count}; mend the data{skip}")
         sys.exit(bad.exit_code)
     except PluresError as error:
         errors.print(f"plures: {error}", markup=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.data.table import SUFFIXES
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError
+from plures.files import writing
 
 
 def init_table(source: str, out: str | Path, *, complete: bool = False, skip_bad: bool = False) -> Dataset:
@@ -86,20 +85,10 @@ def _relative(image: str, table: Path) -> str:
 
 
 def _write_whole(table: Any, path: Path) -> None:
-    """Write beside the place and rename: whoever reads sees the old file or the new one."""
-    place = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, place = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
+    """Write the table in the form that its suffix names: whole or not at all."""
+    with writing(path) as place:
         if path.suffix.lower() == ".parquet":
             pq.write_table(table, place)
         else:
             delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
             pacsv.write_csv(table, place, pacsv.WriteOptions(delimiter=delimiter, quoting_style="needed"))
-        os.chmod(place, 0o644)  # mkstemp's files are private
-        os.replace(place, path)
-    except (OSError, pa.ArrowException) as error:
-        with contextlib.suppress(OSError):
-            os.unlink(place)
-        raise WorkFailed(f"cannot write '{path}': {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import plures
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError
+from plures.files import writing
 from plures.models.output import Output, Tokens
 from plures.models.parts import Embedder, Head, embedders, heads
 
@@ -122,16 +122,10 @@ def save(model: Model, folder: str | Path) -> None:
         "preprocessing": asdict(model.preprocessing),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".{WEIGHTS}.new"
+    with writing(folder / WEIGHTS) as new:
         save_file(tensors, new)
-        os.replace(new, folder / WEIGHTS)
-        new = folder / f".{SPEC}.new"
+    with writing(folder / SPEC) as new:
         new.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, folder / SPEC)
-    except (OSError, SafetensorError) as error:
-        raise WorkFailed(f"cannot save the model to {folder}: {error}") from error
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:

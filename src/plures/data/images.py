@@ -15,7 +15,7 @@ from torch import Tensor
 from plures.data.randaugment import cutout_randaugment
 from plures.errors import PluresError
 
-MAX_PIXELS = 300_000_000  # a 30,000 x 10,000 panorama; beyond that an image is refused before it is decoded
+MAX_PIXELS = 100_000_000  # a 12,000 x 8,000 scan passes; a decompression bomb is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
 
 Augment = Literal["auto", "none", "flip", "crop", "cutout_randaugment"]

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image, UnidentifiedImageError
 
 from plures.data.dataset import Dataset
+from plures.data.images import MAX_PIXELS
 from plures.errors import Problem
 
-MAX_PIXELS = 100_000_000  # a 12,000 x 8,000 scan passes, a decompression bomb does not
 THREADS = 8
 _TAIL = 4096  # bytes: cameras append thumbnails and padding after a JPEG's end mark
 

@@ -2,30 +2,13 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from plures import cli
-
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (40, 60, 230)}
-
-
-@pytest.fixture
-def plures(monkeypatch, capsys):
-    """Run a command line; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["plures", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +222,28 @@ def test_skip_bad_is_offered_only_where_it_helps(plures, photos, tmp_path):
     assert code == 2
     assert "no image carries a tag" in err
     assert "--skip-bad" not in err
+
+
+def test_photos_of_one_name_in_two_folders_keep_their_own_heat_maps(plures, run, photos, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "x.png").write_bytes((photos / "000.png").read_bytes())
+    arguments = ("--out", tmp_path / "p.csv", "--heatmaps", tmp_path / "maps", "--threshold", "0.0001")
+    code, _, err = plures("predict", run, tmp_path / "in", *arguments)
+    assert code == 0, err
+    assert len(list((tmp_path / "maps").glob("x-0.*.png"))) == len(list((tmp_path / "maps").glob("x-1.*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("evaluate", "RUN", "--threshold", "1.5"), "threshold=1.5"),
+        (("evaluate", "RUN", "--definition", "coco"), "average_precision='coco'"),
+        (("predict", "RUN", "PHOTOS", "--out", "p.csv", "--threshold", "0"), "threshold=0"),
+    ],
+)
+def test_thresholds_and_definitions_are_checked(plures, run, photos, command, message):
+    places = {"RUN": run, "PHOTOS": photos}
+    code, _, err = plures(*(places.get(word, word) for word in command))
+    assert code == 2
+    assert message in err

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,27 +9,13 @@ import torch
 from PIL import Image
 
 from models.filled import filled_state
-from plures import cli, load
+from plures import load
 from plures.models.output import grid_boxes
 from plures.models.transformer import sine_code
 from shared import SHARED, needs_shared
 
 KEYS = Path(__file__).parents[1] / "reference" / "q2l" / "small_r18_96_keys.json.gz"
 COCO = SHARED / "data" / "coco"
-
-
-@pytest.fixture
-def plures(monkeypatch, capsys):
-    """Run a command line; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["plures", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 def q2l_state(classes=3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,9 +72,11 @@ def predict(
     if out.suffix.lower() not in SUFFIXES:
         raise PluresError(f"{out}: cannot tell the format from '{out.suffix}'; use {', '.join(SUFFIXES)}")
     threshold = run.experiment.threshold if threshold is None else threshold
+    if not 0 < threshold < 1:
+        raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
     images, names = find_images(source, skip_bad)
     model = load(run.path).to(make_fabric(run.experiment).device).eval()
-    pictures = None if heatmaps is None else Path(heatmaps)
+    pictures, stems = None if heatmaps is None else Path(heatmaps), _stems(names)
     problems: list[Problem] = []
     count = tags = 0
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ def predict(
             count, tags = count + len(predictions), tags + sum(len(p.tags) for p in predictions)
             if pictures is not None:
                 for i, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
-                    _draw(pictures, images[row], prediction, weights[i], boxes, model.classes)
+                    _draw(pictures / stems[row], images[row], prediction, weights[i], boxes, model.classes)
         if problems and not skip_bad:
             raise BadData(problems)
     return Summary(count, tags / count if count else float("nan"), tuple(problems))
@@ -160,21 +163,27 @@ def _scored(
             yield list(good), output.logits.double().cpu().numpy(), weights, boxes
 
 
+def _stems(names: list[str]) -> list[str]:
+    """What pictures of each image are called: its name without folder and suffix, with its row where two share one."""
+    stems = [Path(name).stem for name in names]
+    times = Counter(stems)
+    return [stem if times[stem] == 1 else f"{stem}-{row}" for row, stem in enumerate(stems)]
+
+
 def _draw(
-    folder: Path,
+    stem: Path,
     image: str | NDArray[np.uint8],
     prediction: Prediction,
     weights: NDArray[np.floating],
     boxes: NDArray[np.floating],
     classes: tuple[str, ...],
 ) -> None:
-    """One picture for each tag of the image, at the image's own size: NAME.TAG.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One picture for each tag of the image, at the image's own size: STEM.TAG.png."""
     picture = to_image(image)
     for tag in prediction.tags:
         heat = paint(weights[classes.index(tag)], boxes, picture.height, picture.width)
         safe = re.sub(r"[^\w.-]+", "_", tag)
-        with writing(folder / f"{Path(prediction.image).stem}.{safe}.png") as temporary:
+        with writing(stem.with_name(f"{stem.name}.{safe}.png")) as temporary:
             overlay(picture, heat, tag, prediction.scores[tag]).save(temporary, format="PNG")
 
 

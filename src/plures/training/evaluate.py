@@ -52,7 +52,7 @@ def evaluate(
         dataset = dataset.split(split)
     dataset = match_classes(dataset, model.classes)
     changes = {"average_precision": definition, "threshold": threshold}
-    experiment = run.experiment.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    experiment = Experiment(**{**run.experiment.to_dict(), **{k: v for k, v in changes.items() if v is not None}})
     fabric = make_fabric(experiment)
     logits = logits_of_dataset(model.to(fabric.device), dataset, experiment, fabric)
     return report_of(logits, dataset, experiment)
@@ -89,7 +89,7 @@ def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
 def make_fabric(experiment: Experiment) -> Fabric:
     """One device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     kind, _, number = experiment.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps"):
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
         raise PluresError(f"device '{experiment.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise PluresError("device=cuda, but torch sees no GPU here; use device=auto, and see `plures doctor`")

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -279,3 +280,14 @@ def test_resuming_on_other_labels_is_refused(tmp_path):
         train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), watch=StopAfter(1, 1))
     with pytest.raises(PluresError, match=r"data have changed since this run began \(30 training images then, 30 now"):
         train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(seed=1), resume=True)
+
+
+def test_what_is_undefined_is_null_in_the_files(tmp_path):
+    def strict(text):
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    data = coloured(40)
+    data = data.with_labels(Labels(np.where(data.labels.present, 1, -1).astype(np.int8)))  # nothing known to be absent
+    run = train(Experiment(**{**SMALL, "epochs": 2}, loss="an", select="last"), tmp_path / "run", dataset=data)
+    assert strict((run.path / "report.json").read_text())["selected"] == {"by": "last", "epoch": 1, "score": None}
+    assert [strict(line)["val_map"] for line in (run.path / "log.jsonl").read_text().splitlines()] == [None, None]

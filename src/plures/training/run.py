@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import sys
@@ -101,7 +102,8 @@ class Run:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     def write_log(self, records: list[Record]) -> None:
-        """Both forms of the log, whole (a resumed run drops what came after its checkpoint)."""
+        """Both forms of the log, whole (a resumed run drops what came after its checkpoint); nan becomes null."""
+        records = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in records]
         with writing(self.path / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
         fields = list(dict.fromkeys(key for record in records for key in record))

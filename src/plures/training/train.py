@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -237,5 +238,6 @@ class Training:
         model = load(self.run.path).to(self.fabric.device)
         logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
         report = report_of(logits, dataset, self.experiment)
-        selected = {"by": self.select, "epoch": best.epoch, "score": best.score}
+        score = None if math.isnan(best.score) else best.score  # JSON knows no nan
+        selected = {"by": self.select, "epoch": best.epoch, "score": score}
         self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})

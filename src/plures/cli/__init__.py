@@ -1,0 +1,66 @@
+"""The command line: one subcommand a public function, found in the files of this folder.
+
+Heavy imports happen inside the commands, so that `plures --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from plures.cli.app import app, errors
+from plures.errors import BadData, PluresError
+
+for _module in iter_modules(__path__):
+    if _module.name != "__main__":
+        import_module(f"{__name__}.{_module.name}")  # each adds its commands to `app`
+
+__all__ = ["app", "main"]
+
+
+def _show_problems(bad: BadData) -> None:
+    from rich.table import Table
+
+    table = Table("file", "row", box=None)
+    table.columns[0].overflow = "fold"
+    for name in ("problem", "expected"):
+        table.add_column(name, overflow="fold")
+    here = Path.cwd()
+    for problem in bad.problems[:200]:
+        path = Path(problem.file)
+        name = str(path.relative_to(here)) if path.is_relative_to(here) else problem.file
+        table.add_row(name, "" if problem.row is None else str(problem.row), problem.what, problem.expected)
+    errors.print(table)
+    if len(bad.problems) > 200:
+        errors.print(f"... and {len(bad.problems) - 200:,} more")
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
+    except BadData as bad:
+        _show_problems(bad)
+        count = f"{len(bad.problems):,} problem{'s' * (len(bad.problems) > 1)}"
+        skip = ", or use --skip-bad to go on without these rows" if bad.skippable else ""
+        errors.print(f"plures: {count}; mend the data{skip}")
+        sys.exit(bad.exit_code)
+    except PluresError as error:
+        errors.print(f"plures: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("PLURES_TRACEBACK"):
+            raise
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where", markup=False)
+        sys.exit(1)

@@ -1,0 +1,77 @@
+"""What the commands share: the program, its two screens, and how DATA and KEY=VALUE become an Experiment's values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from plures.errors import PluresError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learn all the labels of an image from training images that carry only one.",
+)
+screen = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
+Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
+
+
+def experiment_values(arguments: list[str], recipe: str | None) -> dict[str, Any]:
+    settings = [a for a in arguments if SETTING.match(a)]
+    data = [a for a in arguments if not SETTING.match(a)]
+    if len(data) > 1:
+        raise PluresError(f"one DATA at a time, got {' and '.join(data)}; settings are written key=value")
+    if not data and recipe is None and not any(s.startswith("data=") for s in settings):
+        raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes")
+    return settings_values(data[0] if data else None, recipe, settings)
+
+
+def data_and_options(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """DATA and the options of its reader."""
+    from plures.experiment import apply_settings
+
+    settings = [a for a in arguments if SETTING.match(a)]
+    data = [a for a in arguments if not SETTING.match(a)]
+    if len(data) > 1:
+        raise PluresError(f"one DATA at a time, got {' and '.join(data)}")
+    strange = [s for s in settings if not s.startswith("data.")]
+    if strange:
+        raise PluresError(f"only the data's options can be set here, as in data.variant=query2label, not {strange[0]}")
+    part = apply_settings({}, settings).get("data", {})
+    return (data[0] if data else None), {k: v for k, v in part.items() if k != "name"}
+
+
+def settings_values(data: str | None, recipe: str | None, settings: list[str]) -> dict[str, Any]:
+    from plures.experiment import apply_settings
+    from plures.recipes import recipe_settings
+
+    values = recipe_settings(recipe) if recipe is not None else {}
+    if data is not None:
+        old = values.get("data")
+        values["data"] = {**old, "name": data} if isinstance(old, dict) else data
+    return apply_settings(values, settings)
+
+
+def say_skipped(problems: tuple[Any, ...]) -> None:
+    left_out = [p for p in problems if p.severity == "error"]
+    if left_out:
+        errors.print(f"left out {len(left_out):,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+
+
+def show_report(run: Path) -> None:
+    from plures.metrics.report import Report
+
+    path = run / "report.json"
+    if path.is_file():
+        screen.print(Report.load(path).render())
+    screen.print(f"run folder: {run}", highlight=False)

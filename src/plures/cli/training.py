@@ -1,0 +1,97 @@
+"""`plures demo`, `train`, `evaluate` and `import-weights`: making run folders and scoring them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cli.app import Json, Skip, app, data_and_options, experiment_values, screen, show_report
+from plures.errors import PluresError, WorkFailed
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the three runs, pictures and the page.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(help="Training scenes.")] = 3000,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.")] = 10,
+) -> None:
+    """Train on built-in scenes with all tags, one tag, and one tag and the best loss; show what they find."""
+    from plures.report.demo import run_demo
+
+    run_demo(out, screen, images=images, epochs=epochs)
+
+
+@app.command()
+def train(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name, name:row, or a YAML file.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    skip_bad: Skip = False,
+) -> None:
+    """Train and evaluate a model. DATA: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes."""
+    from plures.console import Show
+    from plures.experiment import Experiment
+    from plures.training.train import train as run_training
+
+    if (out is None) == (resume is None):
+        raise PluresError("say --out RUN for a new run, or --resume RUN to go on with one")
+    if resume is not None and (arguments or recipe):
+        raise PluresError("--resume takes everything from the run's own experiment; give no DATA, recipe or settings")
+    where: Path = out or resume  # type: ignore[assignment]
+    experiment = Experiment() if resume else Experiment(**experiment_values(arguments or [], recipe))
+    watch = Show(screen)
+    try:
+        run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, watch=watch)
+    except KeyboardInterrupt:
+        begun = (where / "experiment.yaml").exists()
+        hint = f"; go on with `plures train --resume {where}`" if begun else " before training began"
+        raise WorkFailed(f"stopped{hint}") from None
+    finally:
+        watch.close()
+    show_report(run.path)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
+    json: Json = None,
+    skip_bad: Skip = False,
+) -> None:
+    """Score a run's model on a split: AP of each class, mAP with interval, precision, recall, F1."""
+    from plures.training.evaluate import evaluate as run_evaluation
+
+    data, options = data_and_options(arguments or [])
+    report = run_evaluation(
+        run, data, split=split, definition=definition, threshold=threshold, options=options, skip_bad=skip_bad
+    )
+    if json is not None:
+        report.save(json)
+    screen.print(report.render())
+
+
+@app.command("import-weights")
+def import_weights(
+    kind: Annotated[str, typer.Argument(help="The program they come from: q2l, mlspl or timm.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Its checkpoint: .pkl, .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="Its options as JSON.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    reinitialise: Annotated[bool, typer.Option(help="Other classes: keep those known by name.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="The recipe:row whose weights these are, for `table`.")] = None,
+) -> None:
+    """Make a run folder of weights that Query2Label, MLSPL or timm published or trained; no code in them is run."""
+    from plures.training.imported import import_weights as run_import
+
+    run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise, recipe=recipe)
+    e = run.experiment
+    screen.print(f"run folder: {run.path} ({e.embedder.name} and {e.head.name})", highlight=False)
+    screen.print(f"next: plures evaluate {run.path} DATA", highlight=False)

@@ -35,6 +35,8 @@ class Calibration:
         """Logits [N, K] -> probabilities [N, K]."""
         logits = np.asarray(logits, np.float64)
         if self.kind == "affine":
+            assert self.scale is not None
+            assert self.offset is not None
             return sigmoid(logits * self.scale + self.offset)
         return np.stack([np.interp(logits[:, k], x, y) for k, (x, y) in enumerate(self.points)], axis=1)
 

@@ -32,39 +32,70 @@ class Localisation:
     """Means over the `maps` judged (pairs of an image and a class that has a box there), in [0, 1], nan for none.
 
     box_recall: over true boxes, the share met by the map's one box; box_hit: over maps, the share whose box meets any
-    true one.
+    true one. parts_recall, parts_precision: the same with a box around every part of the map instead of the largest:
+    the share of true boxes that one of them meets, and of them that meet a true one.
     """
 
     pointing: float
     energy: float
     box_hit: float
     box_recall: float
+    parts_recall: float
+    parts_precision: float
     maps: int
     boxes: int
+
+
+class Judge:
+    """Adds up how heat maps meet true boxes, one map at a time, so that memory is needed for one.
+
+    share: of the maximum, from which on a pixel belongs to the map's boxes; see the functions for the rest.
+    """
+
+    def __init__(self, share: float = 0.2, least_iou: float = 0.5, tolerance: float = 0.0) -> None:
+        self.share, self.least_iou, self.tolerance = share, least_iou, tolerance
+        self.points: list[bool] = []
+        self.energies: list[float] = []
+        self.hits: list[bool] = []
+        self.met = self.met_by_parts = self.boxes = self.parts = self.good_parts = 0
+
+    def add(self, heat: Floats, truth: Floats) -> None:
+        """One map [H, W] and the true boxes [M, 4] of its class in that image, M >= 1."""
+        if len(truth) == 0:
+            raise PluresError("localisation is judged where the class has a box; got an image without one")
+        self.points.append(points_into(heat, truth, self.tolerance))
+        self.energies.append(energy_inside(heat, truth))
+        found = boxes_of(heat, self.share)
+        meets = np.array([intersection_over_union(box, truth) >= self.least_iou for box in found], np.bool_)
+        meets = meets.reshape(len(found), len(truth))  # [parts, M], the largest part first
+        self.hits.append(bool(meets[:1].any()))
+        self.met += int(meets[:1].any(0).sum())
+        self.met_by_parts += int(meets.any(0).sum())
+        self.good_parts += int(meets.any(1).sum())
+        self.parts += len(found)
+        self.boxes += len(truth)
+
+    def result(self) -> Localisation:
+        return Localisation(
+            pointing=_mean(self.points),
+            energy=_mean(self.energies),
+            box_hit=_mean(self.hits),
+            box_recall=_ratio(self.met, self.boxes),
+            parts_recall=_ratio(self.met_by_parts, self.boxes),
+            parts_precision=_ratio(self.good_parts, self.parts),
+            maps=len(self.points),
+            boxes=self.boxes,
+        )
 
 
 def localisation(
     judged: Iterable[tuple[Floats, Floats]], share: float = 0.2, least_iou: float = 0.5, tolerance: float = 0.0
 ) -> Localisation:
-    """All measures over pairs of a heat map [H, W] and the true boxes [M, 4] of its class in that image, M >= 1.
-
-    share: of the maximum, from which on a pixel belongs to the map's box; see the functions for the rest.
-    Maps are taken one by one, so a generator needs memory for one.
-    """
-    points, energies, hits, met, boxes = [], [], [], 0, 0
+    """All measures over pairs of a heat map [H, W] and the true boxes [M, 4] of its class in that image, M >= 1."""
+    judge = Judge(share, least_iou, tolerance)
     for heat, truth in judged:
-        if len(truth) == 0:
-            raise PluresError("localisation is judged where the class has a box; got an image without one")
-        points.append(points_into(heat, truth, tolerance))
-        energies.append(energy_inside(heat, truth))
-        found = box_of(heat, share)
-        overlaps = np.zeros(len(truth)) if found is None else intersection_over_union(found, truth)
-        hits.append(bool((overlaps >= least_iou).any()))
-        met += int((overlaps >= least_iou).sum())
-        boxes += len(truth)
-    return Localisation(
-        _mean(points), _mean(energies), _mean(hits), met / boxes if boxes else float("nan"), len(points), boxes
-    )
+        judge.add(heat, truth)
+    return judge.result()
 
 
 def points_into(heat: Floats, boxes: Floats, tolerance: float = 0.0) -> bool:
@@ -104,16 +135,23 @@ def inside_any(boxes: Floats, height: int, width: int) -> NDArray[np.bool_]:
 def box_of(heat: Floats, share: float = 0.2) -> NDArray[np.float64] | None:
     """The box [4] around the largest connected part (pixels touching by a side) of the map at or above `share` of its
     maximum, None for an empty map. Raises PluresError unless share is in (0, 1]."""
+    return next(iter(boxes_of(heat, share)), None)
+
+
+def boxes_of(heat: Floats, share: float = 0.2) -> NDArray[np.float64]:
+    """Boxes [parts, 4] around all connected parts of the map at or above `share` of its maximum, the part of the most
+    pixels first; [0, 4] for an empty map. Raises PluresError unless share is in (0, 1]."""
     if not 0 < share <= 1:
         raise PluresError(f"the share of the maximum that bounds a box is in (0, 1], got {share}")
     heat = _checked(heat)
     if heat.size == 0 or heat.max() <= 0:
-        return None
+        return np.zeros((0, 4))
     parts, _ = ndimage.label(heat >= share * heat.max())
-    largest = int(np.argmax(np.bincount(parts.ravel())[1:]))  # part 0 is the background
-    rows, columns = ndimage.find_objects(parts)[largest]
-    (height, width) = heat.shape
-    return np.array([columns.start / width, rows.start / height, columns.stop / width, rows.stop / height])
+    sizes = np.bincount(parts.ravel())[1:]  # part 0 is the background
+    places = ndimage.find_objects(parts)
+    height, width = heat.shape
+    corners = [(x.start, y.start, x.stop, y.stop) for y, x in (places[i] for i in np.argsort(-sizes, kind="stable"))]
+    return np.array(corners) / (width, height, width, height)
 
 
 def intersection_over_union(box: Floats, others: Floats) -> NDArray[np.float64]:
@@ -131,6 +169,10 @@ def _checked(heat: Floats) -> Floats:
     if heat.size and not heat.min() >= 0:
         raise PluresError("a heat map holds no negative values and no nan")
     return heat
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _mean(values: list[bool] | list[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,8 +83,10 @@ def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
             + (f" ({len(strange)} such classes)" if len(strange) > 1 else "")
         )
     values = np.full((len(dataset), len(classes)), -1, np.int8)
-    values[:, [classes.index(name) for name in dataset.classes]] = dataset.labels.values
-    return Dataset(dataset.images, Labels(values), classes, dataset.splits, None, dataset.name, dataset.problems)
+    places = np.array([classes.index(name) for name in dataset.classes], np.int64)
+    values[:, places] = dataset.labels.values
+    boxes = None if dataset.boxes is None else replace(dataset.boxes, column=places[dataset.boxes.column])
+    return replace(dataset, labels=Labels(values), classes=classes, boxes=boxes)
 
 
 def make_fabric(experiment: Experiment) -> Fabric:

@@ -1,0 +1,75 @@
+"""`plures localise`: how well heat maps meet true boxes, and boxes to start annotating from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cli.app import Json, Skip, app, data_and_options, screen
+from plures.errors import PluresError
+
+
+@app.command()
+def localise(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
+    ] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Write the boxes found to this COCO JSON file.")] = None,
+    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.5,
+    json: Json = None,
+    skip_bad: Skip = False,
+) -> None:
+    """Judge a model's heat maps by true boxes, and write boxes around the tags it finds (COCO JSON)."""
+    from plures.files import writing
+    from plures.inference.localise import localise as run_localise
+    from plures.inference.localise import write_coco
+
+    data, options = data_and_options(arguments or [])
+    if not 0 < share <= 1:
+        raise PluresError(f"--share {share:g}: a share of the hottest pixel in (0, 1] was expected")
+    found = run_localise(run, data, split=split, share=share, options=options, skip_bad=skip_bad)
+    if found.scores is None and boxes is None:
+        raise PluresError(
+            f"{found.dataset.name or 'the data'}: no true boxes to judge by; --boxes FILE writes the found"
+        )
+    if found.scores is not None:
+        screen.print(_table(found))
+    width, height = found.region
+    screen.print(
+        f"resolution: a region is {width:.0%} x {height:.0%} of the photo; what is smaller is found, not outlined"
+    )
+    if json is not None and found.scores is not None and found.flat is not None:
+        import json as spelling
+
+        with writing(json) as temporary:
+            values = {"share": share, "scores": asdict(found.scores), "flat": asdict(found.flat)}
+            temporary.write_text(spelling.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if boxes is not None:
+        write_coco(found, boxes)
+        screen.print(f"{boxes}: {len(found.found):,} boxes in {len(found.dataset):,} images", highlight=False)
+
+
+def _table(found):  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    from plures.metrics.report import percent
+
+    scores, flat = found.scores, found.flat
+    table = Table("percent", title=f"Heat maps against true boxes: {scores.maps:,} maps, {scores.boxes:,} boxes")
+    table.add_column("maps", justify="right")
+    table.add_column("flat maps", justify="right")
+    rows = {
+        "pointing game: the hottest pixel is in a box": "pointing",
+        "energy: share of the heat inside boxes": "energy",
+        "hit: the map's box meets a true one, IoU >= 0.5": "box_hit",
+        "recall: true boxes met by the map's one box": "box_recall",
+        "recall: true boxes met by a box of any part": "parts_recall",
+    }
+    for words, name in rows.items():
+        table.add_row(words, percent(getattr(scores, name)), percent(getattr(flat, name)))
+    return table

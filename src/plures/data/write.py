@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,20 @@ def init_table(source: str, out: str | Path, *, complete: bool = False, skip_bad
     return dataset
 
 
-def write_table(dataset: Dataset, path: str | Path, complete: bool = False, separator: str = ";") -> None:
+def write_table(
+    dataset: Dataset,
+    path: str | Path,
+    complete: bool = False,
+    separator: str = ";",
+    extra: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write columns image, tags, absent (only where something is known to be absent) and split (if the data have one).
 
     Image paths are relative to the table's folder where that is possible. A tag that is not given is unknown, unless
     `complete`: then every class that is not among an image's tags is written as absent. A class of which nothing is
-    known anywhere leaves no trace. The kind of table follows from the suffix; the file is complete or absent, never
-    half written. Raises PluresError for names that a table cannot hold, WorkFailed where the file cannot be written.
+    known anywhere leaves no trace. extra: further columns, a cell a row, which readers pass over. The kind of table
+    follows from the suffix; the file is complete or absent, never half written. Raises PluresError for names that a
+    table cannot hold, WorkFailed where the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -53,6 +61,7 @@ def write_table(dataset: Dataset, path: str | Path, complete: bool = False, sepa
         columns["absent"] = _cells(absent, dataset.classes, separator)
     if dataset.splits is not None:
         columns["split"] = dataset.splits.tolist()
+    columns |= {name: list(cells) for name, cells in (extra or {}).items()}
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
     _write_whole(table, path)
 

@@ -1,0 +1,192 @@
+"""What merging reads and writes: the spec of sources, synonyms and parents as YAML; the table with its provenance.
+
+OUT.csv             the three-valued table, with a column `source` (which sources hold the image)
+OUT.sources.json    what each source was and declared, and how many cells it decided
+OUT.cells.parquet   who said it, for each known cell; empty where it follows from the parents alone
+OUT.conflicts.csv   every cell on which sources disagree
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from plures.data.merge import KINDS, Merged, Scope, Source
+from plures.data.read import read
+from plures.data.write import write_table
+from plures.errors import PluresError, did_you_mean
+from plures.files import writing
+
+
+def read_names(path: str | Path) -> dict[str, list[str]]:
+    """A YAML file of `name: other` or `name: [other, ...]` lines: synonyms (name kept: other names of the same class)
+    or parents (child: its parents). Raises PluresError if it is anything else."""
+    return _names(_yaml(path), str(path))
+
+
+def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], dict[str, list[str]], str]:
+    """A spec file: sources (name -> data, scope, rename), synonyms, parents, match. Paths are relative to the file."""
+    content, known = _yaml(path), ("sources", "synonyms", "parents", "match")
+    for key in content:
+        if key not in known:
+            raise PluresError(f"{path}: there is no '{key}'{did_you_mean(key, known)}")
+    sources = content.get("sources")
+    if not isinstance(sources, dict) or not sources:
+        raise PluresError(f"{path}: expected `sources:` with a line `name: {{data: FILE, scope: ...}}` for each")
+    read_sources: dict[str, dict[str, Any]] = {}
+    for name, value in sources.items():
+        values = {"data": value} if isinstance(value, str) else value
+        if not isinstance(values, dict) or not isinstance(values.get("data"), str):
+            raise PluresError(f"{path}: source '{name}' wants `data: FILE`")
+        for key in values:
+            if key not in ("data", "scope", "rename"):
+                raise PluresError(f"{path}: source '{name}' has no '{key}'; there are: data, scope, rename")
+        data = values["data"]
+        beside = Path(path).parent / data
+        scope = _scope(values.get("scope", "as_given"), f"{path}: source '{name}'")
+        rename = values.get("rename") or {}
+        if not isinstance(rename, dict):
+            raise PluresError(f"{path}: source '{name}' wants `rename: {{its name: name meant}}`")
+        read_sources[str(name)] = {"data": str(beside) if beside.exists() else data, "scope": scope, "rename": rename}
+    names = [_names(content.get(key) or {}, f"{path}: {key}") for key in ("synonyms", "parents")]
+    return read_sources, names[0], names[1], str(content.get("match", "path"))
+
+
+def scopes_of_flags(flags: Sequence[str], names: Sequence[str]) -> dict[str, Scope]:
+    """`SOURCE:KIND` (of all classes it names but those given otherwise) and `SOURCE:KIND:CLASS,CLASS` by source."""
+    rest: dict[str, Any] = {}
+    by_class: dict[str, dict[str, Any]] = {}
+    for flag in flags:
+        source, _, tail = flag.partition(":")
+        kind, _, classes = tail.partition(":")
+        if source not in names:
+            raise PluresError(f"--scope {flag}: no source '{source}'{did_you_mean(source, names)}")
+        if kind not in KINDS:
+            raise PluresError(
+                f"--scope {flag}: expected SOURCE:KIND or SOURCE:KIND:CLASS,CLASS with {', '.join(KINDS)}"
+            )
+        for name in filter(None, (word.strip() for word in classes.split(","))):
+            if by_class.setdefault(source, {}).setdefault(name, kind) != kind:
+                raise PluresError(f"--scope {flag}: '{name}' of source '{source}' has another scope already")
+        if not classes and rest.setdefault(source, kind) != kind:
+            raise PluresError(f"--scope {flag}: source '{source}' has another scope already, {rest[source]}")
+    return {name: Scope(rest.get(name, "as_given"), by_class.get(name, {})) for name in names}
+
+
+def open_source(name: str, data: str, scope: Scope, rename: Mapping[str, str], skip_bad: bool = False) -> Source:
+    """Read a source's data, of any known format."""
+    return Source(name, read(data, skip_bad=skip_bad), scope, {str(k): str(v) for k, v in rename.items()})
+
+
+def write_merged(merged: Merged, sources: Sequence[Source], out: str | Path) -> list[Path]:
+    """Write the table and what stands beside it, see above. Returns the paths."""
+    out = Path(out)
+    named = [_joined(int(marks), merged.sources) for marks in merged.holds]
+    write_table(merged.dataset, out, extra={"source": named})
+    paths = [out, out.with_suffix(".sources.json"), out.with_suffix(".cells.parquet")]
+    with writing(paths[1]) as temporary:
+        content = [_described(merged, source, s) for s, source in enumerate(sources)]
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(paths[2]) as temporary:
+        pq.write_table(_cells(merged), temporary)
+    conflicts = out.with_suffix(".conflicts.csv")
+    if not merged.conflicts:
+        conflicts.unlink(missing_ok=True)  # of a merge before this one
+        return paths
+    with writing(conflicts) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["image", "class", "present in", "absent in"])
+        for c in merged.conflicts:
+            writer.writerow(
+                [c.image, "(split)" if c.name is None else c.name, "; ".join(c.present), "; ".join(c.absent)]
+            )
+    return [*paths, conflicts]
+
+
+def _described(merged: Merged, source: Source, number: int) -> dict[str, Any]:
+    bit = merged.said_present.dtype.type(1 << number)
+    return {
+        "name": source.name,
+        "data": source.dataset.name,
+        "images": len(source.dataset),
+        "classes": list(source.dataset.classes),
+        "scope": asdict(source.scope),
+        "rename": dict(source.rename),
+        "cells_said_present": int(((merged.said_present & bit) > 0).sum()),
+        "cells_said_absent": int(((merged.said_absent & bit) > 0).sum()),
+    }
+
+
+def _cells(merged: Merged) -> Any:
+    """A row for each known cell: image, class, value, and the sources that say so themselves."""
+    labels = merged.dataset.labels
+    rows, columns = np.nonzero(~labels.unknown)
+    present = labels.present[rows, columns]
+    marks = np.where(present, merged.said_present[rows, columns], merged.said_absent[rows, columns])
+    distinct, which = np.unique(marks, return_inverse=True)
+
+    def words(values: Sequence[str], places: Any) -> Any:
+        return pa.DictionaryArray.from_arrays(pa.array(places.astype(np.int32)), pa.array(list(values), pa.string()))
+
+    names = [_joined(int(mark), merged.sources) for mark in distinct]
+    return pa.table(
+        {
+            "image": words([str(image) for image in merged.dataset.images], rows),
+            "class": words(merged.dataset.classes, columns),
+            "value": pa.array(present.astype(np.int8)),
+            "said_by": words(names, which),
+        }
+    )
+
+
+def _joined(marks: int, names: Sequence[str]) -> str:
+    return ";".join(name for s, name in enumerate(names) if marks >> s & 1)
+
+
+def _scope(value: Any, where: str) -> Scope:
+    """`complete`, or `{complete: [dog, cat], positive: rest}`."""
+    entries = {value: "rest"} if isinstance(value, str) else value
+    if not isinstance(entries, dict):
+        raise PluresError(f"{where} wants `scope: complete`, or `scope: {{complete: [dog, cat], positive: rest}}`")
+    rest, by_class = "as_given", dict[str, Any]()
+    for kind, classes in entries.items():
+        if kind not in KINDS:
+            raise PluresError(f"{where}: no scope '{kind}'{did_you_mean(str(kind), KINDS)}")
+        if classes == "rest":
+            rest = kind
+            continue
+        for name in [classes] if isinstance(classes, str) else classes:
+            if by_class.setdefault(str(name), kind) != kind:
+                raise PluresError(f"{where}: '{name}' is both {by_class[str(name)]} and {kind}")
+    return Scope(rest, by_class)  # type: ignore[arg-type]
+
+
+def _names(content: Mapping[Any, Any], where: str) -> dict[str, list[str]]:
+    result: dict[str, list[str]] = {}
+    for name, others in content.items():
+        others = [others] if isinstance(others, str) else others
+        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+            raise PluresError(f"{where}: '{name}' wants a name or a list of names, got {others!r}")
+        result[str(name)] = others
+    return result
+
+
+def _yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluresError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise PluresError(f"{path}: expected `name: ...` lines, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}

@@ -12,7 +12,7 @@ class Case:
     terms: dict[str, float]
     options: dict[str, Any] = field(default_factory=dict)
     others: tuple[int, int] = (-1, -1)  # labels of the second and third class
-    state: list[float] | None = None
+    state: list[Any] | None = None
     epoch: tuple[int, int] = (0, 8)
 
 
@@ -115,6 +115,12 @@ BY_HAND: dict[str, Case] = {
         },
         {"expected_positives": 2.0, "consistency": 2.0},
         state=[0.5, 0.1, 0.9],
+    ),
+    # as en, and the maps of one cell say 1/4, 3/4 and nothing where the regions say 1/2, 3/4 and 1/4
+    "en_scl": Case(
+        {"present": L2 / 3, "absent": 0.0, "expected_absent": L4 / 3, "consistency": 2 * (1 / 4 + 0 + 0) / 3},
+        {"expected_positives": 2.0, "consistency": 2.0, "grid": 1},
+        state=[[0.5, 0.25], [0.1, 0.75], [0.9, nan]],
     ),
     # the first class has prior 1/2 though always observed: 1/2 l(+), and 1/2 l(-) is left for the unlabelled
     "nnpu": Case({"present": L2 / 2 / 3, "unlabelled": (L2 / 2 + L4 + L43) / 3}, {"prior": (0.5, 0.5, 0.5)}),

@@ -114,7 +114,8 @@ def test_half_precision_logits_are_computed_in_float32(name):
         loss, labels, state = ready(name, some_labels())
         logits = (normal() * 4).round().to(dtype)
         out = some_output(logits.float())
-        values.append(sum(evaluate(loss, logits, labels, state, (5, 8), embeddings=out.embeddings).values()))
+        fields = {"embeddings": out.embeddings, "region_logits": out.region_logits, "boxes": out.boxes}
+        values.append(sum(evaluate(loss, logits, labels, state, (5, 8), **fields).values()))
     assert {value.dtype for value in values} == {torch.float32}
     assert values[0] == values[1] == values[2]
 
@@ -245,7 +246,8 @@ def test_by_hand(name):
     state = None if case.state is None else Table(torch.tensor([case.state], dtype=torch.float64), loss.learned)
     x = torch.tensor([[0.0, np.log(3), -np.log(3)]], dtype=torch.float64)
     embeddings = torch.tensor([[[2.0, 0], [1, 1], [-1, 0]]], dtype=torch.float64)
-    terms = evaluate(loss, x, labels, state, case.epoch, embeddings=embeddings)
+    regions = x.detach()[:, :, None].repeat(1, 1, P)  # every region says what the image says
+    terms = evaluate(loss, x, labels, state, case.epoch, embeddings=embeddings, region_logits=regions)
     assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(case.terms, rel=1e-12, abs=1e-15)
 
 

@@ -9,11 +9,11 @@ from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels, observe_single_positive
 from plures.losses import Context, losses
 from plures.losses.context import ActsAfterEpoch, ChecksLabels, PreparesForLabels
-from plures.models.output import Output
+from plures.models.output import Output, grid_boxes
 from plures.training.label_state import LabelMemory
 
 N, K, D, B, EPOCHS, LR = 240, 5, 12, 24, 8, 0.05
-K_OPTION = {"epr", "role", "en", "en_cl", "nnpu"}
+K_OPTION = {"epr", "role", "en", "en_cl", "en_scl", "nnpu"}
 
 
 def data():
@@ -40,11 +40,14 @@ def fit(name, features, labels):
     adam = torch.optim.Adam([*model.parameters(), classes], lr=LR)
     memory = None
     if "label_state" in loss.needs:
-        memory = LabelMemory(loss.initial_state(observed, seed=0), learned=loss.learned)
+        state = loss.initial_state(observed, seed=0)
+        memory = LabelMemory(state, learned=loss.learned, dtype=state.dtype)
     values = torch.from_numpy(observed.values)
     for epoch in range(EPOCHS):
         for index in torch.randperm(N).split(B):
-            output = Output(model(features[index]), embeddings=features[index][:, None, :] * classes)
+            logits = model(features[index])  # of the whole image as its one region
+            embeddings, boxes = features[index][:, None, :] * classes, grid_boxes(1, 1)
+            output = Output(logits, region_logits=logits[..., None], embeddings=embeddings, boxes=boxes)
             context = Context(epoch, EPOCHS, epoch / EPOCHS, index, memory)
             adam.zero_grad()
             sum(loss(output, TensorLabels(values[index]), context).values()).backward()

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 
 from plures.errors import PluresError
-from plures.training.label_state import LabelMemory
+from plures.training.label_state import LabelMemory, load_table
 
 N, K, B, LR = 12, 5, 4, 0.05
 
@@ -113,6 +113,16 @@ def test_rows_read_without_gradient_are_not_trained():
     assert memory.rows(torch.tensor([1])).requires_grad
 
 
+def test_a_saved_table_begins_the_next_phase(tmp_path):
+    memory = LabelMemory(start(), learned=True)
+    memory.save(tmp_path / "t.safetensors")
+    assert torch.equal(load_table(tmp_path / "t.safetensors", memory.shape), start())
+    with pytest.raises(PluresError, match=r"of shape \(12, 5\), this run wants \(3, 5\)"):
+        load_table(tmp_path / "t.safetensors", torch.Size((3, 5)))
+    with pytest.raises(PluresError, match="no label state to begin with"):
+        load_table(tmp_path / "other.safetensors", memory.shape)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_resume_is_exact(dense, tmp_path):
     straight = train(LabelMemory(start(), learned=True, dense_adam=dense), 7)
@@ -155,7 +165,7 @@ def test_a_written_memory_keeps_nan_and_gives_no_gradient():
 def test_a_learned_memory_is_never_in_half_precision():
     with pytest.raises(ValueError, match="half precision swallows small steps"):
         LabelMemory(start(), learned=True, dtype=torch.float16)
-    with pytest.raises(ValueError, match=r"a label state is \[N, K\], got \(12,\)"):
+    with pytest.raises(ValueError, match=r"a label state is \[N, K\] or \[N, K, ...\], got \(12,\)"):
         LabelMemory(torch.zeros(N), learned=False)
 
 

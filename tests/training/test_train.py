@@ -76,6 +76,13 @@ VARIANTS = {
     "lamb, onecycle, clip": {"loss": "bce", "optimizer": "lamb", "schedule": "onecycle", "clip": 1.0},
     "frozen": {"loss": "wan", "mode": "frozen", "supervision": "single_positive"},
     "frozen then end to end": {"loss": "an", "mode": "frozen_then_end_to_end", "frozen_epochs": 2},
+    "role, frozen then end to end": {
+        "loss": "role",
+        "mode": "frozen_then_end_to_end",
+        "frozen_epochs": 2,
+        "supervision": "single_positive",
+    },
+    "en_scl, crop": {"loss": "en_scl", "head": "linear", "augment": "crop", "supervision": "single_positive"},
 }
 
 
@@ -251,6 +258,27 @@ def test_bad_settings_are_one_line(tmp_path, change, message):
     assert message in str(caught.value)
 
 
+def test_linear_init_carries_the_estimates_of_the_best_frozen_epoch(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+    began = []
+    build = fit_module._build
+
+    def spy(phase, experiment, loss, fabric):
+        machine = build(phase, experiment, loss, fabric)
+        began.append(machine.memory.rows(torch.arange(machine.memory.shape[0])).detach().clone())
+        return machine
+
+    monkeypatch.setattr(fit_module, "_build", spy)
+    settings = {"mode": "frozen_then_end_to_end", "frozen_epochs": 3, "frozen_lr": 0.5, "epochs": 1}
+    experiment = Experiment(**{**SMALL, **settings}, loss="role", supervision="single_positive")
+    run = train(experiment, tmp_path / "run", dataset=coloured())
+    kept = load_file(run.path / "label_state.safetensors")["table"]
+    assert not torch.equal(kept, began[0])
+    bound = float(np.log((1 - 1e-5) / 1e-5))
+    assert kept.abs().max() > bound  # with so large a rate the cut matters
+    torch.testing.assert_close(began[1], kept.clamp(-bound, bound))
+
+
 SUPERVISION = {"bce": "full", "bce_ls": "full", "iu": {"name": "fraction", "fraction": 0.5}}
 
 
@@ -260,7 +288,9 @@ def test_every_loss_trains(tmp_path, name):
     if name == "vlpl":  # pseudo-labels from a table of zero-shot scores, one row a training image
         np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((12, 3)))
         loss["scores"] = str(tmp_path / "scores.npy")
-    experiment = Experiment(**{**SMALL, "epochs": 2}, loss=loss, supervision=SUPERVISION.get(name, "single_positive"))
+    head = "linear" if "region_logits" in losses.make(name).needs else "codebook"
+    values = {**SMALL, "epochs": 2, "head": head, "loss": loss}
+    experiment = Experiment(**values, supervision=SUPERVISION.get(name, "single_positive"))
     run = train(experiment, tmp_path / "run", dataset=coloured(24))
     assert np.isfinite(run.log[-1]["loss"])
 

@@ -19,6 +19,9 @@ MAX_PIXELS = 100_000_000  # a 12,000 x 8,000 scan passes; a decompression bomb i
 Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
 
 Augment = Literal["auto", "none", "flip", "crop", "cutout_randaugment"]
+View = tuple[float, float, float, float]
+"""Where in an image its augmented version lies: left, top, right, bottom in [0, 1]; left > right if mirrored."""
+WHOLE: View = (0.0, 0.0, 1.0, 1.0)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
@@ -71,18 +74,26 @@ class Transform:
     crop_area: tuple[float, float] = (0.5, 1.0)
 
     def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> Tensor:
+        return self.with_view(image, random)[0]
+
+    def with_view(self, image: Image.Image, random: np.random.Generator | None = None) -> tuple[Tensor, View]:
+        """The result, and where in the image it lies. What RandAugment shears or turns the view does not say."""
         how = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-        box = None
+        box, view = None, WHOLE
         if self.augment == "crop" and random is not None:
             box = _random_box(image.size, self.crop_area, random)
+            width, height = image.size
+            view = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
         if image.size != (self.size, self.size) or box is not None:
             image = image.resize((self.size, self.size), how, box=box)
         if self.augment == "cutout_randaugment" and random is not None:
             image = cutout_randaugment(image, random)
         pixels = np.asarray(image)  # [H, W, 3]
+        left, top, right, bottom = view
         if self.augment in ("flip", "crop") and random is not None and random.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # [3, H, W]
+            pixels, left, right = pixels[:, ::-1], right, left
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # [3, H, W]
+        return tensor, (left, top, right, bottom)
 
 
 def _random_box(

@@ -15,22 +15,26 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, Unreadable, random_for, to_image
+from plures.data.images import Transform, Unreadable, View, random_for, to_image
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B rows. inputs: uint8 images [B, 3, H, W] or features [B, P, D]; labels: int8 [B, K]; index: int64 [B]."""
+    """B rows. inputs: uint8 images [B, 3, H, W] or features [B, P, D]; labels: int8 [B, K]; index: int64 [B].
+
+    views: float32 [B, 4], where in its image each input lies (`images.View`), or None: the whole image as it is.
+    """
 
     inputs: Tensor
     labels: Tensor
     index: Tensor
+    views: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
         moved = (t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.index))
-        return Batch(*moved)
+        return Batch(*moved, None if self.views is None else self.views.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class FeatureBatches:
             yield Batch(inputs, self._labels[index], index)
 
 
-class _Rows(TorchDataset[Tensor | Unreadable]):
+class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
     """One item a (epoch, row); an unreadable image comes back as a value, so that it crosses processes whole."""
 
     def __init__(self, dataset: Dataset, transform: Transform, seed: int) -> None:
@@ -83,14 +87,14 @@ class _Rows(TorchDataset[Tensor | Unreadable]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, int]) -> Tensor | Unreadable:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, View] | Unreadable:
         epoch, row = item
         try:
             image = to_image(self.dataset.images[row])
         except Unreadable as error:
             return error
         random = None if self.transform.augment == "none" else random_for(self.seed, epoch, row)
-        return self.transform(image, random)
+        return self.transform.with_view(image, random)
 
 
 class _EpochRows:
@@ -107,9 +111,14 @@ class _EpochRows:
             yield [(self.epoch, int(row)) for row in rows]
 
 
-def _stack(items: list[Tensor | Unreadable]) -> Tensor | list[Unreadable]:
-    bad = [item for item in items if isinstance(item, Unreadable)]
-    return bad if bad else torch.stack(items)  # type: ignore[arg-type]
+def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
+    images, views = [], []
+    for item in items:
+        if isinstance(item, Unreadable):
+            return item
+        images.append(item[0])
+        views.append(item[1])
+    return torch.stack(images), torch.tensor(views, dtype=torch.float32)  # [B, 3, H, W], [B, 4]
 
 
 class ImageBatches:
@@ -137,11 +146,11 @@ class ImageBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         self._sampler.epoch = epoch
-        for rows, images in zip(self.order.batches(epoch), self._loader, strict=True):
-            if not isinstance(images, Tensor):
-                raise images[0]
+        for rows, loaded in zip(self.order.batches(epoch), self._loader, strict=True):
+            if isinstance(loaded, Unreadable):
+                raise loaded
             index = torch.from_numpy(rows)
-            yield Batch(images, self._labels[index], index)
+            yield Batch(loaded[0], self._labels[index], index, loaded[1])
 
 
 def default_workers(dataset: Dataset) -> int:

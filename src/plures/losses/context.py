@@ -11,11 +11,12 @@ from plures.labels import Labels, TensorLabels
 from plures.models.output import Output
 from plures.shelf import Shelf
 
-Need = Literal["embeddings", "attention", "region_logits", "label_state"]
+Need = Literal["embeddings", "attention", "region_logits", "label_state", "views"]
+FROM_TRAINING: frozenset[Need] = frozenset({"label_state", "views"})  # given by the loop, not by a head
 
 
 class LabelState(Protocol):
-    """An [N, K] memory that a loss keeps about the training labels, one row a training image.
+    """An [N, K] (or [N, K, ...]) memory that a loss keeps about the training labels, one row a training image.
 
     `rows` gives the rows of a batch; for a learned memory the result is a leaf whose gradient the training loop
     applies after the backward pass. `write` replaces rows at once, without gradient.
@@ -32,6 +33,8 @@ class Context:
 
     epoch: 0-based; epochs: how many there will be; progress: share of all training steps done, in [0, 1].
     index: [B], row of each image in the training set; label_state: the memory of a loss that asked for one.
+    views: [B, 4], where in its image each input lies after augmentation: left, top, right, bottom in [0, 1], left
+      and right exchanged if mirrored; None: the whole image as it is. Regions' boxes are shares of this view.
     """
 
     epoch: int = 0
@@ -39,6 +42,7 @@ class Context:
     progress: float = 0.0
     index: Tensor | None = None
     label_state: LabelState | None = None
+    views: Tensor | None = None
 
 
 @runtime_checkable
@@ -81,7 +85,16 @@ class RemembersLabels(Protocol):
 
     learned: ClassVar[bool]
 
-    def initial_state(self, labels: Labels, seed: int) -> Tensor: ...  # the training labels -> [N, K] float32
+    def initial_state(self, labels: Labels, seed: int) -> Tensor: ...
+
+    # the training labels -> [N, K, ...]; kept in this dtype: float32, or float16 if it is only written
+
+
+@runtime_checkable
+class CarriesState(Protocol):
+    """A loss whose label state goes over from the frozen phase of training to the end-to-end phase."""
+
+    def carry_state(self, values: Tensor) -> Tensor: ...  # of the best frozen epoch, [N, K] -> initial one, [N, K]
 
 
 @runtime_checkable

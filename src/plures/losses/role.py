@@ -29,6 +29,7 @@ from plures.losses.state import rows_of
 from plures.models.output import Output
 
 UNKNOWN_AT_MOST, OBSERVED_AT = 0.6, 0.995  # probabilities of the first estimates, as in the official code
+CARRIED_WITHIN = 1e-5  # how close to 0 or 1 an estimate may come that is carried to the next phase
 
 
 @losses.part("role", title="Regularised online label estimation", source="Cole et al. 2021, arXiv 2106.09708")
@@ -65,6 +66,12 @@ class OnlineLabelEstimation:
         state[torch.from_numpy(labels.present)] = known
         state[torch.from_numpy(labels.absent)] = -known
         return state
+
+    def carry_state(self, values: Tensor) -> Tensor:
+        """The estimates of the best frozen epoch go on end to end, as probabilities cut at 1e-5 and 1 - 1e-5; the
+        official LinearInit does so, and what was observed is not set anew."""
+        bound = _logit(1 - CARRIED_WITHIN)
+        return values.clamp(-bound, bound)
 
     def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,9 +24,9 @@ from plures.data.loading import FeatureBatches, ImageBatches
 from plures.errors import WorkFailed
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import ActsAfterEpoch, Context, Loss, RemembersLabels
+from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, RemembersLabels
 from plures.models.output import Output, Tokens
-from plures.training.label_state import LabelMemory
+from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
 from plures.training.progress import Watch
 from plures.training.schedules import Schedule, schedules
@@ -64,10 +65,17 @@ class Step(nn.Module):
         self.maps = bool({"attention", "region_logits"} & set(loss.needs))
 
     def forward(
-        self, inputs: Tensor, labels: Tensor, index: Tensor, epoch: int, epochs: int, progress: float
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        views: Tensor | None,
+        epoch: int,
+        epochs: int,
+        progress: float,
     ) -> dict[str, Tensor]:
         output: Output = self.net(inputs, maps=self.maps)
-        context = Context(epoch, epochs, progress, index, self.memory)
+        context = Context(epoch, epochs, progress, index, self.memory, views)
         return self.loss(output, TensorLabels(labels), context)
 
 
@@ -109,6 +117,8 @@ class Phase:
     epochs: int
     lr: float
     in_order: Batches  # the training rows in order, for losses that look at all of them after an epoch
+    memory_from: Path | None = None  # file with the label memory to begin with, which `memory_to` wrote
+    memory_to: Path | None = None  # file for the label memory of the best epoch, for the next phase
     best: Best = field(default_factory=Best)
 
 
@@ -150,6 +160,8 @@ def fit(
         if phase.best.better(score):
             phase.best = Best(score, epoch)
             keeper.keep_best(net)
+            if phase.memory_to is not None and machine.memory is not None:
+                machine.memory.save(phase.memory_to)
         record |= {**metrics, "best_epoch": phase.best.epoch}
         keeper.keep_state(_state(phase, epoch, machine, fabric), record)
         watch.epoch(record)
@@ -171,7 +183,8 @@ def train_epoch(
         with _clear_errors(phase.name, epoch):
             batch = batch.to(fabric.device)
             progress = done / (phase.epochs * steps)
-            terms = machine.module(batch.inputs, batch.labels, batch.index, epoch, phase.epochs, progress)
+            given = (batch.inputs, batch.labels, batch.index, batch.views)
+            terms = machine.module(*given, epoch, phase.epochs, progress)
             total = torch.stack(list(terms.values())).sum()
             scale = _loss_scale(fabric)
             fabric.backward(total)
@@ -239,8 +252,10 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
     e, memory = experiment, None
     if isinstance(loss, RemembersLabels):
         state = loss.initial_state(phase.train_labels, e.seed)
+        if phase.memory_from is not None and isinstance(loss, CarriesState):
+            state = loss.carry_state(load_table(phase.memory_from, state.shape))
         dense = getattr(loss, "dense_adam", False)
-        memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dense_adam=dense)
+        memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dtype=state.dtype, dense_adam=dense)
     step: nn.Module = Step(phase.net, loss, memory)
     step = step.to(memory_format=torch.channels_last if e.channels_last else torch.contiguous_format)
     groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)

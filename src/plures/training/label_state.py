@@ -1,9 +1,9 @@
 """LabelMemory: the [N, K] memory that a loss keeps about the training labels, one row a training image.
 
-ROLE's estimates, pseudo-labels, corrections and running predictions all live here. A learned memory is trained by its
-own Adam: lazily by default (only the rows of the batch move; each row has its own moments and its own step count for
-the bias correction), or densely as torch.optim.Adam on the whole table would (`dense_adam`: rows drift between visits
-as their momentum dies away; every step then costs time in proportion to N).
+ROLE's estimates, pseudo-labels, corrections, running predictions and running heat maps [N, K, ...] all live here. A
+learned memory is trained by its own Adam: lazily by default (only the rows of the batch move; each row has its own
+moments and its own step count for the bias correction), or densely as torch.optim.Adam on the whole table would
+(`dense_adam`: rows drift between visits as their momentum dies away; every step then costs time in proportion to N).
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plures.errors import PluresError
+from plures.files import writing
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own, which the official ROLE code uses
 IN_MEMORY_AT_MOST = 4 * 2**30  # bytes
@@ -26,7 +29,8 @@ IN_MEMORY_AT_MOST = 4 * 2**30  # bytes
 class LabelMemory:
     """A table [N, K] with rows to read, write and (if learned) train. Implements `losses.context.LabelState`.
 
-    initial: [N, K]. learned: rows carry gradient, which `apply_gradient` turns into an Adam step.
+    initial: [N, K], or [N, K, ...] if it is only written. learned: rows carry gradient, which `apply_gradient` turns
+    into an Adam step.
     device: where the table lives. dtype: float32, or float16 for a table that is only written.
     in_memory_at_most: a table (with its moments) of more bytes lives in a memory-mapped file in `folder` (None: a
     temporary one) and on the CPU, whatever the device.
@@ -45,15 +49,15 @@ class LabelMemory:
         in_memory_at_most: int = IN_MEMORY_AT_MOST,
         folder: Path | None = None,
     ) -> None:
-        if initial.ndim != 2:
-            raise ValueError(f"a label state is [N, K], got {tuple(initial.shape)}")
+        if initial.ndim < 2 or (learned and initial.ndim > 2):
+            what = "[N, K]" if learned else "[N, K] or [N, K, ...]"
+            raise ValueError(f"a label state is {what}, got {tuple(initial.shape)}")
         if learned and dtype != torch.float32:
             raise ValueError(f"a learned label state is float32, got {dtype}: half precision swallows small steps")
         if dense_adam and not learned:
             raise ValueError("dense_adam is for a learned label state")
-        N, K = initial.shape
         self.learned = learned
-        bytes_needed = N * K * (dtype.itemsize + (8 if learned else 0))
+        bytes_needed = initial.numel() * (dtype.itemsize + (8 if learned else 0))
         self._folder: Any = None
         self._path: Path | None = None
         self._device = torch.device(device)
@@ -61,29 +65,29 @@ class LabelMemory:
             self._device = torch.device("cpu")
             self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="label-state-")
             self._path = Path(self._folder.name)
-        self._table = self._zeros("table", (N, K), dtype)
+        self._table = self._zeros("table", initial.shape, dtype)
         self._table.copy_(initial)
         self._first, self._second, self._visits = (None, None, None)
         self._adam: torch.optim.Adam | None = None
         if dense_adam:
             self._adam = torch.optim.Adam([nn.Parameter(self._table)], betas=(BETA1, BETA2), eps=ADAM_EPS)
         elif learned:
-            self._first = self._zeros("first", (N, K), torch.float32)
-            self._second = self._zeros("second", (N, K), torch.float32)
-            self._visits = torch.zeros(N, dtype=torch.int32, device=self._device)
+            self._first = self._zeros("first", initial.shape, torch.float32)
+            self._second = self._zeros("second", initial.shape, torch.float32)
+            self._visits = torch.zeros(len(initial), dtype=torch.int32, device=self._device)
         self._read: list[tuple[Tensor, Tensor]] = []  # index [B] and leaf [B, K] of every read since the last step
 
-    def _zeros(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def _zeros(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if self._path is None:
             return torch.zeros(shape, dtype=dtype, device=self._device)
-        cells = shape[0] * shape[1]
+        cells = shape.numel()
         with open(self._path / name, "wb") as file:
             file.truncate(cells * dtype.itemsize)  # a sparse file: zeros cost no disk until written
         return torch.from_file(str(self._path / name), shared=True, size=cells, dtype=dtype).view(shape)
 
     @property
     def shape(self) -> torch.Size:
-        """[N, K]."""
+        """[N, K], or [N, K, ...]."""
         return self._table.shape
 
     @property
@@ -92,7 +96,7 @@ class LabelMemory:
         return self._path is not None
 
     def rows(self, index: Tensor) -> Tensor:
-        """index [B] -> float32 [B, K] on the index's device; a leaf that wants gradient if the memory is learned."""
+        """index [B] -> float32 [B, K, ...] on the index's device; a leaf that wants gradient if this is learned."""
         values = self._table[index.to(self._device)].to(index.device, torch.float32)
         if self.learned and torch.is_grad_enabled():
             values.requires_grad_()
@@ -101,7 +105,7 @@ class LabelMemory:
 
     @torch.no_grad()
     def write(self, index: Tensor, values: Tensor) -> None:
-        """Replace rows index [B] by values [B, K], without gradient."""
+        """Replace rows index [B] by values [B, K, ...], without gradient."""
         index, values = _from_all_processes(index.to(self._device), values.detach().to(self._device))
         self._table[index] = values.to(self._table.dtype)
 
@@ -153,6 +157,11 @@ class LabelMemory:
         self._second[index] = torch.where(usable, second, self._second[index])
         self._visits[index] = torch.where(usable[:, 0], visits, visits - 1)
 
+    def save(self, path: Path) -> None:
+        """Write the table alone, for a later phase of training to begin with; see `load_table`."""
+        with writing(path) as temporary:
+            save_file({"table": self._table.detach().contiguous()}, temporary)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs: the table and the moments (the tensors themselves, not copies)."""
         state: dict[str, Any] = {"table": self._table}
@@ -179,12 +188,23 @@ class LabelMemory:
                 mine[name].copy_(value)
 
 
+def load_table(path: Path, shape: torch.Size) -> Tensor:
+    """The table that `LabelMemory.save` wrote. Raises PluresError if it is not there or of another shape."""
+    try:
+        table = load_file(path)["table"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise PluresError(f"{path}: no label state to begin with ({error}); train the frozen phase again") from None
+    if table.shape != shape:
+        raise PluresError(f"{path}: a label state of shape {tuple(table.shape)}, this run wants {tuple(shape)}")
+    return table
+
+
 def _processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _from_all_processes(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """index [B], values [B, K] of this process -> those of all processes, in the order of their ranks."""
+    """index [B], values [B, ...] of this process -> those of all processes, in the order of their ranks."""
     world = _processes()
     if world == 1:
         return index, values
@@ -194,9 +214,9 @@ def _from_all_processes(index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     dist.all_gather(sizes, torch.tensor([len(index)], device=wanted))
     longest = int(max(int(size) for size in sizes))
     indices = [index.new_zeros(longest) for _ in range(world)]
-    rows = [values.new_zeros(longest, values.shape[1]) for _ in range(world)]
+    rows = [values.new_zeros(longest, *values.shape[1:]) for _ in range(world)]
     dist.all_gather(indices, torch.cat([index, index.new_zeros(longest - len(index))]))
-    dist.all_gather(rows, torch.cat([values, values.new_zeros(longest - len(values), values.shape[1])]))
+    dist.all_gather(rows, torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])]))
     counts = [int(size) for size in sizes]
     return (
         torch.cat([one[:n] for one, n in zip(indices, counts, strict=True)]).to(home),

@@ -16,7 +16,7 @@ from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
-from plures.losses.context import ChecksLabels, PreparesForLabels
+from plures.losses.context import FROM_TRAINING, CarriesState, ChecksLabels, PreparesForLabels
 from plures.models.model import Model, build_model, load, save
 from plures.models.parts import heads
 from plures.training.data import Prepared, Select, prepare, selection
@@ -67,12 +67,17 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
     not what the loss assumes.
     """
     loss = losses.make(experiment.loss.name, **experiment.loss.options)
-    missing = set(loss.needs) - {"label_state"} - set(head.gives)  # type: ignore[arg-type]
+    missing = set(loss.needs) - FROM_TRAINING - set(head.gives)  # type: ignore[arg-type]
     if missing:
         able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
         raise PluresError(
             f"loss '{experiment.loss.name}' needs {' and '.join(sorted(missing))}, which head"
             f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
+        )
+    if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
+        raise PluresError(
+            f"loss '{experiment.loss.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
+            " and turns the image; use augment=crop or flip"
         )
     if isinstance(loss, ChecksLabels):
         loss.check(labels)
@@ -106,6 +111,9 @@ def _tensorboard() -> Any:
     except ImportError:
         raise PluresError('tensorboard=true wants the tensorboard package: pip install "plures[track]"') from None
     return SummaryWriter
+
+
+LABEL_STATE = "label_state.safetensors"  # of the frozen phase's best epoch, for losses that carry it over
 
 
 class Training:
@@ -165,6 +173,7 @@ class Training:
         make = self._feature_batches if frozen else self._image_batches
         val = self.prepared.val
         self.val_batches = None if val is None else make(val, Order(len(val), 64))
+        kept = self.run.path / LABEL_STATE if isinstance(self.loss, CarriesState) else None
         net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
         return Phase(
             name=name,
@@ -176,6 +185,8 @@ class Training:
             epochs=e.frozen_epochs if frozen and e.mode != "frozen" else e.epochs,
             lr=e.frozen_lr if frozen and e.mode != "frozen" else e.lr,
             in_order=make(train, Order(len(train), 64)),
+            memory_from=kept if number > 0 else None,
+            memory_to=kept if frozen and e.mode != "frozen" else None,
         )
 
     def _image_batches(self, dataset: Dataset, order: Order) -> Batches:

@@ -1,0 +1,62 @@
+"""The linear head: its maps average to its logits, and BoostLU multiplies what is above zero, also when loaded."""
+
+import pytest
+import torch
+
+from plures.errors import PluresError
+from plures.labels import Labels
+from plures.losses import losses
+from plures.models.linear import Linear
+from plures.models.model import build_model, load, save
+from plures.models.output import Tokens, grid_boxes
+from plures.models.parts import heads
+
+
+def by_hand(boost):
+    """One feature, two classes with weights 1 and -1 and biases 0 and 1; regions say 2, -1, 0, 3."""
+    head = Linear(1, 2, boost=boost)
+    with torch.no_grad():
+        head.classifier.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        head.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+    tokens = Tokens(torch.tensor([[[2.0], [-1.0], [0.0], [3.0]]]), grid_boxes(2, 2))
+    return head(tokens), head(tokens, maps=False)
+
+
+def test_boost_by_hand():
+    plain, _ = by_hand(1)
+    assert plain.logits.tolist() == [[1.0, 0.0]]
+    boosted, without_maps = by_hand(5)
+    assert boosted.region_logits.tolist() == [[[10.0, -1.0, 0.0, 15.0], [-1.0, 10.0, 5.0, -2.0]]]
+    assert boosted.logits.tolist() == without_maps.logits.tolist() == [[6.0, 3.0]]
+    assert without_maps.region_logits is None
+
+
+def test_a_boosted_head_wants_all_tokens_and_a_plain_one_their_mean():
+    assert Linear(3, 2).mean_is_enough
+    assert not Linear(3, 2, boost=5).mean_is_enough
+
+
+def test_the_boost_is_kept_at_test(tmp_path):
+    model = build_model("small_conv", "linear", ("a", "b"), head_options={"boost": 5})
+    save(model, tmp_path)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(load(tmp_path)(images).logits, model.eval()(images).logits)
+    assert load(tmp_path).head.boost == 5
+    with pytest.raises(PluresError, match=r"boost is a positive factor \(1: none, BoostLU: 5\), got 0"):
+        heads.make("linear", {"width": 2, "classes": 2}, boost=0)
+
+
+@pytest.mark.parametrize("name", ["ll_r", "ll_ct", "ll_cp"])
+def test_the_large_losses_train_it(name):
+    from plures.labels import TensorLabels
+    from plures.losses import Context
+    from plures.training.label_state import LabelMemory
+
+    labels = Labels(torch.tensor([[1, -1], [-1, 1]], dtype=torch.int8).numpy())
+    loss, head = losses.make(name, delta_rel=30.0), Linear(3, 2, boost=5)
+    memory = LabelMemory(loss.initial_state(labels, 0), learned=False) if name == "ll_cp" else None
+    output = head(Tokens(torch.randn(2, 4, 3), grid_boxes(2, 2)))
+    context = Context(epoch=2, epochs=5, index=torch.arange(2), label_state=memory)
+    sum(loss(output, TensorLabels(torch.from_numpy(labels.values)), context).values()).backward()
+    assert head.classifier.weight.grad.isfinite().all()
+    assert head.classifier.weight.grad.abs().sum() > 0

@@ -92,7 +92,9 @@ def test_every_recipe_is_valid(name):
     Experiment(**recipe.settings())
     for row in recipe.rows:
         Experiment(**recipe.settings(row))
-    assert set(recipe.published) | set(recipe.cost) <= set(recipe.rows)
+    assert set(recipe.published) | set(recipe.unverified) | set(recipe.cost) <= set(recipe.rows)
+    both = [(row, data) for row, numbers in recipe.unverified.items() for data in numbers]
+    assert not [at for at in both if at[1] in recipe.published.get(at[0], {})]
     assert recipe.command.startswith("plures train")
 
 

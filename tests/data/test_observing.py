@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plures.data.dataset import Boxes, Dataset
-from plures.data.observing import bias_weights, observe
+from plures.data.observing import bias_weights, mistake, observe
 from plures.errors import PluresError
 from plures.labels import Labels, observe_single_positive
 
@@ -47,6 +47,68 @@ def test_biases_change_what_is_kept(bias, share):
     observed = observe(given, "single_positive", bias=bias).present[1000:]
     assert (observed.sum(1) == 1).all()
     assert observed[:, 0].mean() == pytest.approx(share, abs=0.04)
+
+
+def test_wrong_positives():
+    given = data()
+    clean = observe(given, "single_positive", seed=3)
+    tenth, fifth = (observe(given, "single_positive", seed=3, wrong=share) for share in (0.1, 0.2))
+    able = given.labels.absent.any(1)  # the first quarter shows every class: nothing wrong can be said
+    assert not able[:750].any()
+    for observed, share in ((tenth, 0.1), (fifth, 0.2)):
+        assert (observed.present.sum(1) == 1).all()
+        assert not observed.absent.any()
+        wrong = (observed.present & given.labels.absent).any(1)
+        assert wrong[able].mean() == pytest.approx(share, abs=0.02)
+        assert (observed.values[~wrong] == clean.values[~wrong]).all()
+    assert (fifth.present & given.labels.absent)[(tenth.present & given.labels.absent)].all()  # more of the same
+    assert (observe(given, "single_positive", seed=3, wrong=0).values == clean.values).all()
+    with pytest.raises(PluresError, match=r"wrong is the share .* in \[0, 1\], got 20"):
+        observe(given, "single_positive", wrong=20)
+    positives = given.with_labels(Labels(np.where(given.labels.present, 1, -1).astype(np.int8)))
+    with pytest.raises(PluresError, match="wants classes known to be absent"):
+        observe(positives, "single_positive", wrong=0.1)
+
+
+def test_a_wrong_positive_replaces_one_of_several():
+    truth = Labels(np.tile(np.array([1, 1, 0, 0, 0], np.int8), (400, 1)))
+    observed = mistake(truth, truth, 1.0)
+    assert (observed.present.sum(1) == 2).all()
+    assert (observed.unknown.sum(1) == 1).all()
+    assert set(np.flatnonzero(observed.present.any(0))) == {0, 1, 2, 3, 4}
+
+
+def test_sources_know_only_their_own_classes():
+    truth = np.random.default_rng(0).integers(0, 2, (600, 10)).astype(np.int8)
+    given = Dataset([f"{i}.jpg" for i in range(600)], Labels(truth), tuple("abcdefghij"))
+    observed = observe(given, "sources", sources=3, known="all")
+    scopes, count = np.unique(~observed.unknown, axis=0, return_counts=True)
+    assert count.tolist() == [200, 200, 200]
+    assert scopes.sum(0).tolist() == [1] * 10  # each class belongs to one source
+    assert sorted(scopes.sum(1)) == [3, 3, 4]
+    assert (observed.values[~observed.unknown] == truth[~observed.unknown]).all()
+    one = observe(given, "sources", sources=3)
+    assert one.present.sum(1).max() == 1
+    assert not one.absent.any()
+    assert (one.present <= observed.present).all()
+    assert (one.present.any(1) == observed.present.any(1)).all()
+    common = observe(given, "sources", sources=3, shared=0.4, known="all")
+    assert ((~common.unknown).all(0)).sum() == 4
+    assert (~observe(given, "sources", sources=10, shared=0.9, known="all").unknown).sum() == 600
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": 0}, "from 1 to the 3 classes, got 0"),
+        ({"sources": 4}, "from 1 to the 3 classes, got 4"),
+        ({"shared": 1.0}, r"in \[0, 1\), got 1.0"),
+        ({"known": "some"}, "known is 'one' .* or 'all', got 'some'"),
+    ],
+)
+def test_wrong_sources_are_one_line(options, message):
+    with pytest.raises(PluresError, match=message):
+        observe(data(6), "sources", **options)
 
 
 def test_mistakes_are_one_line():

@@ -145,8 +145,9 @@ def test_a_run_of_a_recipe_is_known_as_such(tmp_path, monkeypatch, capsys):
     out = call("table", tmp_path / "run", "--recipe", "jouanneau2022", "--out", tmp_path / "t.csv")
     assert "missing" in out
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert [row["recipe"].split(":")[1] for row in rows] == ["bce", "an", "epr", "role", "wn"]
-    assert rows[4]["published"] == "60.4 (voc12), 63.2 (coco14)"
+    names = ["bce", "an", "epr", "role", "wn"]
+    assert [row["recipe"].split(":")[1] for row in rows] == names + [f"coco_{name}" for name in names]
+    assert [rows[i]["published"] for i in (4, 9)] == ["60.4 (voc12)", "63.2 (coco14)"]
     assert "epochs=1" in rows[4]["settings"]
     assert "embedder=small_conv" in rows[4]["settings"]
     assert len(rows[4]["labels"]) == 8

@@ -34,7 +34,8 @@ class Batch:
         if device.type == "cpu":
             return self
         moved = (t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.index))
-        return Batch(*moved, None if self.views is None else self.views.to(device, non_blocking=True))
+        views = None if self.views is None else self.views.to(device, non_blocking=True)
+        return Batch(*moved, views=views)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Boxes, Dataset
 from plures.errors import PluresError, did_you_mean
-from plures.labels import Bias, Labels, complete, observe_fraction, observe_none, observe_single_positive
+from plures.labels import (
+    PRESENT,
+    UNKNOWN,
+    Bias,
+    Labels,
+    complete,
+    observe_fraction,
+    observe_none,
+    observe_single_positive,
+)
 
 NEAREST = 1e-3  # of the image's side: a box right at the centre gets no infinite weight
 
@@ -20,7 +29,9 @@ def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
     """What is observed of the dataset's labels.
 
     mode full: all of them, which must be known; as_given: whatever is known; none: nothing; single_positive (options
-    seed, bias): one present label an image; fraction (options fraction, seed): each known label with a probability.
+    seed, bias, wrong): one present label an image; fraction (options fraction, seed): each known label with a
+    probability; sources (options sources, shared, known, seed): each image from one of several sources that knows
+    only its own classes.
     Pass the whole official training set, before a validation split is cut off, to draw as the MLSPL code does.
     Raises PluresError for an unknown mode or option, and for a bias that wants boxes where there are none.
     """
@@ -50,20 +61,73 @@ def _fraction(dataset: Dataset, fraction: float = 0.1, seed: int = 1200) -> Labe
     return observe_fraction(dataset.labels, fraction, seed)
 
 
-def _single_positive(dataset: Dataset, seed: int = 1200, bias: Bias = "uniform") -> Labels:
+def _single_positive(dataset: Dataset, seed: int = 1200, bias: Bias = "uniform", wrong: float = 0.0) -> Labels:
     if bias not in get_args(Bias):
         raise PluresError(f"unknown bias '{bias}'{did_you_mean(str(bias), get_args(Bias))}")
     weights = None if bias == "uniform" else bias_weights(dataset, bias)
-    return observe_single_positive(dataset.labels, seed, weights)
+    observed = observe_single_positive(dataset.labels, seed, weights)
+    return mistake(observed, dataset.labels, wrong, seed) if wrong else observed
+
+
+def _sources(
+    dataset: Dataset, sources: int = 3, shared: float = 0.0, known: Literal["one", "all"] = "one", seed: int = 1200
+) -> Labels:
+    if not (isinstance(sources, int) and 1 <= sources <= dataset.labels.classes):
+        raise PluresError(f"sources is a number from 1 to the {dataset.labels.classes} classes, got {sources!r}")
+    if not 0 <= shared < 1:
+        raise PluresError(f"shared is the share of classes that all sources know, in [0, 1), got {shared!r}")
+    if known not in ("one", "all"):
+        raise PluresError(f"known is 'one' (one present class an image) or 'all', got {known!r}")
+    vocabulary, source = vocabularies(len(dataset), dataset.labels.classes, sources, shared, seed)
+    inside = Labels(np.where(vocabulary[source], dataset.labels.values, np.int8(UNKNOWN)))
+    return inside if known == "all" else observe_single_positive(inside, seed)
 
 
 MODES: dict[str, Callable[..., Labels]] = {
     "full": _full,
     "single_positive": _single_positive,
     "fraction": _fraction,
+    "sources": _sources,
     "as_given": _as_given,
     "none": _none,
 }
+
+
+def mistake(observed: Labels, truth: Labels, wrong: float, seed: int = 1200) -> Labels:
+    """The observed labels with a share of the positives wrong: in `wrong` of the images that have an observed positive
+    and a class that is absent, one observed positive becomes unknown and a random absent class is said to be present.
+
+    The same draw for a larger `wrong` keeps the mistakes of a smaller one and adds to them.
+    """
+    if not 0 <= wrong <= 1:
+        raise PluresError(f"wrong is the share of images with a wrong positive, in [0, 1], got {wrong!r}")
+    if not truth.absent.any():
+        raise PluresError("supervision.wrong wants classes known to be absent, to name one falsely; these data have none")
+    generator = np.random.default_rng([seed, 1])
+    chance = generator.random(len(observed))
+    scores = generator.random((2, *observed.values.shape), dtype=np.float32)  # by lot: what is lost, what is said
+    able = observed.present.any(1) & truth.absent.any(1)
+    rows = np.flatnonzero(able & (chance < wrong))
+    values = observed.values.copy()
+    lost = np.where(observed.present, scores[0], -1).argmax(1)
+    said = np.where(truth.absent, scores[1], -1).argmax(1)
+    values[rows, lost[rows]] = UNKNOWN
+    values[rows, said[rows]] = PRESENT
+    return Labels(values)
+
+
+def vocabularies(
+    rows: int, classes: int, sources: int, shared: float, seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which classes each source knows, bool [S, K], and each image's source, [N]. Images are dealt to sources
+    evenly by lot; `shared` of the classes are known to all, the rest is dealt out evenly, each to one source."""
+    generator = np.random.default_rng([seed, 2])
+    order = generator.permutation(classes)
+    common = min(round(shared * classes), classes - sources)
+    vocabulary = np.zeros((sources, classes), np.bool_)
+    vocabulary[:, order[:common]] = True
+    vocabulary[np.arange(classes - common) % sources, order[common:]] = True
+    return vocabulary, generator.permutation(np.arange(rows) % sources)
 
 
 def bias_weights(dataset: Dataset, bias: Bias) -> NDArray[np.floating]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,10 @@ from plures.experiment import Experiment, read_yaml
 class Recipe:
     """A recipe file. experiment: settings common to its rows; rows: settings of each row of the table by name.
 
-    published: of each row, mAP in percent by data set. cost: of each row, estimates such as hours and gigabytes.
+    published: of each row, mAP in percent by data set; unverified: the same, but from memory or second hand, to be
+    checked before anyone relies on it. grid: settings over which the paper searched, each with its values (batch_size,
+    lr), best run by validation. pieces: settings that rows share, for YAML's anchors. cost: of each row, estimates such
+    as hours and gigabytes.
     """
 
     name: str
@@ -26,6 +30,9 @@ class Recipe:
     experiment: dict[str, Any]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
+    unverified: dict[str, dict[str, float]] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    pieces: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: str = ""
 
@@ -50,7 +57,19 @@ def load_recipe(name: str) -> Recipe:
     if name not in recipe_names():
         raise PluresError(f"unknown recipe '{name}'{did_you_mean(name, recipe_names())}")
     with resources.as_file(resources.files(__package__) / f"{name}.yaml") as path:
-        return Recipe(name=name, **read_yaml(path))
+        return _recipe(name, read_yaml(path))
+
+
+def _recipe(name: str, values: dict[str, Any]) -> Recipe:
+    """A recipe from the mapping in its file. Raises PluresError if an entry is missing or unknown."""
+    fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "name"}
+    for key in values:
+        if key not in fields:
+            raise PluresError(f"recipe '{name}': no entry '{key}' in recipes{did_you_mean(key, fields)}")
+    lacking = [key for key in ("title", "paper", "command", "hours", "experiment") if key not in values]
+    if lacking:
+        raise PluresError(f"recipe '{name}' lacks {', '.join(lacking)}")
+    return Recipe(name=name, **values)
 
 
 def recipe_settings(spec: str) -> dict[str, Any]:
@@ -58,7 +77,7 @@ def recipe_settings(spec: str) -> dict[str, Any]:
     if spec.endswith((".yaml", ".yml")):
         values = read_yaml(spec)
         if "experiment" in values:
-            return Recipe(name=Path(spec).stem, **values).settings()
+            return _recipe(Path(spec).stem, values).settings()
         return Experiment(**values).to_dict()
     name, _, row = spec.partition(":")
     return {**load_recipe(name).settings(row or None), "recipe": spec}

@@ -58,7 +58,7 @@ class Codebook(nn.Module):
             return (embeddings * self.classifier.weight).sum(-1) + self.classifier.bias
         scores = self.classifier(embeddings)  # S [B, K, K]: row l is label l's embedding, column k is class k
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        own = scores.diagonal(dim1=1, dim2=2).clone()  # [B, K]
-        scores.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
-        margin: Tensor = own - scores.logsumexp(-1)
+        own = scores.diagonal(dim1=1, dim2=2)  # [B, K]
+        same = torch.eye(scores.shape[2], dtype=torch.bool, device=scores.device)
+        margin: Tensor = own - scores.masked_fill(same, float("-inf")).logsumexp(-1)
         return margin

@@ -123,7 +123,7 @@ class Stage(nn.Module):
         """[B, before, H, W] -> tokens without the class token [B, P, D], rows, columns."""
         x, rows, columns = self.patch_embed(grid)
         if self.token:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x, rows, columns)
         return x[:, int(self.token) :], rows, columns
@@ -170,7 +170,7 @@ class CvT(nn.Module):
 
 def _grid(x: Tensor, rows: int, columns: int) -> Tensor:
     """[B, P, D] -> [B, D, rows, columns]."""
-    return x.transpose(1, 2).reshape(len(x), x.shape[2], rows, columns)
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], rows, columns)
 
 
 def _start(module: nn.Module) -> None:

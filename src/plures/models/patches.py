@@ -80,7 +80,7 @@ class Patches(nn.Module):
         levels = self._pyramid(images)
         grids = [(self._steps(level.shape[2]), self._steps(level.shape[3])) for level in levels]
         kept = [self._kept(rows * columns) for rows, columns in grids]
-        patches = images.new_empty(len(images), sum(map(len, kept)), self.patch, self.patch, images.shape[1])
+        patches = images.new_empty(images.shape[0], sum(map(len, kept)), self.patch, self.patch, images.shape[1])
         start = 0
         for level, (rows, columns), keep in zip(levels, grids, kept, strict=True):
             windows = level.unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)

@@ -59,23 +59,25 @@ class Attention(nn.Module):
         width, each = key.shape[2], key.shape[2] // self.heads
         q = self._split(F.linear(query, to_query, query_bias))  # [B or 1, heads, K, D / heads]
         q = torch.einsum("bhke,hed->bhkd", q / math.sqrt(each), to_key.view(self.heads, each, width)).flatten(1, 2)
-        scores = q.expand(len(key), -1, -1) @ key.transpose(1, 2)  # [B, heads K, P]
+        scores = q.expand(key.shape[0], -1, -1) @ key.transpose(1, 2)  # [B, heads K, P]
         shares = scores.softmax(-1)
         kept = F.dropout(shares, self.dropout, self.training).to(value.dtype)
-        found = (kept @ value).view(len(key), self.heads, -1, width)  # [B, heads, K, D]
+        found = (kept @ value).view(key.shape[0], self.heads, -1, width)  # [B, heads, K, D]
         attended = torch.einsum("bhkd,hed->bkhe", found, to_value.view(self.heads, each, width)).flatten(2)
         if self.training and self.dropout:  # shares that no longer sum to 1 take their part of the bias
-            total = kept.sum(-1).view(len(key), self.heads, -1).transpose(1, 2)  # [B, K, heads]
+            total = kept.sum(-1).view(key.shape[0], self.heads, -1).transpose(1, 2)  # [B, K, heads]
             attended = attended + total.repeat_interleave(each, 2) * value_bias
         else:
             attended = attended + value_bias
-        return self.out_proj(attended), shares.view(len(key), self.heads, -1, shares.shape[2]).mean(1) if maps else None
+        return self.out_proj(attended), shares.view(key.shape[0], self.heads, -1, shares.shape[2]).mean(1) if maps else None
 
     def _cheaper_unprojected(self, query: Tensor, key: Tensor) -> bool:
         """Whether fewer multiplications (counted per D and image) are needed without projected keys and values."""
         (asked, classes, width), (images, regions, _) = query.shape, key.shape
+        # an exported graph takes any number of images: one form for all, that of a query given for each
+        share = 1.0 if torch.compiler.is_exporting() else asked / images
         projected = 2 * regions * width + 2 * classes * regions
-        unprojected = (1 + asked / images) * classes * width + 2 * self.heads * classes * regions
+        unprojected = (1 + share) * classes * width + 2 * self.heads * classes * regions
         return unprojected < projected
 
     def _split(self, x: Tensor) -> Tensor:

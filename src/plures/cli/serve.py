@@ -1,0 +1,48 @@
+"""`plures serve`: a run's model behind HTTP, with a page to try it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cli.app import app, screen
+from plures.errors import PluresError
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name by which the server may be called; may be repeated.")
+    ] = None,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one photo.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of one request, its upload included.")] = 30,
+    max_queue: Annotated[int, typer.Option(min=1, help="Photos that may wait.")] = 256,
+    max_batch: Annotated[int, typer.Option(min=1, help="Photos scored at once.")] = 16,
+) -> None:
+    """Answer requests with scores, tags and heat maps, and show a page to drop photos on."""
+    try:
+        from plures.web.guard import allowed_hosts
+        from plures.web.serve import Limits, make_app
+        from plures.web.serve import serve as run_server
+    except ModuleNotFoundError as error:
+        raise PluresError(f'serving needs the package {error.name}: pip install "plures[web]"') from None
+    limits = Limits(
+        bytes=int(max_megabytes * 1e6),
+        pixels=int(max_megapixels * 1e6),
+        seconds=max_seconds,
+        queue=max_queue,
+        batch=max_batch,
+    )
+    server = make_app(run, limits, allowed_hosts(host, allow_host or ()))
+    shown = f"[{host}]" if ":" in host else host
+    screen.print(f"serving {run} on http://{shown}:{port}/ (Ctrl+C stops)", highlight=False)
+    with suppress(KeyboardInterrupt):  # the server says so itself after it has stopped
+        run_server(server, host, port, limits.seconds)
+    screen.print("stopped", highlight=False)

@@ -1,0 +1,63 @@
+"""Photos that strangers send: refused by size before they are decoded, decoded as everywhere else in plures."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from plures.data.images import Transform, Unreadable, open_image
+from plures.errors import PluresError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, which would start another program
+
+
+class Refused(PluresError):
+    """A request that cannot be answered: the HTTP status and a line for a person."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A decoded upload. pixels: uint8 [3, S, S] as the model wants it; width, height: of the photo, upright."""
+
+    name: str
+    width: int
+    height: int
+    pixels: Tensor
+
+
+class _Upload(io.BytesIO):
+    """An upload's bytes. It must not go by the name that a stranger gave it: `open_image` follows addresses."""
+
+    def __str__(self) -> str:
+        return "upload"
+
+
+def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> Photo:
+    """The photo in these bytes. Raises Refused: 413 too many pixels, 415 not an image, 422 a broken one."""
+    upload = _Upload(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(upload, formats=FORMATS) as image:
+                width, height = image.size
+    except UnidentifiedImageError:
+        raise Refused(415, f"{name}: not an image of a kind that is read here ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow's readers raise what they please on broken headers
+        raise Refused(422, f"{name}: cannot be decoded ({error})") from None
+    if width * height > max_pixels:
+        raise Refused(413, f"{name}: {width} x {height} pixels; at most {max_pixels:,} are taken")
+    if not width * height:
+        raise Refused(422, f"{name}: an image without pixels")
+    try:
+        picture = open_image(upload)  # type: ignore[arg-type]
+        return Photo(name, picture.width, picture.height, transform(picture))
+    except Unreadable as error:
+        raise Refused(422, f"{name}: {str(error).removeprefix('upload: ')}") from None

@@ -1,0 +1,300 @@
+"""Finding tags that are probably missing, and tags that look wrong: cells of the label table, ranked for review.
+
+`rank_missing` is a pure function of scores and labels; `suggest` finds the scores for a run and its data.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from plures.data.dataset import Dataset
+from plures.data.images import Transform, Unreadable, to_image
+from plures.data.read import read
+from plures.errors import PluresError, did_you_mean
+from plures.files import writing
+from plures.inference.cross_fitting import out_of_fold
+from plures.inference.heatmaps import overlay, paint, region_weights
+from plures.labels import Labels
+from plures.metrics.thresholds import sigmoid
+from plures.models.model import load
+from plures.training.data import prepare, with_splits
+from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
+from plures.training.progress import Watch
+from plures.training.run import Run
+
+Normalise = Literal["none", "prior"]
+Kind = Literal["missing", "wrong"]
+Floats = NDArray[np.float64]
+COLUMNS = ("image", "tag", "kind", "score", "rank", "method", "heatmap")
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One cell to look at. row, column: its place in the labels; rank: from 1, within its kind.
+
+    kind "missing": unknown, probably present; "wrong": known, but the scores say the opposite. score in [0, 1]: how
+    sure the ranking is, comparable within a kind and method only. heatmap: a picture of where the model saw it, or "".
+    """
+
+    row: int
+    column: int
+    image: str
+    tag: str
+    kind: Kind
+    score: float
+    rank: int
+    method: str
+    heatmap: str = ""
+
+
+def rank_missing(
+    probabilities: NDArray[np.floating],
+    labels: Labels,
+    *,
+    images: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    normalise: Normalise = "none",
+    top: int | None = None,
+    with_wrong: bool = False,
+    method: str = "scores",
+) -> list[Suggestion]:
+    """Rank the unknown cells by how probably the class is present; with_wrong: then the known ones that look wrong.
+
+    probabilities [N, K] of presence. normalise "none": by probability as it is; "prior": see `against_prior`, which
+    asks more evidence of frequent classes (on single positives measured to find fewer; for browsing every class).
+    Wrong cells are always ranked against the prior: by probability alone, every tag of a rare class looks wrong.
+    top: at most so many of each kind. images, classes: names; numbers stand in. method: how the probabilities came
+    about, for the file. Ties keep the order of the table.
+    """
+    if normalise not in get_args(Normalise):
+        raise PluresError(f"unknown normalisation '{normalise}'{did_you_mean(str(normalise), get_args(Normalise))}")
+    p = np.clip(np.asarray(probabilities, np.float64), TINY, 1 - TINY)  # [N, K]
+    if p.shape != labels.values.shape:
+        raise ValueError(f"probabilities {p.shape} for labels {labels.values.shape}")
+    if np.isnan(p).any():
+        raise ValueError("a probability is nan; only scored rows can be ranked")
+    relative = against_prior(p)
+    kinds: list[tuple[Kind, Floats, NDArray[np.bool_]]] = [
+        ("missing", p if normalise == "none" else relative, labels.unknown)
+    ]
+    if with_wrong:
+        opposite = np.where(labels.present, 1 - relative, relative)
+        kinds.append(("wrong", opposite, ~labels.unknown & (opposite > 0.5)))
+    return [
+        Suggestion(
+            row,
+            column,
+            str(row) if images is None else str(images[row]),
+            str(column) if classes is None else classes[column],
+            kind,
+            float(scores[row, column]),
+            rank,
+            method,
+        )
+        for kind, scores, cells in kinds
+        for rank, (row, column) in enumerate(_best(scores, cells, top), 1)
+    ]
+
+
+def against_prior(p: Floats) -> Floats:
+    """Probabilities [N, K] with each class's usual odds taken out: p/(1-p) over m/(1-m), m its mean; in [0, 1]."""
+    usual = p.mean(0)
+    odds = p / (1 - p) * (1 - usual) / usual
+    return np.asarray(odds / (1 + odds))
+
+
+def _best(scores: Floats, cells: NDArray[np.bool_], top: int | None) -> list[tuple[int, int]]:
+    """Row and column of the cells with the highest scores, best first."""
+    places = np.flatnonzero(cells)
+    values = scores.reshape(-1)[places]
+    if top is not None and top < len(places):
+        cut = np.partition(values, len(values) - top)[len(values) - top]
+        places, values = places[values >= cut], values[values >= cut]
+    order = places[np.argsort(-values, kind="stable")][:top]
+    return [(int(place) // scores.shape[1], int(place) % scores.shape[1]) for place in order]
+
+
+# ---------------------------------------------------------------------------------------------- for a run and its data
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Rows with their observed labels and probabilities [N, K]; method: how these came about, by row kind."""
+
+    dataset: Dataset
+    probabilities: Floats
+    method: str
+
+
+def suggest(
+    run: str | Path | Run,
+    data: str | None = None,
+    *,
+    top: int | None = 1000,
+    cross_fit: int | None = None,
+    with_wrong: bool = False,
+    normalise: Normalise = "none",
+    options: dict[str, Any] | None = None,
+    skip_bad: bool = False,
+    watch: Watch | None = None,
+) -> tuple[list[Suggestion], Dataset]:
+    """Tags that are probably missing in the run's own data, or in other data with the model's classes.
+
+    cross_fit: folds in which the training rows are scored by models that did not see their labels; 0: by the run's
+    own model. None: 5 if only a head is trained anew (mode=frozen), else 0. Where the loss kept an estimate of the
+    training labels (ROLE, pseudo-labels, running predictions), its logit is averaged with the scores of those rows.
+    Returns the suggestions and the dataset whose rows they count.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
+    names = [str(image) for image in scored.dataset.images] if not scored.dataset.in_memory else None
+    found = rank_missing(
+        scored.probabilities,
+        scored.dataset.labels,
+        images=names,
+        classes=scored.dataset.classes,
+        normalise=normalise,
+        top=top,
+        with_wrong=with_wrong,
+        method=scored.method,
+    )
+    return found, scored.dataset
+
+
+def score(
+    run: Run,
+    data: str | None,
+    *,
+    cross_fit: int | None,
+    options: dict[str, Any],
+    skip_bad: bool,
+    watch: Watch | None = None,
+) -> Scored:
+    """The probabilities that `suggest` ranks by."""
+    e = run.experiment
+    folds = (5 if e.mode == "frozen" else 0) if cross_fit is None else cross_fit
+    fabric = make_fabric(e)
+    model = load(run.path).to(fabric.device)
+    dataset, training = _rows(run, data, model.classes, options, skip_bad)
+    logits = np.asarray(logits_of_dataset(model, dataset, e, fabric), np.float64)
+    words = ["model"]
+    if folds and len(training):
+        logits[training] = out_of_fold(run, dataset.take(training), folds, seed=e.seed, watch=watch)
+        words.append(f"cross-fit {folds}")
+    state = None if data is not None else label_state(run, len(training), len(dataset.classes))
+    if state is not None:
+        logits[training] = (logits[training] + state) / 2
+        words.append("label state")
+    return Scored(dataset, sigmoid(logits), " + ".join(words))
+
+
+def _rows(
+    run: Run, data: str | None, classes: tuple[str, ...], options: dict[str, Any], skip_bad: bool
+) -> tuple[Dataset, NDArray[np.int64]]:
+    """The rows to look at with the labels that training may see of them, and which of them the run trained on."""
+    if data is None:
+        whole = own_data(run, options, skip_bad)
+        prepared = prepare(run.experiment, whole)
+        assert whole.splits is not None
+        values = whole.labels.values.copy()
+        values[whole.splits == "train"] = prepared.train.labels.values
+        if prepared.val_observed is not None:
+            values[whole.splits == "val"] = prepared.val_observed.values
+        return whole.with_labels(Labels(values)), np.flatnonzero(whole.splits == "train")
+    dataset = match_classes(read(data, skip_bad=skip_bad, verify=True, **options), classes)
+    if run.imported or dataset.in_memory:
+        return dataset, np.empty(0, np.int64)
+    own = with_splits(read(run.experiment.data.name, skip_bad=True, **run.experiment.data.options), run.experiment)
+    if own.in_memory:
+        return dataset, np.empty(0, np.int64)
+    seen = {os.path.abspath(str(image)) for image in own.split("train").images}
+    known = [row for row, image in enumerate(dataset.images) if os.path.abspath(str(image)) in seen]
+    return dataset, np.array(known, np.int64)
+
+
+def label_state(run: Run, rows: int, classes: int) -> Floats | None:
+    """What the run's loss thought of the training labels at the end, as logits [N, K]; None where it kept nothing.
+
+    ROLE learns logits; the other losses keep probabilities or codes, which are taken as logits of at most +-4.
+    """
+    checkpoint = run.load_checkpoint()
+    memory = None if checkpoint is None else checkpoint.get("memory")
+    if not memory or tuple(memory["table"].shape) != (rows, classes):
+        return None
+    table = memory["table"].double().numpy()
+    if run.experiment.loss.name == "role":
+        return np.asarray(table)
+    if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
+        return None  # codes of some other kind: not a belief about the label
+    p = np.clip(table, 0.018, 0.982)
+    return np.asarray(np.log(p / (1 - p)))
+
+
+# --------------------------------------------------------------------------------------------------- file and pictures
+
+
+def write_suggestions(suggestions: Sequence[Suggestion], path: str | Path, dataset: Dataset) -> None:
+    """Write COLUMNS as .csv or .tsv; paths of images and heat maps start from the file's folder."""
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise PluresError(f"{path}: cannot tell the format from '{path.suffix}'; use .csv or .tsv")
+    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for s in suggestions:
+            image = s.image if dataset.in_memory else _from(path, s.image)
+            heat = _from(path, s.heatmap) if s.heatmap else ""
+            writer.writerow([image, s.tag, s.kind, f"{s.score:.6f}", s.rank, s.method, heat])
+
+
+def _from(file: Path, target: str) -> str:
+    return Path(os.path.relpath(target, file.parent)).as_posix()
+
+
+def draw_heatmaps(
+    run: str | Path, suggestions: Sequence[Suggestion], dataset: Dataset, folder: Path
+) -> list[Suggestion]:
+    """A picture of each suggestion, RANK.KIND.IMAGE.TAG.jpg, at the photo's size; gives them back with `heatmap`."""
+    draw = heat_drawer(run)
+    drawn = []
+    for s in suggestions:
+        stem = re.sub(r"[^\w.-]+", "_", f"{s.rank:05d}.{s.kind}.{Path(s.image).stem}.{s.tag}")
+        path = folder / f"{stem}.jpg"
+        picture = draw(to_image(dataset.images[s.row]), s.tag, s.score)
+        with writing(path) as temporary:
+            picture.save(temporary, format="JPEG", quality=88)
+        drawn.append(replace(s, heatmap=str(path)))
+    return drawn
+
+
+def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], Image.Image]:
+    """A function: photo, tag, score -> the photo with the heat of the run's model over it, and both words on top.
+
+    The function raises Unreadable for a tag that the model does not know; PluresError if the head gives no heat maps.
+    """
+    model = load(run)
+    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
+
+    @torch.inference_mode()
+    def draw(photo: Image.Image, tag: str, score: float | None = None) -> Image.Image:
+        if tag not in model.classes:
+            raise Unreadable(f"the model does not know '{tag}'")
+        output = model(transform(photo)[None])
+        weights = region_weights(output)[0, model.classes.index(tag)].float().numpy()  # [P]
+        assert output.boxes is not None
+        heat = paint(weights, output.boxes.float().numpy(), photo.height, photo.width)
+        return overlay(photo, heat, tag, score)
+
+    return draw

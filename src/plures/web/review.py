@@ -1,0 +1,259 @@
+"""The review page: photo, tag and heat map; each answer is kept at once. FastAPI around a Review."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment, PackageLoader, select_autoescape
+from pydantic import BaseModel, ConfigDict, Field
+
+from plures.data.dataset import Dataset
+from plures.data.images import Unreadable
+from plures.data.read import read
+from plures.errors import PluresError
+from plures.web.decisions import Answer, Decision, Decisions, Outcome
+from plures.web.guard import LOOPBACK_NAMES, Guard
+from plures.web.pictures import Pictures
+from plures.web.questions import Question, draw_sample, read_suggestions
+from plures.web.table_edit import key_of
+
+STATIC = Path(__file__).parent / "static"
+FILES = {"review.js": "text/javascript", "review.css": "text/css"}
+Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+Short = Annotated[str, Field(max_length=1000)]
+
+
+class Asked(BaseModel):
+    """One answer from the page: to a question (its number), or to all classes of an image of the sample (its row)."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Identifier
+    question: int | None = None
+    row: int | None = None
+    answers: dict[Short, Answer] = Field(min_length=1, max_length=20_000)
+    versions: dict[Short, int] = Field(max_length=20_000)
+
+
+class Told(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    tab: Identifier
+    decisions: list[Asked] = Field(min_length=1, max_length=200)
+
+
+class Undo(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    tab: Identifier
+    id: Identifier
+
+
+class Review:
+    """One review of a table: its questions or its sample of images, and the decisions about them.
+
+    suggestions: a file that `plures suggest` wrote. sample: how many images to ask every class of, for a clean
+    validation set; their rows get split=val. Raises PluresError if there is nothing to ask.
+    """
+
+    def __init__(
+        self, table: Path, suggestions: Path | None = None, *, run: Path | None = None, sample: int = 0, seed: int = 0
+    ) -> None:
+        if (suggestions is None) == (sample == 0):
+            raise PluresError("say what to ask: SUGGESTIONS (from `plures suggest`), or --sample 200; one of the two")
+        self.table = table
+        self.decisions = Decisions(table)
+        try:
+            self.dataset: Dataset = read(f"table:{table}", labelled=False)
+            self.questions: list[Question] = []
+            self.sample: list[int] = []
+            if suggestions is not None:
+                self.questions = read_suggestions(suggestions, self.dataset, table)
+                self.decisions.know(self.dataset, [q.row for q in self.questions], [[q.tag] for q in self.questions])
+            else:
+                self.sample = self._sample(sample, seed)
+                self.decisions.know(self.dataset, self.sample, [list(self.dataset.classes)] * len(self.sample))
+            if not self.questions and not self.sample:
+                raise PluresError(f"{suggestions}: no suggestions; nothing to ask")
+        except BaseException:
+            self.decisions.close()
+            raise
+        self.pictures = Pictures(self.dataset, suggestions.parent if suggestions else None, run)
+        self.of_tag: dict[str, list[Question]] = {}
+        for question in self.questions:
+            self.of_tag.setdefault(question.tag, []).append(question)
+
+    def _sample(self, size: int, seed: int) -> list[int]:
+        """The rows of the sample; those drawn before come first, so that a review goes on where it was left."""
+        if not self.dataset.classes:
+            raise PluresError(f"{self.table}: no image carries a tag yet, so there are no classes to ask for")
+        place = {key_of(str(image), self.table): row for row, image in enumerate(self.dataset.images)}
+        drawn = [key for entry in self.decisions.journal.entries for key in entry.get("sample", ())]
+        rows = [place[key] for key in drawn if key in place][:size]
+        if len(rows) < size:
+            new = draw_sample(self.dataset, size - len(rows), seed, without=rows)
+            keys = [key_of(str(self.dataset.images[row]), self.table) for row in new]
+            self.decisions.journal.append([{"sample": keys, "seed": seed}])
+            rows += new
+        return rows
+
+    # --------------------------------------------------------------------------------------------- what the page asks
+
+    def state(self) -> dict[str, Any]:
+        """What is asked and how far it is."""
+        if self.sample:
+            done = sum(self._image_done(row) for row in self.sample)
+            classes, total = [], len(self.sample)
+        else:
+            classes = [
+                {"tag": tag, "total": len(questions), "done": sum(map(self._done, questions))}
+                for tag, questions in self.of_tag.items()
+            ]
+            done, total = sum(c["done"] for c in classes), len(self.questions)
+        return {
+            "mode": "sample" if self.sample else "suggestions",
+            "table": self.table.name,
+            "done": done,
+            "total": total,
+            "classes": classes,
+            "failure": self.decisions.failure,
+        }
+
+    def items(self, tag: str, limit: int, skip: Collection[int]) -> list[dict[str, Any]]:
+        """The next questions (of a tag, or of all) that have no answer; `skip`: those the page has already."""
+        asked = self.of_tag.get(tag, []) if tag else self.questions
+        found: list[dict[str, Any]] = []
+        for question in asked:
+            if len(found) == limit:
+                break
+            if question.number not in skip and not self._done(question):
+                found.append(self._item(question))
+        return found
+
+    def images(self, limit: int, skip: Collection[int]) -> list[dict[str, Any]]:
+        """The next images of the sample that are not decided yet."""
+        rows = [row for row in self.sample if row not in skip and not self._image_done(row)][:limit]
+        return [self._image(row) for row in rows]
+
+    def _done(self, question: Question) -> bool:
+        return self.decisions.cell(question.image, question.tag).answer != ""
+
+    def _image_done(self, row: int) -> bool:
+        key = key_of(str(self.dataset.images[row]), self.table)
+        return all(self.decisions.cell(key, tag).answer for tag in self.dataset.classes)
+
+    def _item(self, q: Question) -> dict[str, Any]:
+        cell = self.decisions.cell(q.image, q.tag)
+        return {
+            "question": q.number,
+            "image": q.image,
+            "tag": q.tag,
+            "kind": q.kind,
+            "score": None if math.isnan(q.score) else q.score,
+            "version": cell.version,
+            "code": cell.code,
+            "photo": self._photo_url(q.row),
+            "heat": f"/heat/{q.number}?v={_mark(q.heatmap + str(self.pictures.run))}"
+            if self.pictures.can_show(q)
+            else None,
+        }
+
+    def _image(self, row: int) -> dict[str, Any]:
+        key = key_of(str(self.dataset.images[row]), self.table)
+        cells = {tag: self.decisions.cell(key, tag) for tag in self.dataset.classes}
+        tags = [{"tag": tag, "version": cell.version, "code": cell.code} for tag, cell in cells.items()]
+        return {"row": row, "image": key, "photo": self._photo_url(row), "tags": tags}
+
+    def _photo_url(self, row: int) -> str:
+        return f"/photo/{row}?v={_mark(os.path.abspath(str(self.dataset.images[row])))}"
+
+    # ------------------------------------------------------------------------------------------------ what it is told
+
+    def tell(self, told: Told) -> list[Outcome]:
+        """Keep the answers. Raises PluresError if one is to no question of this review."""
+        return self.decisions.keep([self._decision(asked) for asked in told.decisions], told.tab)
+
+    def _decision(self, asked: Asked) -> Decision:
+        if asked.question is not None and 0 <= asked.question < len(self.questions):
+            question = self.questions[asked.question]
+            if list(asked.answers) == [question.tag]:
+                return Decision(asked.id, question.image, asked.answers, asked.versions)
+        if asked.row in self.sample and set(asked.answers) == set(self.dataset.classes):
+            key = key_of(str(self.dataset.images[asked.row]), self.table)
+            return Decision(asked.id, key, asked.answers, asked.versions, split="val")
+        raise PluresError("an answer to something that this review does not ask")
+
+    def close(self) -> None:
+        self.decisions.close()
+
+
+def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastAPI:
+    """The page and what it calls. hosts: the names by which it may be called."""
+    app = FastAPI(title="plures review", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, hosts=hosts)
+    page = Environment(loader=PackageLoader("plures.web"), autoescape=select_autoescape())
+    template = page.get_template("review.html")
+
+    @app.exception_handler(PluresError)
+    def refused(request: Request, error: PluresError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 400 if error.exit_code == 2 else 507)
+
+    @app.get("/", response_class=HTMLResponse)
+    def show() -> str:
+        return template.render(table=review.table.name, mode="sample" if review.sample else "suggestions")
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in FILES:
+            raise HTTPException(404)
+        return Response((STATIC / name).read_bytes(), media_type=FILES[name], headers={"cache-control": "no-cache"})
+
+    @app.get("/api/state")
+    def state() -> dict[str, Any]:
+        return review.state()
+
+    @app.get("/api/items")
+    def items(
+        tag: Annotated[str, Query(max_length=1000)] = "",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        skip: Annotated[str, Query(max_length=2000, pattern=r"^[\d,]*$")] = "",
+    ) -> list[dict[str, Any]]:
+        known = {int(number) for number in skip.split(",") if number}
+        return review.images(limit, known) if review.sample else review.items(tag, limit, known)
+
+    @app.post("/api/decisions")
+    def decide(told: Told) -> list[dict[str, Any]]:
+        return [asdict(outcome) for outcome in review.tell(told)]
+
+    @app.post("/api/undo")
+    def undo(asked: Undo) -> dict[str, Any]:
+        return asdict(review.decisions.undo(asked.tab, asked.id))
+
+    @app.get("/photo/{row}")
+    def photo(row: int, small: bool = False) -> Response:
+        return _picture(lambda: review.pictures.photo(row, small))
+
+    @app.get("/heat/{number}")
+    def heat(number: int) -> Response:
+        if not 0 <= number < len(review.questions):
+            raise HTTPException(404)
+        return _picture(lambda: review.pictures.heat(review.questions[number]))
+
+    return app
+
+
+def _picture(make: Any) -> Response:
+    try:
+        return Response(make(), media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+    except Unreadable as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def _mark(text: str) -> str:
+    """A few letters that change with the text, so that a browser's cache does not show another photo's picture."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

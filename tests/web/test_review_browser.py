@@ -1,0 +1,234 @@
+"""The review page in a real browser: keys, undo, two tabs, many suggestions, and a server that is killed in between."""
+
+import csv
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason='the pages need the web packages: pip install "plures[web]"')
+playwright = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt install chromium)"),
+]
+PHOTOS, TAGS = 40, ("cat", "dog", "cow")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Server:
+    """`plures review` as a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port, self.arguments = free_port(), arguments
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "plures.cli", "review", *self.arguments, "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            if self.process.poll() is not None:
+                raise RuntimeError(self.process.stderr.read())
+            try:
+                urllib.request.urlopen(self.url + "api/state", timeout=5).read()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """40 photos, a table with one tag each, and 10,000 suggestions of 250 classes, 24 of them for cat."""
+    random = np.random.default_rng(0)
+    for i in range(PHOTOS):
+        Image.fromarray(random.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i:02d}.png")
+    with (tmp_path / "tags.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([["image", "tags"], *([f"{i:02d}.png", TAGS[i % 3]] for i in range(PHOTOS))])
+    cells = [(i, tag) for tag in ("cat", "dog") for i in range(PHOTOS) if TAGS[i % 3] != tag]
+    cells += [(i, f"class {k}") for k in range(249) for i in range(PHOTOS)]
+    with (tmp_path / "review.csv").open("w", newline="") as handle:
+        lines = [[f"{i:02d}.png", tag, "missing", 1 - n / 1e5, n + 1] for n, (i, tag) in enumerate(cells[:10_000])]
+        csv.writer(handle).writerows([["image", "tag", "kind", "score", "rank"], *lines])
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder):
+    server = Server(str(folder / "tags.csv"), str(folder / "review.csv"))
+    yield server
+    server.stop()
+
+
+def tab(browser, server):
+    page = browser.new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_function("document.getElementById('ask').textContent.endsWith('?')")
+    return page
+
+
+def answered(page) -> None:
+    page.wait_for_function("document.getElementById('saved').textContent === 'saved'")
+
+
+def asked(page) -> str:
+    """Which question is shown."""
+    return page.get_attribute("#ask", "data-question")
+
+
+def journal(folder: Path) -> list[dict]:
+    lines = (folder / "tags.csv.journal.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if "id" in entry]
+
+
+def cells(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "tags.csv").open(newline="") as handle:
+        return {row["image"]: row for row in csv.DictReader(handle)}
+
+
+def test_keys_undo_and_ten_thousand_suggestions_without_lag(browser, server, folder):
+    page = tab(browser, server)
+    assert "10,000" in page.inner_text("#count")
+    for key in "yn?":
+        page.keyboard.press(key)
+    answered(page)
+    assert [next(iter(e["answers"].values())) for e in journal(folder)] == ["yes", "no", "unsure"]
+    before = asked(page)
+    page.keyboard.press("u")
+    page.wait_for_function(f"document.getElementById('ask').dataset.question !== '{before}'")
+    assert asked(page) == "2"
+    assert "undo" in journal(folder)[-1]
+    page.keyboard.press("Control+y")  # a browser's own keys are left alone
+    assert asked(page) == "2"
+    slowest = 0.0
+    for n in range(60):
+        now = asked(page)
+        started = time.perf_counter()
+        page.keyboard.press("yn"[n % 2])
+        page.wait_for_function(f"document.getElementById('ask').dataset.question !== '{now}'")
+        slowest = max(slowest, time.perf_counter() - started)
+    answered(page)
+    assert slowest < 1.5, f"a key took {slowest:.2f} s"  # on a busy machine; a few hundredths on a free one
+    assert len(journal(folder)) == 64
+    assert page.problems == []
+    page.close()
+    server.stop()
+    assert cells(folder)["01.png"]["tags"].split(";") == ["dog", "cat"]
+    assert "cat" in cells(folder)["02.png"]["absent"].split(";")
+
+
+def test_a_class_at_a_time_and_many_at_once(browser, server, folder):
+    page = tab(browser, server)
+    page.click("nav button[data-tag='dog']")
+    page.wait_for_function("document.getElementById('ask').textContent === 'dog?'")
+    page.keyboard.press("g")
+    page.wait_for_selector("#grid .cell")
+    shown = page.locator("#grid .cell")
+    assert shown.count() == 12
+    shown.nth(0).click()
+    shown.nth(3).click()
+    shown.nth(3).click()  # and back
+    shown.nth(5).click()
+    page.keyboard.press("Enter")
+    answered(page)
+    answers = [e["answers"]["dog"] for e in journal(folder)]
+    assert [i for i, a in enumerate(answers) if a == "yes"] == [0, 5]
+    assert answers.count("no") == 10
+    assert page.problems == []
+    page.close()
+
+
+def test_two_tabs_lose_nothing_and_double_nothing(browser, server, folder):
+    one, two = tab(browser, server), tab(browser, server)
+    one.keyboard.press("y")
+    answered(one)
+    two.keyboard.press("n")  # the same question, answered a moment ago by the other
+    two.wait_for_selector("#toast:not([hidden])")
+    assert "in another tab" in two.inner_text("#toast")
+    two.keyboard.press("n")
+    answered(two)
+    entries = journal(folder)
+    assert [next(iter(e["answers"].values())) for e in entries] == ["yes", "no"]
+    assert len({(e["image"], *e["answers"]) for e in entries}) == 2
+    one.close()
+    two.close()
+
+
+def test_killing_the_server_between_decisions_loses_nothing(browser, server, folder):
+    page = tab(browser, server)
+    page.keyboard.press("y")
+    answered(page)
+    server.kill()
+    page.keyboard.press("n")
+    page.keyboard.press("y")
+    page.wait_for_selector("#banner:not([hidden])")
+    assert "2 answers wait" in page.inner_text("#banner")
+    server.start()
+    page.wait_for_selector("#banner", state="hidden", timeout=20_000)
+    answered(page)
+    assert [next(iter(e["answers"].values())) for e in journal(folder)] == ["yes", "no", "yes"]
+    page.close()
+    server.stop()
+    rows = cells(folder)
+    assert "cat" in rows["01.png"]["tags"].split(";")
+    assert "cat" in rows["02.png"]["absent"].split(";")
+    assert "cat" in rows["04.png"]["tags"].split(";")
+
+
+def test_a_sample_with_keys_alone_on_a_phone(browser, folder):
+    server = Server(str(folder / "tags.csv"), "--sample", "3")
+    try:
+        page = browser.new_page(viewport={"width": 390, "height": 780}, color_scheme="dark")
+        page.goto(server.url)
+        page.wait_for_selector("#tags .tag")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
+        photo = page.get_attribute("#photo", "alt")
+        for key in ("ArrowDown", "ArrowUp", "y", "?", "Enter"):
+            page.keyboard.press(key)
+        answered(page)
+        entry = journal(folder)[0]
+        assert entry["image"] == photo
+        known = dict.fromkeys(TAGS, "no") | {TAGS[int(photo[:2]) % 3]: "yes"}
+        assert entry["answers"] == known | {"cat": "yes", "cow": "unsure"}
+        assert entry["split"] == "val"
+        page.close()
+    finally:
+        server.stop()
+    assert sum(row["split"] == "val" for row in cells(folder).values()) == 1

@@ -32,8 +32,8 @@ from plures.training.data import with_splits
 from plures.training.evaluate import match_classes
 from plures.training.train import train
 
-LOSSES = {"bce": {"supervision": "full", "loss": "bce"}, "gr": {"loss": "gr"}}
-SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LOSSES: dict[str, dict[str, Any]] = {"bce": {"supervision": "full", "loss": "bce"}, "gr": {"loss": "gr"}}
+SHARES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 VOC_NAME = {
     "airplane": "aeroplane",
     "couch": "sofa",
@@ -50,7 +50,7 @@ def trained(folder: Path, head: str, loss: str, seed: int) -> Run:
     out = folder / f"{head}_{loss}_{seed}"
     if (out / "report.json").is_file():
         return Run(out)
-    experiment = Experiment(**{**settings("linear", "bce", 1e-3, seed), **HEADS[head], **LOSSES[loss]})
+    experiment = Experiment(**{**settings("linear", "an", 1e-3, seed), **HEADS[head], **LOSSES[loss]})
     return train(experiment, out, dataset=photographs(experiment.data.name))
 
 

@@ -20,7 +20,7 @@ def localise(
     ] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes found to this COCO JSON file.")] = None,
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
-    share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.5,
+    share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.2,
     json: Json = None,
     skip_bad: Skip = False,
 ) -> None:

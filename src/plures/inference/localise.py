@@ -38,7 +38,7 @@ from plures.training.features import frozen_features, token_boxes
 from plures.training.fit import HeadOnFeatures
 from plures.training.run import Run
 
-SHARE = 0.5  # of the hottest pixel; benchmarks/localisation.py measures it for each head
+SHARE = 0.2  # of the hottest pixel; benchmarks/localisation.py measures it for each head
 Truth = dict[int, NDArray[np.floating]]
 
 

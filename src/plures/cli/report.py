@@ -1,0 +1,47 @@
+"""`plures report` and `plures compare`: a run as one page, and runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cli.app import Skip, app, screen
+
+Split = Annotated[str, typer.Option(help="Which split to score.")]
+Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the intervals.")]
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (RUN/report.html).")] = None,
+    split: Split = "test",
+    resamples: Resamples = 200,
+    skip_bad: Skip = False,
+) -> None:
+    """Write one page that says what a run was trained on, how well it does, and where it fails."""
+    from plures.report.page import write_report
+
+    page = write_report(run, out, split, resamples, skip_bad)
+    screen.print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens without a network", highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared to the first.")],
+    out: Annotated[Path | None, typer.Option(help="Write this page, too.")] = None,
+    split: Split = "test",
+    resamples: Resamples = 200,
+    skip_bad: Skip = False,
+) -> None:
+    """Show runs side by side, with paired bootstrap differences to the first."""
+    from plures.report.compare import compare as run_comparison
+    from plures.report.compare import render_terminal, write_comparison
+
+    found = run_comparison(runs, split, resamples, skip_bad)
+    screen.print(render_terminal(found))
+    if out is not None:
+        write_comparison(found, out)
+        screen.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, opens without a network", highlight=False)

@@ -1,0 +1,78 @@
+"""A run scored once: the logits of a split, and everything a report or a comparison reads off them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plures.data.dataset import Dataset
+from plures.errors import PluresError
+from plures.labels import Labels
+from plures.metrics.average_precision import Scores
+from plures.metrics.report import Report
+from plures.metrics.thresholds import Thresholds
+from plures.report.measures import Measure, take_measures
+from plures.training.data import Prepared, prepare
+from plures.training.evaluate import own_data, report_of, scored_split, thresholds_of
+from plures.training.run import Run, labels_hash
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """logits [N, K] of the split's images; prepared: what was trained on, None for imported weights; environment,
+    selected: what the run recorded, empty where it did not."""
+
+    run: Run
+    split: str
+    dataset: Dataset
+    logits: Scores
+    thresholds: Thresholds
+    report: Report
+    measures: tuple[Measure, ...]
+    prepared: Prepared | None
+    environment: dict[str, Any]
+    selected: dict[str, Any]
+
+    @property
+    def labels(self) -> Labels:
+        return self.dataset.labels
+
+    @property
+    def labels_hash(self) -> str:
+        """sha256 of the labels that the numbers were judged by."""
+        return labels_hash(self.dataset)
+
+
+def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_bad: bool = False) -> Scored:
+    """Score a run's best weights on a split of its own data. Raises PluresError for imported weights (they have no
+    data of their own), a split that is not there, or fewer than two resamples."""
+    if resamples < 2:
+        raise PluresError(f"a bootstrap wants 2 resamples or more, got {resamples}")
+    run = Run(path)
+    data = own_data(run, {}, skip_bad)
+    logits, dataset = scored_split(run, data, split, None, skip_bad)
+    thresholds = thresholds_of(run, dataset.classes)
+    report = report_of(logits, dataset, run.experiment, thresholds)
+    measures = take_measures(logits, dataset.labels, thresholds.cut_logits(), report, resamples)
+    return Scored(
+        run,
+        split,
+        dataset,
+        logits,
+        thresholds,
+        report,
+        tuple(measures),
+        prepare(run.experiment, data),
+        _recorded(run, "environment.json"),
+        _recorded(run, "report.json").get("selected") or {},
+    )
+
+
+def _recorded(run: Run, name: str) -> dict[str, Any]:
+    path = run.path / name
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise PluresError(f"{path}: damaged ({error})") from None

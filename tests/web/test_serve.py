@@ -28,7 +28,7 @@ from fastapi.testclient import TestClient
 from plures.web.serve import Limits, make_app
 
 CLASSES = ("cat", "dog", "sofa", "tree")
-CALIBRATION = Calibration("affine", np.array([3.0, 2, 1, 5]), np.array([0.5, 0, -0.2, 0.1]))
+CALIBRATION = Calibration("affine", np.array([3.0, 2, 1, 5]), np.array([4.0, 0, 1, 0.1]))
 CHOSEN = Thresholds(CLASSES, np.array([0.3, 0.5, 0.3, 0.6]), "m", "f1", "a", "g", CALIBRATION)
 LIMITS = Limits(bytes=2_000_000, pixels=1_000_000, photos=5, seconds=20)
 
@@ -163,7 +163,7 @@ REFUSED = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n", 415),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", 415),
     "magic alone": (b"\x89PNG\r\n\x1a\n", 415),
-    "wrong magic": (b"\xff\xd8\xff" + PNG, 415),
+    "wrong magic": (b"\xff\xd8\xff" + PNG, (415, 422)),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], 422),
     "truncated png": (PNG[: len(PNG) // 2], 422),
     "bomb": (png_header(20_000, 20_000), 413),

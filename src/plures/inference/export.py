@@ -1,7 +1,8 @@
 """`plures.inference.export.export`: one file that runs without plures, checked against the model before it is written.
 
 The file takes uint8 images [B, 3, H, W] of any size (all of one batch alike); resize and normalisation are inside. It
-gives scores [B, K] (calibrated probabilities), tags [B, K] (by the run's thresholds) and, on request, maps [B, K, P].
+gives scores [B, K] (calibrated probabilities), tags [B, K] (by the run's thresholds), logits [B, K] (not calibrated)
+and, on request, maps [B, K, P].
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def _refuse_beyond(found: Agreement, tolerance: float) -> None:
     for what, worst, allowed in (
         ("the model's own size", found.exact, tolerance),
         ("other sizes", found.resized, ROUNDING * tolerance),
+        ("any size after calibration", found.calibrated, tolerance),
     ):
         if worst > allowed:
             raise WorkFailed(

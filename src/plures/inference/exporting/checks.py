@@ -13,10 +13,10 @@ from PIL import Image
 from plures.data.dataset import Dataset
 from plures.data.images import Transform, to_image
 from plures.errors import WorkFailed
-from plures.inference.exporting.formats import Runner
+from plures.inference.exporting.formats import Outputs, Runner
 from plures.inference.heatmaps import region_weights
 from plures.metrics.report import evaluate_scores
-from plures.metrics.thresholds import Thresholds
+from plures.metrics.thresholds import Thresholds, sigmoid
 from plures.models.model import Model
 
 BATCHES = (1, 3)  # images
@@ -25,12 +25,16 @@ MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest differences from the torch model fed by Pillow, of scores in [0, 1] and maps' shares. exact: on
-    images of the model's own size; resized: on others, where a resize may round a pixel to the next level.
-    tags: cells called otherwise although the score is further from the threshold than the scores differ."""
+    """How a file agrees with the torch model fed by Pillow.
+
+    exact, resized: the largest difference of a logit's sigmoid and of a map's share, on images of the model's own size
+    and on others, where a resize may round a pixel to the next level. calibrated: the largest difference of a score
+    from the calibration of the file's own logit. tags: cells called otherwise than the file's own scores say.
+    """
 
     exact: float
     resized: float
+    calibrated: float
     tags: int
     images: int
     sizes: tuple[tuple[int, int], ...]  # height, width
@@ -56,21 +60,20 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
     side = model.preprocessing.image_size
     sizes = sizes_to_check(side)
     worst = {True: 0.0, False: 0.0}  # by whether the image has the model's own size
-    tags = images = 0
+    calibrated, tags, images = 0.0, 0, 0
     for number, (height, width) in enumerate(sizes):
         for batch in BATCHES:
             pictures = patterns(batch, height, width, seed=number)
-            wanted, wanted_maps = expected(model, thresholds, pictures)
+            logits, weights = expected(model, pictures)
             got = run(pictures)
-            _refuse_shapes(got, wanted, wanted_maps if maps else None)
-            difference = _largest(got["scores"] - wanted)
-            clear = np.abs(wanted - thresholds.values) > max(difference, 1e-6)
-            tags += int((clear & (got["tags"] != thresholds.tags(wanted))).sum())
-            of_maps = _largest(got["maps"] - wanted_maps) if maps else 0.0
+            _refuse_shapes(got, logits, weights if maps else None)
+            of_maps = _largest(got["maps"] - weights) if maps else 0.0
             own = height == width == side
-            worst[own] = max(worst[own], difference, of_maps)
+            worst[own] = max(worst[own], _largest(sigmoid(got["logits"]) - sigmoid(logits)), of_maps)
+            calibrated = max(calibrated, _largest(got["scores"] - thresholds.probabilities(got["logits"])))
+            tags += int((got["tags"] != thresholds.tags(got["scores"])).sum())
             images += batch
-    return Agreement(worst[True], worst[False], tags, images, sizes)
+    return Agreement(worst[True], worst[False], calibrated, tags, images, sizes)
 
 
 def _largest(difference: NDArray[np.floating]) -> float:
@@ -78,10 +81,10 @@ def _largest(difference: NDArray[np.floating]) -> float:
     return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 
-def _refuse_shapes(
-    got: dict[str, NDArray[np.floating]], scores: NDArray[np.float64], maps: NDArray[np.float32] | None
-) -> None:
-    shapes = {"scores": scores.shape, "tags": scores.shape} | ({} if maps is None else {"maps": maps.shape})
+def _refuse_shapes(got: Outputs, logits: NDArray[np.float64], maps: NDArray[np.float32] | None) -> None:
+    shapes = dict.fromkeys(("scores", "tags", "logits"), logits.shape)
+    if maps is not None:
+        shapes["maps"] = maps.shape
     for name, shape in shapes.items():
         if name not in got or got[name].shape != shape:
             found = got[name].shape if name in got else "nothing"
@@ -89,15 +92,13 @@ def _refuse_shapes(
 
 
 @torch.inference_mode()
-def expected(
-    model: Model, thresholds: Thresholds, images: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What plures itself says of uint8 images [B, 3, H, W], resized by Pillow: scores [B, K], maps [B, K, P]."""
+def expected(model: Model, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """What plures itself says of uint8 images [B, 3, H, W], resized by Pillow: logits [B, K], maps [B, K, P]."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
     pixels = torch.stack([transform(Image.fromarray(image.transpose(1, 2, 0))) for image in images])
     output = model(pixels)
-    return thresholds.probabilities(output.logits.double().numpy()), region_weights(output).float().numpy()
+    return output.logits.double().numpy(), region_weights(output).float().numpy()
 
 
 def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:

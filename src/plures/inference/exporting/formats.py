@@ -22,7 +22,7 @@ from plures.models.model import Preprocessing
 
 Format = Literal["onnx", "openvino", "torch"]
 Outputs = dict[str, NDArray[Any]]
-Runner = Callable[[NDArray[np.uint8]], Outputs]  # uint8 images [B, 3, H, W] -> scores, tags, maps by name
+Runner = Callable[[NDArray[np.uint8]], Outputs]  # uint8 images [B, 3, H, W] -> its outputs by name
 
 OPSET = 20
 NEEDS: dict[Format, tuple[str, ...]] = {
@@ -40,8 +40,8 @@ def require(packages: Sequence[str]) -> None:
             raise PluresError(f'exporting needs the package {package}: pip install "plures[export]"')
 
 
-def output_names(graph: Graph) -> list[str]:
-    return ["scores", "tags", "maps"] if graph.maps else ["scores", "tags"]
+def output_names(maps: bool) -> list[str]:
+    return ["scores", "tags", "logits", "maps"] if maps else ["scores", "tags", "logits"]
 
 
 # --------------------------------------------------------------------------------------------------------------- ONNX
@@ -56,7 +56,7 @@ def onnx_of(graph: Graph) -> Any:
             graph,
             (example,),
             input_names=["pixels"],
-            output_names=output_names(graph),
+            output_names=output_names(graph.maps),
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
@@ -74,23 +74,23 @@ def onnx_of(graph: Graph) -> Any:
 def with_resize(proto: Any, preprocessing: Preprocessing) -> Any:
     """A copy of the model with a resize before it, which takes images [batch, 3, height, width] of any size.
 
-    Across and then down, in whole levels, is how Pillow resizes. One node for both directions would be shorter, but
-    ONNX Runtime errs by ten levels and more where one side grows and the other shrinks.
+    ONNX Runtime resizes bytes as Pillow does: across, then down, each in whole levels. (Pillow 13 goes down first where
+    a photo is narrower and taller than the model's side, which rounds some pixels to the next level.)
     """
     from onnx import ModelProto, TensorProto, helper
 
     whole = ModelProto()
     whole.CopyFrom(proto)
+    side = preprocessing.image_size
     how: dict[str, Any] = {"mode": "linear"}
     if preprocessing.interpolation == "bicubic":
         how = {"mode": "cubic", "cubic_coeff_a": -0.5}
-    how |= {"antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
-    across = helper.make_node("Resize", ["images", "", "", "side"], ["across"], "across", axes=[3], **how)
-    down = helper.make_node("Resize", ["across", "", "", "side"], ["pixels"], "down", axes=[2], **how)
-    for place, node in enumerate((across, down)):
-        whole.graph.node.insert(place, node)
-    side = preprocessing.image_size
-    whole.graph.initializer.append(helper.make_tensor("side", TensorProto.INT64, [1], [side]))
+    resize = helper.make_node(
+        "Resize", ["images", "", "", "side"], ["pixels"], "resize", antialias=1, axes=[2, 3],
+        exclude_outside=1, coordinate_transformation_mode="half_pixel", **how,
+    )  # fmt: skip
+    whole.graph.initializer.append(helper.make_tensor("side", TensorProto.INT64, [2], [side, side]))
+    whole.graph.node.insert(0, resize)
     shape = ["batch", 3, "height", "width"]
     whole.graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
     return whole
@@ -180,7 +180,7 @@ def torch_bytes(graph: Graph, metadata: dict[str, Any], card: str) -> bytes:
 def run_torch(content: bytes, maps: bool) -> Runner:
     """A function that runs the program."""
     module = torch.export.load(io.BytesIO(content)).module()
-    names = ("scores", "tags", "maps") if maps else ("scores", "tags")
+    names = output_names(maps)
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():

@@ -17,36 +17,27 @@ class Interpolated(nn.Module):
     """Logits [B, K] -> probabilities [B, K] by isotonic calibration, as a sum of clamps.
 
     A line through points (x, y) that is flat outside is y_0 + sum over its pieces of their rise times
-    clamp((logit - x_start) / length, 0, 1); a piece without length is a step. Classes with fewer pieces than others get
-    pieces without rise.
+    clamp((logit - x_start) / length, 0, 1). Classes with fewer pieces than others get pieces without rise.
     """
 
     def __init__(self, calibration: Calibration) -> None:
         super().__init__()
         pieces = max(1, *(len(x) - 1 for x, _ in calibration.points))
         shape = (len(calibration.points), pieces)
-        start, rise = np.zeros(shape), np.zeros(shape)  # [K, M]
-        length = np.ones(shape)
+        start, rate, rise = np.zeros(shape), np.ones(shape), np.zeros(shape)  # [K, M]
         for k, (x, y) in enumerate(calibration.points):
-            start[k, : len(x) - 1], length[k, : len(x) - 1], rise[k, : len(x) - 1] = x[:-1], np.diff(x), np.diff(y)
-        step = length <= 0
+            n = len(x) - 1
+            start[k, :n], rate[k, :n], rise[k, :n] = x[:-1], 1 / np.diff(x), np.diff(y)
         first = np.array([y[0] for _, y in calibration.points])
-        for name, values in (("start", start), ("rate", 1 / np.where(step, 1, length)), ("rise", rise)):
+        for name, values in (("start", start), ("rate", rate), ("rise", rise), ("first", first)):
             self.register_buffer(name, torch.from_numpy(values).float())
-        self.register_buffer("step", torch.from_numpy(step))
-        self.register_buffer("first", torch.from_numpy(first).float())
-        self.steps = bool(step.any())
         self.start: Tensor
         self.rate: Tensor
         self.rise: Tensor
-        self.step: Tensor
         self.first: Tensor
 
     def forward(self, logits: Tensor) -> Tensor:
-        beyond = logits[:, :, None] - self.start  # [B, K, M]
-        share = (beyond * self.rate).clamp(0, 1)
-        if self.steps:
-            share = torch.where(self.step, (beyond >= 0).to(share.dtype), share)
+        share = ((logits[:, :, None] - self.start) * self.rate).clamp(0, 1)  # [B, K, M]
         return self.first + (share * self.rise).sum(-1)
 
 
@@ -67,8 +58,8 @@ class Squashed(nn.Module):
 
 
 class Graph(nn.Module):
-    """uint8 pixels [B, 3, S, S], S being the model's own side -> scores [B, K], tags [B, K] (booleans) and, if maps
-    are wanted, maps [B, K, P], which sum to 1 over P. The boxes of the P regions are the constant `boxes` [P, 4]."""
+    """uint8 pixels [B, 3, S, S], S being the model's own side -> scores [B, K], tags [B, K] (booleans), logits [B, K]
+    (before calibration) and, if maps are wanted, maps [B, K, P], which sum to 1 over P."""
 
     def __init__(self, model: Model, thresholds: Thresholds, maps: bool) -> None:
         super().__init__()
@@ -80,9 +71,10 @@ class Graph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         output = self.model(pixels, maps=self.maps)
-        scores = self.calibrate(output.logits.float())
+        logits = output.logits.float()
+        scores = self.calibrate(logits)
         tags = scores >= self.thresholds
-        return (scores, tags, region_weights(output).float()) if self.maps else (scores, tags)
+        return (scores, tags, logits, region_weights(output).float()) if self.maps else (scores, tags, logits)
 
     @torch.inference_mode()
     def boxes(self) -> NDArray[np.float32]:

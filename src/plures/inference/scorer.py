@@ -1,0 +1,242 @@
+"""A run's model, ready to score images: on its device, in the wanted precision, with its thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from plures.data.images import Transform, Unreadable, to_image
+from plures.errors import PluresError
+from plures.inference.heatmaps import region_weights
+from plures.inference.sources import Item
+from plures.metrics.thresholds import Thresholds
+from plures.models.model import Model, load
+from plures.models.output import Output
+from plures.training.evaluate import make_fabric
+from plures.training.run import Run
+
+Precision = Literal["float32", "bfloat16", "int8"]
+CALIBRATION = 64  # images that show an int8 model the range of its activations
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A batch that was scored. part: which part it belongs to; asked: names of all its images; of those that could be
+    read: rows (places in `asked`), logits [B, K], and for heat maps weights [B, K, P] and boxes [P, 4] (else None)."""
+
+    part: int
+    asked: list[str]
+    rows: list[int]
+    images: list[Any]
+    logits: NDArray[np.float64]
+    weights: NDArray[np.floating[Any]] | None
+    boxes: NDArray[np.floating[Any]] | None
+    bad: list[tuple[str, str]]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.asked[row] for row in self.rows]
+
+
+class Scorer:
+    """Scores batches of images with a run's best weights.
+
+    threshold: one for every class; None: those saved with the run, or else the experiment's. calibration: images for
+    int8. Raises PluresError where a precision cannot be had.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        threshold: float | None = None,
+        precision: Precision = "float32",
+        calibration: Iterable[Item] = (),
+    ) -> None:
+        self.device = make_fabric(run.experiment).device
+        self.model: Model = load(run.path).to(self.device).eval()
+        self.thresholds = thresholds_of(run, self.model.classes, threshold)
+        self.precision = precision
+        if precision == "int8":
+            if self.device.type != "cpu":
+                raise PluresError("--precision int8 is for CPUs; on a GPU use --precision bfloat16")
+            images = [image for image, _ in map(self._decoded, _first(calibration, CALIBRATION)) if image is not None]
+            to_int8(self.model, torch.stack(images) if images else None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.classes
+
+    @property
+    def transform(self) -> Transform:
+        """How an image becomes this model's input."""
+        p = self.model.preprocessing
+        return Transform(p.image_size, "none", p.interpolation)
+
+    def _decoded(self, item: Item) -> tuple[Tensor | None, str]:
+        return _decode(item, self.transform)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, maps: bool = False) -> Output:
+        """uint8 images [B, 3, H, W] -> Output."""
+        half = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            output: Output = self.model(images.to(self.device, non_blocking=True), maps=maps)
+        return output
+
+    def stream(
+        self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
+    ) -> Iterator[Scored]:
+        """Score (part, image) one after another, in batches that never span two parts."""
+        loader = DataLoader(
+            cast(Any, _Decode(self.transform)),
+            batch_sampler=cast(Any, _batches(items, batch_size)),
+            num_workers=workers,
+            collate_fn=_collate,
+        )
+        for part, asked, rows, pixels, images, bad in loader:
+            weights = boxes = None
+            if pixels is None:
+                logits = np.empty((0, len(self.classes)))
+            else:
+                output = self(pixels, maps)
+                logits = output.logits.double().cpu().numpy()
+                if maps and output.boxes is not None:
+                    weights = region_weights(output).float().cpu().numpy()
+                    boxes = output.boxes.float().cpu().numpy()
+            yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
+
+
+def thresholds_of(run: Run, classes: tuple[str, ...], threshold: float | None) -> Thresholds:
+    """The given threshold for every class, or the run's own (`plures thresholds`), or its experiment's."""
+    if threshold is None:
+        saved = Thresholds.load(run.path, classes)
+        return saved or Thresholds.constant(classes, run.experiment.threshold)
+    if not 0 < threshold < 1:
+        raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
+    return Thresholds.constant(classes, threshold)
+
+
+# ----------------------------------------------------------------------------------------------------------- decoding
+
+
+class _Decode(torch.utils.data.Dataset[Any]):
+    """A dataset whose index is the item itself, so that the list of items need not be held anywhere."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __getitem__(self, item: tuple[int, Item]) -> tuple[int, Item, Tensor | None, str]:
+        return item[0], item[1], *_decode(item[1], self.transform)
+
+
+def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
+    """The pixels uint8 [3, H, W], or None and the reason."""
+    name, image = item
+    try:
+        return transform(to_image(image, transform.decoding_size)), ""
+    except Unreadable as error:
+        return None, str(error).removeprefix(f"{name}: ")
+
+
+def _batches(items: Iterable[tuple[int, Item]], batch_size: int) -> Iterator[list[tuple[int, Item]]]:
+    batch: list[tuple[int, Item]] = []
+    for item in items:
+        if batch and (len(batch) == batch_size or item[0] != batch[0][0]):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _collate(items: list[tuple[int, Item, Tensor | None, str]]) -> tuple[Any, ...]:
+    """One tensor a batch crosses from worker to main process, not one an image."""
+    asked = [item[0] for _, item, _, _ in items]
+    rows = [row for row, (_, _, image, _) in enumerate(items) if image is not None]
+    pixels = [items[row][2] for row in rows]
+    bad = [(item[0], reason) for _, item, image, reason in items if image is None]
+    stacked = torch.stack(cast(list[Tensor], pixels)) if pixels else None
+    return items[0][0], asked, rows, stacked, [items[row][1][1] for row in rows], bad
+
+
+def _first(items: Iterable[Item], count: int) -> list[Item]:
+    return [item for item, _ in zip(items, range(count), strict=False)]
+
+
+# --------------------------------------------------------------------------------------------------------- eight bits
+
+
+class _Features(nn.Module):
+    """A timm backbone up to its feature map, as a module that can be traced."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = cast(Any, self.backbone).forward_features(images)
+        return features
+
+
+def to_int8(model: Model, images: Tensor | None) -> None:
+    """Turn the embedder's network into 8-bit integers, its ranges measured on images uint8 [B, 3, H, W]; the head and
+    layers that have no 8-bit form stay as they are. Raises PluresError if the network cannot be traced."""
+    import warnings
+
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    if images is None:
+        raise PluresError("--precision int8 wants readable images at the beginning of the source, to measure ranges on")
+    embedder = cast(Any, model.embedder)
+    place = next((name for name in ("backbone", "cnn") if hasattr(embedder, name)), None)
+    if place is None:
+        raise PluresError(f"--precision int8: embedder '{model.parts.embedder}' has no 8-bit form; use bfloat16")
+    network = getattr(embedder, place)
+    seen: list[Tensor] = []
+    network_input = model.normalise(images) if place == "backbone" else None
+    if network_input is None:
+        handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        with torch.inference_mode():
+            model.tokens(images[:8])
+        handle.remove()
+        network_input = seen[0].clone()
+    traced = _Features(network) if place == "backbone" else network
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            prepared = prepare_fx(traced.eval(), get_default_qconfig_mapping("x86"), (network_input[:1],))
+            with torch.no_grad():
+                for start in range(0, len(network_input), 32):
+                    prepared(network_input[start : start + 32])
+            quantised = convert_fx(prepared)
+    except Exception as error:  # tracing meets whatever a network's author wrote
+        line = " ".join(str(error).split())[:200]
+        raise PluresError(f"--precision int8: this network cannot be traced ({line}); use bfloat16") from None
+    if place == "backbone":
+        embedder.backbone.forward_features = quantised.forward
+        embedder.int8 = quantised
+    else:
+        setattr(embedder, place, quantised)
+
+
+def run_bytes(run: Run) -> dict[str, bytes]:
+    """The files that a model needs, as bytes, so that a machine that does not see the run folder can score with it."""
+    names = ("experiment.yaml", "model.json", "model.safetensors", "thresholds.json")
+    return {name: (run.path / name).read_bytes() for name in names if (run.path / name).is_file()}
+
+
+def run_from_bytes(files: dict[str, bytes], folder: str | Path) -> Run:
+    """Put `run_bytes` into a folder and open it as a run."""
+    for name, content in files.items():
+        (Path(folder) / name).write_bytes(content)
+    return Run(folder)

@@ -102,7 +102,7 @@ def mistake(observed: Labels, truth: Labels, wrong: float, seed: int = 1200) -> 
     if not 0 <= wrong <= 1:
         raise PluresError(f"wrong is the share of images with a wrong positive, in [0, 1], got {wrong!r}")
     if not truth.absent.any():
-        raise PluresError("supervision.wrong wants classes known to be absent, to name one falsely; these data have none")
+        raise PluresError("supervision.wrong wants classes known to be absent, to name falsely; these data have none")
     generator = np.random.default_rng([seed, 1])
     chance = generator.random(len(observed))
     scores = generator.random((2, *observed.values.shape), dtype=np.float32)  # by lot: what is lost, what is said

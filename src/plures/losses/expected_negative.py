@@ -6,7 +6,7 @@ and of how other papers describe it. A running mean of each training image's own
 visit. Of an image's unknown classes the K - k least likely by that mean are negatives (k: expected positives; known
 absent ones count towards K - k), the rest is ignored. CL adds `consistency` times the squared distance of the
 predictions to the running mean. At the first visit there is no past: the predictions themselves rank, and CL is zero.
-The spatial variant (SCL), which compares heat maps, is not here.
+The spatial variant (SCL), which compares heat maps, is in spatial_consistency.py.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def rank_missing(
     """Rank the unknown cells by how probably the class is present; with_wrong: then the known ones that look wrong.
 
     probabilities [N, K] of presence. normalise "none": by probability as it is; "prior": see `against_prior`, which
-    asks more evidence of frequent classes (on single positives measured to find fewer; for browsing every class).
+    asks more evidence of frequent classes (measured to find fewer missing tags).
     Wrong cells are always ranked against the prior: by probability alone, every tag of a rare class looks wrong.
     top: at most so many of each kind. images, classes: names; numbers stand in. method: how the probabilities came
     about, for the file. Ties keep the order of the table.
@@ -153,11 +153,15 @@ def suggest(
     """Tags that are probably missing in the run's own data, or in other data with the model's classes.
 
     cross_fit: folds in which the training rows are scored by models that did not see their labels; 0: by the run's
-    own model. None: 5 if only a head is trained anew (mode=frozen), else 0. Where the loss kept an estimate of the
-    training labels (ROLE, pseudo-labels, running predictions), its logit is averaged with the scores of those rows.
+    own model. None: 5 for wrong tags where only a head is trained anew (mode=frozen), else 0: measured on frozen
+    features, cross-fitting finds more wrong tags, and slightly fewer missing ones, as each model learns from less.
+    Where the loss kept an estimate of the training labels (ROLE, pseudo-labels, running predictions), its logit is
+    averaged with the cross-fitted scores of those rows.
     Returns the suggestions and the dataset whose rows they count.
     """
     run = run if isinstance(run, Run) else Run(run)
+    if cross_fit is None:
+        cross_fit = 5 if with_wrong and run.experiment.mode == "frozen" else 0
     scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
     names = [str(image) for image in scored.dataset.images] if not scored.dataset.in_memory else None
     found = rank_missing(
@@ -177,23 +181,23 @@ def score(
     run: Run,
     data: str | None,
     *,
-    cross_fit: int | None,
+    cross_fit: int,
     options: dict[str, Any],
     skip_bad: bool,
     watch: Watch | None = None,
 ) -> Scored:
     """The probabilities that `suggest` ranks by."""
     e = run.experiment
-    folds = (5 if e.mode == "frozen" else 0) if cross_fit is None else cross_fit
     fabric = make_fabric(e)
     model = load(run.path).to(fabric.device)
     dataset, training = _rows(run, data, model.classes, options, skip_bad)
     logits = np.asarray(logits_of_dataset(model, dataset, e, fabric), np.float64)
     words = ["model"]
-    if folds and len(training):
-        logits[training] = out_of_fold(run, dataset.take(training), folds, seed=e.seed, watch=watch)
-        words.append(f"cross-fit {folds}")
-    state = None if data is not None else label_state(run, len(training), len(dataset.classes))
+    crossed = cross_fit > 0 and len(training) > 0
+    if crossed:
+        logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, watch=watch)
+        words.append(f"cross-fit {cross_fit}")
+    state = label_state(run, len(training), len(dataset.classes)) if crossed and data is None else None
     if state is not None:
         logits[training] = (logits[training] + state) / 2
         words.append("label state")

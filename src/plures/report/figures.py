@@ -124,7 +124,7 @@ def hidden_labels(records: Records, name: str = "hidden", title: str = "") -> st
 
 def reliability_curve(found: Reliability) -> str:
     """Share present against mean probability, a dot a bin, as large as its cells are many."""
-    with _drawing(3.6, 3.2) as figure:
+    with _drawing(4.6, 3.4) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as it should be")
         some = found.cells > 0
@@ -181,7 +181,7 @@ def co_occurrences(labels: Labels, tags: NDArray[np.bool_], classes: Sequence[st
             shown = axes.imshow(np.ma.masked_invalid(shares), cmap="viridis", vmin=0, vmax=top)
             axes.set_yticks(range(len(names)), names, fontsize=7)
             axes.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
-            axes.set_title(f"{title}: of the images of row, percent that show column")
+            axes.set_title(title)
         bar = figure.colorbar(shown, ax=panels, shrink=0.5, location="right")
         bar.outline.set_edgecolor(INK)
         picture = _svg(figure, "together", "which classes come together, in the labels and as predicted")

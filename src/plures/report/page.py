@@ -21,7 +21,8 @@ from plures.metrics.report import kind_of, percent
 from plures.models.model import Model, load
 from plures.report import figures
 from plures.report.measures import Measure
-from plures.report.photos import Photo, best_and_worst, show
+from plures.report.missing import missing_tags
+from plures.report.photos import best_and_worst, show
 from plures.report.scored import Scored, score_run
 from plures.training.probabilities import read_probabilities
 from plures.training.run import Run
@@ -92,7 +93,7 @@ def page_context(s: Scored, model: Model) -> dict[str, Any]:
         "figures": all_figures(s, probabilities),
         "best": photos[: len(best)],
         "worst": photos[len(best) :],
-        "missing": missing_tags(s, model),
+        "missing": missing_tags(s.run, s.prepared, model, s.thresholds),
         "images": len(s.dataset),
         "split": s.split,
         "environment": _flat(s.environment),
@@ -204,15 +205,13 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
             add("Do frequent classes do better?", pair[0], words)
     tags = s.thresholds.tags(probabilities)
     if (pair := figures.co_occurrences(s.labels, tags, s.dataset.classes)) is not None:
-        words = f"The most frequent classes; correlation of labelled and predicted shares {_signed(pair[1])}."
+        words = (
+            "Of images with the row's tag, the percent that also carry the column's; empty rows are never called."
+            f" Correlation of labelled and predicted shares {_signed(pair[1])}."
+        )
         add("Which tags come together", pair[0], words)
     add("Training", figures.training_curves(s.run.log), "By epoch; the mAP is of the validation split.")
     return found
-
-
-def missing_tags(s: Scored, model: Model) -> list[Photo]:
-    """Unknown cells of training images that are probably present, with where the model saw them."""
-    return []
 
 
 # ----------------------------------------------------------------------------------------------------------- spelling

@@ -73,12 +73,21 @@ def show(
     if not len(rows):
         return []
     chosen = dataset.take(rows)
-    whole = experiment.model_copy(update={"mode": "end_to_end"})  # a few photos are not worth a file of features
-    try:
-        seen: list[Seen | None] = list(look(model, chosen, whole))
-    except PluresError:  # the head gives no maps
+    seen = look_at(model, chosen, experiment)
+    if seen is None:
         return [_photo(chosen, n, None, thresholds) for n in range(len(rows))]
     return [_photo(chosen, n, seen[n], thresholds) for n in range(len(rows))]
+
+
+def look_at(model: Model, dataset: Dataset, experiment: Experiment) -> list[Seen] | None:
+    """Where the model saw what in a few photos; None where its head gives no maps."""
+    whole = experiment.model_copy(update={"mode": "end_to_end"})  # a few photos are not worth a file of features
+    try:
+        return list(look(model, dataset, whole))
+    except PluresError as error:
+        if "no heat map" not in str(error):
+            raise
+        return None
 
 
 def _photo(dataset: Dataset, n: int, seen: Seen | None, thresholds: Thresholds) -> Photo:

@@ -22,14 +22,16 @@ Select = Literal["val_map", "val_map_observed", "last"]
 class Prepared:
     """train: rows with the labels that training may see. val, test: rows with all labels known of them, or None.
 
-    val_observed: what would have been observed of val's labels, [N_val, K]. Labels are observed once, on train and
-    val together and in the order of the data, before val is cut off (as Cole et al. 2021 do).
+    val_observed: what would have been observed of val's labels, [N_val, K]. train_known: everything that is known of
+    train's labels, which training never sees: for measuring what it makes of what is hidden. Labels are observed once,
+    on train and val together and in the order of the data, before val is cut off (as Cole et al. 2021 do).
     """
 
     train: Dataset
     val: Dataset | None
     val_observed: Labels | None
     test: Dataset | None
+    train_known: Labels | None = None
 
 
 def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
@@ -87,6 +89,7 @@ def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad:
         val=pool.take(in_val) if in_val.any() else None,
         val_observed=observed.take(in_val) if in_val.any() else None,
         test=dataset.split("test") if "test" in splits else None,
+        train_known=pool.labels.take(in_train),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,8 @@ from plures.models.parts import heads
 from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
 from plures.training.features import frozen_features, needs_only_mean, token_boxes
-from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, fit, logits_of
+from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, Scores, fit, logits_of
+from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Record, Run, environment
 
@@ -120,6 +122,7 @@ class Training:
     """One training run: builds the parts, runs the phases, keeps the best weights in the run folder (a Keeper)."""
 
     run: Run
+    hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
 
     def __init__(self, experiment: Experiment, prepared: Prepared, watch: Watch) -> None:
         self.experiment, self.prepared, self.watch = experiment, prepared, watch
@@ -135,6 +138,8 @@ class Training:
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None
+        self.hidden = HiddenLabels.of(prepared.train, prepared.train_known, e.seed)
+        self.hidden_batches: Batches | None = None
         self.board = _tensorboard() if e.tensorboard else None
 
     @property
@@ -155,6 +160,8 @@ class Training:
         if state is not None:
             done = [r for r in self.run.log if names.index(r["phase"]) <= first]
             self.records = [r for r in done if r["phase"] != names[first] or r["epoch"] <= state["epoch"]]
+            if self.hidden is not None:
+                self.hidden.read(run, self.records)
         for number, name in enumerate(names):
             if number < first:
                 continue
@@ -173,6 +180,10 @@ class Training:
         make = self._feature_batches if frozen else self._image_batches
         val = self.prepared.val
         self.val_batches = None if val is None else make(val, Order(len(val), 64))
+        if self.hidden is not None:
+            some, in_order = train.take(self.hidden.rows), Order(len(self.hidden.rows), 64)
+            images = self._image_batches
+            self.hidden_batches = self._some_features(train, self.hidden) if frozen else images(some, in_order)
         kept = self.run.path / LABEL_STATE if isinstance(self.loss, CarriesState) else None
         net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
         return Phase(
@@ -202,6 +213,13 @@ class Training:
         features = frozen_features(self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers)
         return FeatureBatches(features, dataset.labels.values, order)
 
+    def _some_features(self, train: Dataset, hidden: HiddenLabels) -> Batches:
+        """The sample's rows of the features that are there already."""
+        workers = default_workers(train) if self.experiment.workers is None else self.experiment.workers
+        features = frozen_features(self.model, train, pooled=self._pooled, device=self.fabric.device, workers=workers)
+        rows = hidden.rows
+        return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], Order(len(rows), 64))
+
     @property
     def _pooled(self) -> bool:
         return needs_only_mean(self.model) and "region_logits" not in self.loss.needs
@@ -214,6 +232,8 @@ class Training:
 
     def score(self, net: Net) -> dict[str, float]:
         """mAP in percent on the validation rows, by their known labels and by the observed ones."""
+        if self.hidden_batches is not None:
+            self.hidden_logits = logits_of(net, self.hidden_batches, self.fabric)  # type: ignore[arg-type]
         if self.val_batches is None or self.prepared.val is None:
             return {"score": float("nan")}
         logits = logits_of(net, self.val_batches, self.fabric)  # type: ignore[arg-type]
@@ -233,6 +253,9 @@ class Training:
     def keep_state(self, state: Record, record: Record) -> None:
         self.records.append(record)
         self.run.write_log(self.records)
+        if self.hidden is not None:
+            self.hidden.record(record["phase"], record["epoch"], self.hidden_logits)
+            self.hidden.write(self.run)
         if self.board is not None:
             with self.board(str(self.run.path / "tensorboard")) as writer:
                 for name, value in record.items():

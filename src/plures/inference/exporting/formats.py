@@ -74,8 +74,8 @@ def onnx_of(graph: Graph) -> Any:
 def with_resize(proto: Any, preprocessing: Preprocessing) -> Any:
     """A copy of the model with a resize before it, which takes images [batch, 3, height, width] of any size.
 
-    ONNX Runtime resizes bytes as Pillow does: across, then down, each in whole levels. (Pillow 13 goes down first where
-    a photo is narrower and taller than the model's side, which rounds some pixels to the next level.)
+    ONNX Runtime resizes bytes as Pillow does, in whole levels after each direction. Where a photo is narrower and
+    taller than the model's side the two differ (Pillow 13 seems to go down first there), by a level if bilinear.
     """
     from onnx import ModelProto, TensorProto, helper
 

@@ -149,3 +149,37 @@ def test_list_images(tmp_path):
     _photo().save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no")
     assert [p.rsplit("/", 1)[1] for p in list_images(tmp_path)] == ["a.png", "b.JPG"]
+
+
+def test_large_jpegs_are_decoded_smaller_and_look_the_same(tmp_path):
+    x, y = np.meshgrid(np.linspace(0, 20, 1200), np.linspace(0, 15, 900))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)
+    photo = Image.fromarray((127 + 100 * waves).astype(np.uint8))
+    photo.save(tmp_path / "a.jpg", quality=95)
+    assert open_image(tmp_path / "a.jpg").size == (1200, 900)
+    assert open_image(tmp_path / "a.jpg", 224).size == (300, 225)
+    assert open_image(tmp_path / "a.jpg", 226).size == (600, 450)
+    assert open_image(tmp_path / "a.jpg", 901).size == (1200, 900)  # never enlarged
+    fast, full = (Transform(224)(open_image(tmp_path / "a.jpg", n)).int() for n in (224, None))
+    assert (fast - full).abs().float().mean() < 1
+    photo.save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", 224).size == (1200, 900)
+
+
+def test_the_smallest_crop_still_has_its_pixels():
+    assert Transform(100, "flip").decoding_size == 100
+    least = Transform(100, "crop").decoding_size
+    assert least * np.sqrt(0.5 * 3 / 4) >= 100 > (least - 2) * np.sqrt(0.5 * 3 / 4)
+
+
+def test_images_at_addresses_and_in_stretches_of_files(tmp_path):
+    import fsspec
+
+    _photo().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    fsspec.filesystem("memory").pipe_file("/bucket/a.png", content)
+    (tmp_path / "many.bin").write_bytes(b"x" * 100 + content + b"y" * 50)
+    for where in ("memory://bucket/a.png", f"{tmp_path / 'many.bin'}#100:{len(content)}"):
+        assert np.array_equal(np.asarray(open_image(where)), np.asarray(_photo())), where
+    with pytest.raises(Unreadable, match=r"memory://bucket/b\.png: no such file"):
+        open_image("memory://bucket/b.png")

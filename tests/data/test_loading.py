@@ -81,3 +81,25 @@ def test_feature_batches_from_memory_and_from_disk_agree(tmp_path):
         assert torch.equal(a.inputs, b.inputs)
         assert torch.equal(a.inputs, torch.from_numpy(features)[a.index])
         assert torch.equal(a.labels, torch.from_numpy(labels)[b.index])
+
+
+def test_workers_begin_the_next_epoch_while_this_one_is_judged():
+    batches = ImageBatches(_dataset(), Transform(8), Order(10, 4, shuffle_seed=0), workers=1)
+    first = [b.index.tolist() for b in batches.epoch(0)]
+    assert batches._sampler.drawn > len(first)
+    second = [b.index.tolist() for b in batches.epoch(1)]
+    assert second == [b.tolist() for b in batches.order.batches(1)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_left_in_the_middle_starts_anew_and_epochs_come_in_any_order(workers):
+    dataset = _dataset()
+    batches = ImageBatches(dataset, Transform(8), Order(10, 4, shuffle_seed=0), workers)
+    for _ in batches.epoch(0):
+        break
+    for epoch in (0, 1, 5, 0):
+        seen = [
+            (row, image) for b in batches.epoch(epoch) for row, image in zip(b.index.tolist(), b.inputs, strict=True)
+        ]
+        assert [row for row, _ in seen] == np.concatenate(batches.order.batches(epoch)).tolist()
+        assert all(np.array_equal(i.numpy().transpose(1, 2, 0), dataset.images[row]) for row, i in seen)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +24,7 @@ Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
 Augment = Literal["auto", "none", "flip", "crop", "cutout_randaugment"]
 View = tuple[float, float, float, float]
 """Where in an image its augmented version lies: left, top, right, bottom in [0, 1]; left > right if mirrored."""
+NARROWEST = 3 / 4  # aspect of a random crop
 WHOLE: View = (0.0, 0.0, 1.0, 1.0)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -29,15 +33,42 @@ class Unreadable(PluresError):
     """An image file that cannot be used; the message names the file and the reason."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+def is_address(path: str) -> bool:
+    """Whether this is an address for fsspec (s3://, gs://, memory://, ...) rather than a path."""
+    return "://" in path
+
+
+def opened(path: str | Path) -> str | Path | BytesIO:
+    """What Pillow can open: the path itself, or the bytes at an address or in a stretch of a file.
+
+    `FILE#OFFSET:LENGTH` is a stretch, as of a tar that is not unpacked (see `data/shards.py`).
+    """
+    text = str(path)
+    file, mark, stretch = text.rpartition("#")
+    offset, colon, length = stretch.partition(":")
+    if mark and colon and offset.isdigit() and length.isdigit():
+        with fsspec.open(file, "rb", cache_type="none") if is_address(file) else open(file, "rb") as handle:
+            handle.seek(int(offset))
+            return BytesIO(handle.read(int(length)))
+    if is_address(text):
+        with fsspec.open(text, "rb") as handle:
+            return BytesIO(handle.read())
+    return path
+
+
+def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Open, decode and turn upright. Returns an RGB image. Raises Unreadable, never another error.
 
     16-bit grey is scaled to 8 bits, alpha is laid on white, the first frame of an animation is taken.
+    at_least: a JPEG may come smaller, by 2, 4 or 8, as long as both sides keep this many pixels: decoding then leaves
+    out the high frequencies that a resize would throw away, and takes a fraction of the time.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Unreadable(f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
             return _to_rgb(ImageOps.exif_transpose(image))
     except PluresError:
         raise
@@ -76,6 +107,14 @@ class Transform:
     def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> Tensor:
         return self.with_view(image, random)[0]
 
+    @property
+    def decoding_size(self) -> int:
+        """The fewest pixels a side that an image must have before this transform, see `open_image`: as many as come
+        out, and for crops so many that the smallest crop still has them."""
+        if self.augment != "crop":
+            return self.size
+        return math.ceil(self.size / math.sqrt(self.crop_area[0] * NARROWEST))
+
     def with_view(self, image: Image.Image, random: np.random.Generator | None = None) -> tuple[Tensor, View]:
         """The result, and where in the image it lies. What RandAugment shears or turns the view does not say."""
         how = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
@@ -102,7 +141,7 @@ def _random_box(
     """A box of a random share of the area and of an aspect between 3:4 and 4:3, inside the image."""
     width, height = size
     share = random.uniform(*area)
-    aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+    aspect = np.exp(random.uniform(np.log(NARROWEST), -np.log(NARROWEST)))
     w = min(width, np.sqrt(share * width * height * aspect))
     h = min(height, np.sqrt(share * width * height / aspect))
     left, top = random.uniform(0, width - w), random.uniform(0, height - h)
@@ -122,6 +161,6 @@ def list_images(folder: str | Path) -> list[str]:
     return paths
 
 
-def to_image(image: str | NDArray[np.uint8]) -> Image.Image:
-    """A PIL image from a path or from uint8 [H, W, 3]."""
-    return open_image(image) if isinstance(image, str) else Image.fromarray(image)
+def to_image(image: str | NDArray[np.uint8], at_least: int | None = None) -> Image.Image:
+    """A PIL image from a path or address (see `open_image` for at_least) or from uint8 [H, W, 3]."""
+    return open_image(image, at_least) if isinstance(image, str) else Image.fromarray(image)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,39 +25,77 @@ class Batch:
     """B rows. inputs: uint8 images [B, 3, H, W] or features [B, P, D]; labels: int8 [B, K]; index: int64 [B].
 
     views: float32 [B, 4], where in its image each input lies (`images.View`), or None: the whole image as it is.
+    total, share, last: of its `Piece`, where several processes or pieces make up a step; total 0: this is all.
     """
 
     inputs: Tensor
     labels: Tensor
     index: Tensor
     views: Tensor | None = None
+    total: int = 0
+    share: float = 1.0
+    last: bool = True
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
         moved = (t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.index))
         views = None if self.views is None else self.views.to(device, non_blocking=True)
-        return Batch(*moved, views=views)
+        return Batch(*moved, views, self.total, self.share, self.last)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What one process loads at once. rows: int64 [B]; total: rows of this piece over all processes; share: of them in
+    the step; last: whether the step ends with it. A process whose share is empty loads one row, which nobody counts."""
+
+    rows: NDArray[np.int64]
+    total: int
+    share: float
+    last: bool
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows make up the batches of an epoch. shuffle_seed None: in row order, for evaluation."""
+    """Which rows make up the batches of an epoch. shuffle_seed None: in row order, for evaluation.
+
+    A batch is what one optimizer step learns from. `accumulate` divides it into pieces that are loaded one after
+    another (less memory), `processes` divides each piece among as many processes, of which this one is `rank`; neither
+    changes which rows a step sees.
+    """
 
     rows: int
     batch_size: int
     shuffle_seed: int | None = None
     drop_last: bool = False
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
+        """How many batches, that is steps."""
         return self.rows // self.batch_size if self.drop_last else math.ceil(self.rows / self.batch_size)
 
     def batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The rows of every batch, in the order of this epoch."""
+        """The rows of every batch, of all processes, in the order of this epoch."""
         order = np.arange(self.rows)
         if self.shuffle_seed is not None:
             order = np.random.default_rng([self.shuffle_seed, epoch]).permutation(self.rows)
         return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+
+    def pieces(self, epoch: int) -> Iterator[Piece]:
+        """What this process loads, in the order of this epoch."""
+        for batch in self.batches(epoch):
+            parts = [part for part in np.array_split(batch, self.accumulate) if len(part)]
+            for place, part in enumerate(parts, 1):
+                mine = np.array_split(part, self.processes)[self.rank]
+                rows = mine if len(mine) else part[:1]
+                yield Piece(rows, len(part), len(part) / len(batch), place == len(parts))
+
+
+def shares_of(total: int, processes: int) -> list[int]:
+    """How many of `total` rows each process has, as `Order.pieces` divides them."""
+    return [total // processes + (rank < total % processes) for rank in range(processes)]
 
 
 class FeatureBatches:
@@ -70,13 +110,13 @@ class FeatureBatches:
         return len(self.order)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        for rows in self.order.batches(epoch):
-            index = torch.from_numpy(rows)
+        for piece in self.order.pieces(epoch):
+            index = torch.from_numpy(piece.rows)
             if self._tensor is not None:
                 inputs = self._tensor[index]
             else:
-                inputs = torch.from_numpy(np.asarray(self._features[rows]))
-            yield Batch(inputs, self._labels[index], index)
+                inputs = torch.from_numpy(np.asarray(self._features[piece.rows]))
+            yield Batch(inputs, self._labels[index], index, None, piece.total, piece.share, piece.last)
 
 
 class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
@@ -91,7 +131,7 @@ class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, View] | Unreadable:
         epoch, row = item
         try:
-            image = to_image(self.dataset.images[row])
+            image = to_image(self.dataset.images[row], self.transform.decoding_size)
         except Unreadable as error:
             return error
         random = None if self.transform.augment == "none" else random_for(self.seed, epoch, row)
@@ -99,17 +139,17 @@ class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
 
 
 class _EpochRows:
-    """Batch sampler whose epoch is set from outside; items are (epoch, row)."""
+    """Batch sampler from the epoch set outside, for training (a shuffled order) on and on; items are (epoch, row)."""
 
     def __init__(self, order: Order) -> None:
-        self.order, self.epoch = order, 0
-
-    def __len__(self) -> int:
-        return len(self.order)
+        self.order, self.first, self.drawn = order, 0, 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for rows in self.order.batches(self.epoch):
-            yield [(self.epoch, int(row)) for row in rows]
+        endless = self.order.shuffle_seed is not None
+        for epoch in itertools.count(self.first) if endless else (self.first,):
+            for piece in self.order.pieces(epoch):
+                self.drawn += 1
+                yield [(epoch, int(row)) for row in piece.rows]
 
 
 def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
@@ -125,6 +165,7 @@ def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tenso
 class ImageBatches:
     """Batches of images, decoded by worker processes (workers 0: in this process).
 
+    In training, workers go on with the next epoch while this one is judged, so that nothing waits between epochs.
     Raises Unreadable, naming the file, at the batch that needs an image which cannot be read.
     """
 
@@ -141,17 +182,24 @@ class ImageBatches:
             persistent_workers=workers > 0,
             pin_memory=pin,
         )
+        self._stream: Iterator[Any] | None = None  # stands at the beginning of epoch `_next`, or is None
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self.order)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        self._sampler.epoch = epoch
-        for rows, loaded in zip(self.order.batches(epoch), self._loader, strict=True):
+        stream, self._stream = self._stream, None  # an epoch that is left in the middle starts anew
+        if stream is None or epoch != self._next:
+            self._sampler.first = epoch
+            stream = iter(self._loader)
+        for piece, loaded in zip(self.order.pieces(epoch), stream, strict=False):
             if isinstance(loaded, Unreadable):
                 raise loaded
-            index = torch.from_numpy(rows)
-            yield Batch(loaded[0], self._labels[index], index, loaded[1])
+            index = torch.from_numpy(piece.rows)
+            yield Batch(loaded[0], self._labels[index], index, loaded[1], piece.total, piece.share, piece.last)
+        if self.order.shuffle_seed is not None:
+            self._stream, self._next = stream, epoch + 1
 
 
 def default_workers(dataset: Dataset) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
+from plures.data.images import is_address
 from plures.data.verify import verify_images
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import PRESENT
@@ -37,7 +38,7 @@ def read(
     reader = formats.make(name, **options)
     if not path and not reader.recognises(""):
         raise PluresError(f"format '{name}' needs a path, as in {name}:PATH")
-    if path and not os.path.exists(path):
+    if path and not os.path.exists(path) and not (is_address(path) or "*" in path):
         raise PluresError(f"no file or folder '{path}'")
     dataset, problems = reader.read(path)
     where = path or name

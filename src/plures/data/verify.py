@@ -6,11 +6,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from plures.data.dataset import Dataset
-from plures.data.images import MAX_PIXELS
+from plures.data.images import MAX_PIXELS, is_address, opened
 from plures.errors import Problem
 
 THREADS = 8
@@ -65,33 +67,38 @@ def verify_images(dataset: Dataset, *, decode: bool = False, max_pixels: int = M
 
 def _look(path: str, decode: bool, max_pixels: int) -> Problem | None:
     expected = "a readable image"
+    if is_address(path):  # looking would mean to fetch it: the batch that needs it will tell
+        return None
     try:
+        source = opened(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 width, height = image.size
                 kind = image.format
                 if width * height > max_pixels:
                     expected = f"at most {max_pixels:,} pixels"
                     return Problem(path, None, f"image of {width:,} x {height:,} pixels is too large", expected)
                 image.verify()
-            if decode or (kind == "JPEG" and not _has_end_mark(path)):
-                with Image.open(path) as image:
+            if decode or (kind == "JPEG" and not _has_end_mark(source)):
+                with Image.open(opened(path)) as image:
                     image.load()
     except FileNotFoundError:
         return Problem(path, None, "image is missing", "a file")
     except Image.DecompressionBombError:
         return Problem(path, None, "image is too large", f"at most {max_pixels:,} pixels")
     except UnidentifiedImageError:
-        empty = os.path.getsize(path) == 0
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
         return Problem(path, None, "image file is empty" if empty else "not an image that can be read", expected)
     except Exception as error:  # Pillow's decoders raise many kinds, all meaning that the file is broken
         return Problem(path, None, f"image is broken or truncated ({error})", expected)
     return None
 
 
-def _has_end_mark(path: str) -> bool:
-    with open(path, "rb") as file:
+def _has_end_mark(source: str | Path | BytesIO) -> bool:
+    if isinstance(source, BytesIO):
+        return b"\xff\xd9" in source.getvalue()[-_TAIL:]
+    with open(source, "rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(-min(_TAIL, file.tell()), os.SEEK_END)
         return b"\xff\xd9" in file.read()

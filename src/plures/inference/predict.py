@@ -1,53 +1,44 @@
-"""`plures.predict`: every image's scores and tags, one row an image, written as it goes; heat maps on request."""
+"""`plures.predict`: every image's scores and tags, one row an image, written as it goes; heat maps on request.
+
+Images stream through: memory does not grow with their number. Into a folder, predictions go in parts, each written
+whole, so that a run that was killed goes on without a lost or doubled row, and several machines share the work.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from plures.data.images import IMAGE_SUFFIXES, Transform, Unreadable, list_images, to_image
-from plures.data.read import read
+from plures.data.images import to_image
 from plures.errors import BadData, PluresError, Problem
 from plures.files import writing
-from plures.inference.heatmaps import overlay, paint, region_weights
-from plures.models.model import Model, load
-from plures.training.evaluate import make_fabric
+from plures.inference.heatmaps import overlay, paint
+from plures.inference.prediction_files import SUFFIXES, Bad, PartRecord, Parts, Rows, writer
+from plures.inference.scorer import Precision, Scored, Scorer
+from plures.inference.sources import Item, images_of, parse_shard, sharded
 from plures.training.run import Run
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the model says of one image. scores: {class: probability}; tags: classes at or above the threshold."""
-
-    image: str
-    scores: dict[str, float]
-    tags: tuple[str, ...]
+ROWS_A_PART = 10_000
+KEPT_PROBLEMS = 1000  # of unreadable images, for the message; the rest is only counted
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a prediction run did: images scored, images left out with the reason, tags an image on average."""
+    """What a prediction run did. images: scored (in all parts, also those of the run that this one went on with);
+    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were."""
 
     images: int
     tags_per_image: float
     problems: tuple[Problem, ...]
+    skipped: int = 0
 
 
 def predict(
@@ -60,164 +51,223 @@ def predict(
     batch_size: int = 32,
     workers: int = 0,
     skip_bad: bool = False,
+    parts: int | None = None,
+    resume: bool = False,
+    shard: str | None = None,
+    precision: Precision = "float32",
 ) -> Summary:
-    """Score the images of `source` (an image, a folder of images, or data as `train` takes them) into one file.
+    """Score the images of `source`: an image, a folder, a list (.txt), a table, or data as `train` takes them.
 
-    out: .csv or .tsv (image, tags, a column a class), .jsonl or .parquet. heatmaps: a folder that gets a picture for
-    each tag of each image. threshold in (0, 1): the experiment's unless given. skip_bad: leave unreadable images
-    out; otherwise they raise BadData before anything is written.
+    out: one file, .csv or .tsv (image, tags, a column a class), .jsonl or .parquet; or a folder, which gets a Parquet
+    file for every `parts` images (10,000 unless given). A file needs every image to be readable (else BadData, and
+    nothing is written), or skip_bad; a folder gets a list of unreadable images beside the part, and goes on.
+    resume: go on with the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
+    heatmaps: a folder that gets a picture for each tag of each image. threshold in (0, 1): the run's own unless given.
+    precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
     """
     run = run if isinstance(run, Run) else Run(run)
-    out = Path(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise PluresError(f"{out}: cannot tell the format from '{out.suffix}'; use {', '.join(SUFFIXES)}")
-    threshold = run.experiment.threshold if threshold is None else threshold
-    if not 0 < threshold < 1:
-        raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
-    images, names = find_images(source, skip_bad)
-    model = load(run.path).to(make_fabric(run.experiment).device).eval()
-    pictures, stems = None if heatmaps is None else Path(heatmaps), _stems(names)
-    problems: list[Problem] = []
-    count = tags = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with writing(out) as temporary, _writer(temporary, out.suffix.lower(), model.classes) as write:
-        for rows, logits, weights, boxes in _scored(
-            model, images, names, batch_size, workers, pictures is not None, problems
-        ):
-            scores = 1 / (1 + np.exp(-logits))  # [B, K]
-            predictions = [
-                _prediction(names[r], s, model.classes, threshold) for r, s in zip(rows, scores, strict=True)
-            ]
-            write(predictions)
-            count, tags = count + len(predictions), tags + sum(len(p.tags) for p in predictions)
-            if pictures is not None:
-                for i, (row, prediction) in enumerate(zip(rows, predictions, strict=True)):
-                    _draw(pictures / stems[row], images[row], prediction, weights[i], boxes, model.classes)
-        if problems and not skip_bad:
-            raise BadData(problems)
-    return Summary(count, tags / count if count else float("nan"), tuple(problems))
+    into_folder = Path(out).suffix.lower() not in SUFFIXES
+    _refuse(str(out), into_folder, parts, resume)
+    if parts is not None and parts < 1:
+        raise PluresError(f"--parts {parts}: expected a number of images, 1 or more")
+    number, of = parse_shard(shard or "1/1")
+    open_ = images_of(source, skip_bad)
+    scorer = Scorer(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
+    pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
+    items = sharded(open_(), number, of)
+    if not into_folder:
+        return _into_file(scorer, items, Path(out), batch_size, workers, skip_bad, pictures)
+    rows = parts or ROWS_A_PART
+    folder = Parts(str(out), scorer.classes, (number, of))
+    folder.begin(settings_of(run, source, rows, of, scorer), resume)
+    summary = Tally()
+    todo = unfinished(items, rows, folder, summary)
+    sizes: dict[int, int] = {}
+    stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
+    for part in _by_part(scorer.stream(stretch, batch_size, workers, pictures is not None), sizes):
+        summary.add(write_part(folder, scorer, part, pictures), [b for s in part for b in s.bad])
+    return summary.summary()
 
 
-def find_images(source: str | Path, skip_bad: bool = False) -> tuple[Sequence[str] | NDArray[np.uint8], list[str]]:
-    """The images that a source stands for, and their names: paths, or row numbers of images in memory."""
-    path = Path(source)
-    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        return [str(path)], [str(path)]
-    if path.is_dir():
-        images = list_images(path)
-        return images, images
-    dataset = read(str(source), skip_bad=skip_bad, labelled=False)
-    if isinstance(dataset.images, np.ndarray):
-        return dataset.images, [f"{i:06d}" for i in range(len(dataset))]
-    return dataset.images, [str(image) for image in dataset.images]
+def _refuse(out: str, into_folder: bool, parts: int | None, resume: bool) -> None:
+    if into_folder and Path(out).suffix and "://" not in out:
+        suffix = Path(out).suffix
+        raise PluresError(
+            f"{out}: cannot tell the format from '{suffix}'; use {', '.join(SUFFIXES)}, or a folder for parts"
+        )
+    if not into_folder and (parts is not None or resume):
+        what = "--parts" if parts is not None else "--resume"
+        raise PluresError(f"{what} wants a folder of parts; use --out {Path(out).with_suffix('')}")
 
 
-def _prediction(name: str, scores: NDArray[np.floating], classes: tuple[str, ...], threshold: float) -> Prediction:
-    order = [int(i) for i in np.argsort(-scores, kind="stable")]
-    tags = tuple(classes[i] for i in order if scores[i] >= threshold)
-    return Prediction(name, {c: round(float(s), 6) for c, s in zip(classes, scores, strict=True)}, tags)
-
-
-class _Images(torch.utils.data.Dataset[Tensor | Unreadable]):
-    def __init__(self, images: Sequence[str] | NDArray[np.uint8], transform: Transform) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> Tensor | Unreadable:
-        try:
-            return self.transform(to_image(self.images[row]))
-        except Unreadable as error:
-            return error
-
-
-@torch.inference_mode()
-def _scored(
-    model: Model,
-    images: Sequence[str] | NDArray[np.uint8],
-    names: list[str],
+def _into_file(
+    scorer: Scorer,
+    items: Iterator[Item],
+    out: Path,
     batch_size: int,
     workers: int,
-    maps: bool,
-    problems: list[Problem],
-) -> Iterator[tuple[list[int], NDArray[np.float64], NDArray[np.floating], NDArray[np.floating]]]:
-    """Rows, logits [B, K], region weights [B, K, P] (empty without maps) and boxes [P, 4] of each batch."""
-    p = model.preprocessing
-    source = _Images(images, Transform(p.image_size, "none", p.interpolation))
-    loader = DataLoader(source, batch_size=batch_size, num_workers=workers, collate_fn=list)
-    device = model.mean.device
-    row = 0
-    for items in loader:
-        good: dict[int, Tensor] = {}
-        for item in items:
-            if isinstance(item, Unreadable):
-                problems.append(Problem(names[row], None, str(item).removeprefix(f"{names[row]}: ")))
+    skip_bad: bool,
+    pictures: _Pictures | None,
+) -> Summary:
+    tally = Tally()
+    with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
+        stretch = ((0, item) for item in items)
+        for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
+            rows = rows_of(scorer, scored)
+            if len(rows.names):
+                write(rows)
+            tally.add(PartRecord("", "", len(scored.asked), len(rows.names), len(scored.bad), int(rows.called.sum())),
+                      scored.bad)  # fmt: skip
+            if pictures is not None:
+                pictures.draw(scored, rows)
+        if tally.bad and not skip_bad:
+            raise BadData(tally.problems)
+    return tally.summary()
+
+
+# ------------------------------------------------------------------------------------- parts, shared with other engines
+
+
+def settings_of(run: Run, source: str | Path, rows: int, shards: int, scorer: Scorer) -> dict[str, Any]:
+    """All that the parts of a folder have in common, so that no two kinds of prediction are mixed."""
+    weights = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
+    return {
+        "model_sha256": weights,
+        "source": str(source),
+        "images_a_part": rows,
+        "shards": shards,
+        "precision": scorer.precision,
+        "thresholds": [round(float(value), 6) for value in scorer.thresholds.values],
+        "classes": list(scorer.classes),
+    }
+
+
+def unfinished(items: Iterator[Item], rows: int, folder: Parts, tally: Tally) -> Iterator[tuple[int, list[Item]]]:
+    """The stretches of `rows` images whose part is not there yet; those that are there are counted.
+
+    Raises PluresError if a part holds other images than the source now gives in its place.
+    """
+    done = set(folder.numbers())
+    number, stretch = 0, list[Item]()
+    for item in _ended(items):
+        if item is not None:
+            stretch.append(item)
+        if len(stretch) == rows or (item is None and stretch):
+            if number in done:
+                tally.add(_unchanged(folder, number, stretch), [])
             else:
-                good[row] = item
-            row += 1
-        if good:
-            output = model(torch.stack(list(good.values())).to(device), maps=maps)
-            weights = region_weights(output).float().cpu().numpy() if maps else np.empty(0)
-            boxes = output.boxes.float().cpu().numpy() if maps else np.empty(0)
-            yield list(good), output.logits.double().cpu().numpy(), weights, boxes
+                yield number, stretch
+            number, stretch = number + 1, []
 
 
-def _stems(names: list[str]) -> list[str]:
-    """What pictures of each image are called: its name without folder and suffix, with its row where two share one."""
-    stems = [Path(name).stem for name in names]
-    times = Counter(stems)
-    return [stem if times[stem] == 1 else f"{stem}-{row}" for row, stem in enumerate(stems)]
+def _ended(items: Iterator[Item]) -> Iterator[Item | None]:
+    yield from items
+    yield None
 
 
-def _draw(
-    stem: Path,
-    image: str | NDArray[np.uint8],
-    prediction: Prediction,
-    weights: NDArray[np.floating],
-    boxes: NDArray[np.floating],
-    classes: tuple[str, ...],
-) -> None:
-    """One picture for each tag of the image, at the image's own size: STEM.TAG.png."""
-    picture = to_image(image)
-    for tag in prediction.tags:
-        heat = paint(weights[classes.index(tag)], boxes, picture.height, picture.width)
+def _unchanged(folder: Parts, number: int, stretch: list[Item]) -> PartRecord:
+    record = folder.record(number)
+    now = (stretch[0][0], stretch[-1][0], len(stretch))
+    if now != (record.first, record.last, record.asked):
+        raise PluresError(
+            f"{folder.folder}: {folder.name(number)} was made of {record.asked:,} images from {record.first} to"
+            f" {record.last}, but the source now has {now[2]:,} from {now[0]} to {now[1]} there; it has changed, so"
+            " begin again with another --out"
+        )
+    return record
+
+
+def write_part(folder: Parts, scorer: Scorer, scored: list[Scored], pictures: _Pictures | None = None) -> PartRecord:
+    """Write the batches of one part."""
+    rows = [rows_of(scorer, s) for s in scored]
+    if pictures is not None:
+        for s, r in zip(scored, rows, strict=True):
+            pictures.draw(s, r)
+    asked = [name for s in scored for name in s.asked]
+    return folder.write(scored[0].part, asked, rows, [b for s in scored for b in s.bad])
+
+
+def rows_of(scorer: Scorer, scored: Scored) -> Rows:
+    """Probabilities and tags of a batch."""
+    probabilities = scorer.thresholds.probabilities(scored.logits)
+    return Rows(scored.names, probabilities, scorer.thresholds.tags(probabilities))
+
+
+def _measured(todo: Iterator[tuple[int, list[Item]]], sizes: dict[int, int]) -> Iterator[tuple[int, list[Item]]]:
+    """The same, with the size of each part noted as it begins."""
+    for part, items in todo:
+        sizes[part] = len(items)
+        yield part, items
+
+
+def _by_part(batches: Iterator[Scored], sizes: dict[int, int]) -> Iterator[list[Scored]]:
+    """The batches of each part together, as soon as the part has all its images."""
+    held: list[Scored] = []
+    for scored in batches:
+        held.append(scored)
+        if sum(len(s.asked) for s in held) == sizes[scored.part]:
+            del sizes[scored.part]
+            yield held
+            held = []
+
+
+class Tally:
+    """Counts as parts come in."""
+
+    def __init__(self) -> None:
+        self.images = self.tags = self.bad = 0
+        self.problems: list[Problem] = []
+
+    def add(self, record: PartRecord, bad: list[Bad]) -> None:
+        self.images, self.tags, self.bad = (
+            self.images + record.images,
+            self.tags + record.tags,
+            self.bad + record.bad,
+        )
+        room = KEPT_PROBLEMS - len(self.problems)
+        self.problems += [Problem(name, None, reason) for name, reason in bad[:room]]
+
+    def summary(self) -> Summary:
+        mean = self.tags / self.images if self.images else float("nan")
+        return Summary(self.images, mean, tuple(self.problems), self.bad)
+
+
+# -------------------------------------------------------------------------------------------------------- heat maps
+
+
+class _Pictures:
+    """A folder of heat maps: STEM.TAG.png for each tag of each image, at the image's own size."""
+
+    def __init__(self, folder: Path, open_: Callable[[], Iterator[Item]], classes: tuple[str, ...]) -> None:
+        self.folder, self.classes = folder, classes
+        times = Counter(Path(name).stem for name, _ in open_())
+        self.shared = {stem for stem, count in times.items() if count > 1}
+        self.rows = {name: row for row, (name, _) in enumerate(open_()) if Path(name).stem in self.shared}
+
+    def stem(self, name: str) -> str:
+        """What an image's pictures are called: its name without folder and suffix, with its row where two share it."""
+        stem = Path(name).stem
+        return f"{stem}-{self.rows[name]}" if stem in self.shared else stem
+
+    def draw(self, scored: Scored, rows: Rows) -> None:
+        if scored.weights is None or scored.boxes is None:
+            return
+        for i, (name, tags) in enumerate(zip(rows.names, rows.tags(self.classes), strict=True)):
+            picture = to_image(scored.images[i])
+            for tag in tags:
+                k = self.classes.index(tag)
+                self._draw(self.stem(name), picture, tag, float(rows.scores[i, k]), scored.weights[i, k], scored.boxes)
+
+    def _draw(
+        self,
+        stem: str,
+        picture: Any,
+        tag: str,
+        score: float,
+        weights: NDArray[np.floating[Any]],
+        boxes: NDArray[np.floating[Any]],
+    ) -> None:
+        heat = paint(weights, boxes, picture.height, picture.width)
         safe = re.sub(r"[^\w.-]+", "_", tag)
-        with writing(stem.with_name(f"{stem.name}.{safe}.png")) as temporary:
-            overlay(picture, heat, tag, prediction.scores[tag]).save(temporary, format="PNG")
-
-
-# ----------------------------------------------------------------------------------------------- the kinds of file
-
-
-class _Write(Protocol):
-    def __call__(self, predictions: list[Prediction]) -> None: ...
-
-
-@contextmanager
-def _writer(path: Path, suffix: str, classes: tuple[str, ...]) -> Iterator[_Write]:
-    """A function that appends predictions to a file of this kind."""
-    if suffix == ".jsonl":
-        with path.open("w", encoding="utf-8") as handle:
-            yield lambda predictions: _write_lines(handle, predictions)
-        return
-    columns = [f"score of {c}" if c in ("image", "tags") else c for c in classes]
-    schema = pa.schema([("image", pa.string()), ("tags", pa.string()), *((c, pa.float32()) for c in columns)])
-    if suffix == ".parquet":
-        sink: Any = pa.parquet.ParquetWriter(path, schema)
-    else:
-        options = pa.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",", quoting_style="needed")
-        sink = pa.csv.CSVWriter(path, schema, write_options=options)
-    with sink:
-        yield lambda predictions: sink.write_table(_table(predictions, schema, classes))
-
-
-def _write_lines(handle: IO[str], predictions: list[Prediction]) -> None:
-    for p in predictions:
-        handle.write(json.dumps({"image": p.image, "tags": p.tags, "scores": p.scores}, ensure_ascii=False) + "\n")
-
-
-def _table(predictions: list[Prediction], schema: pa.Schema, classes: tuple[str, ...]) -> pa.Table:
-    columns: list[list[Any]] = [[p.image for p in predictions], [";".join(p.tags) for p in predictions]]
-    columns += [[p.scores[c] for p in predictions] for c in classes]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+        with writing(self.folder / f"{stem}.{safe}.png") as temporary:
+            overlay(picture, heat, tag, score).save(temporary, format="PNG")

@@ -58,7 +58,8 @@ class Experiment(BaseModel):
     optimizer: any name that timm or torch knows; lr: of the embedder; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
-      val_map (known labels), val_map_observed (unobserved counted as absent), last; auto: see `training/data.py`.
+      val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
+      alone), last; auto: see `training/data.py`.
     average_precision: the definition used for it. threshold: of the probability, to call a tag.
     """
 
@@ -95,7 +96,7 @@ class Experiment(BaseModel):
     channels_last: bool = True
     compile: bool = False
 
-    select: Literal["auto", "val_map", "val_map_observed", "last"] = "auto"
+    select: Literal["auto", "val_map", "val_map_observed", "val_positives", "last"] = "auto"
     average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 

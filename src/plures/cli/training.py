@@ -63,13 +63,27 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split.")] = "test",
     definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
+    positives_only: Annotated[
+        bool, typer.Option("--positives-only", help="Use observed tags alone and estimate the rest.")
+    ] = False,
     json: Json = None,
     skip_bad: Skip = False,
 ) -> None:
     """Score a run's model on a split: AP of each class, mAP with interval, precision, recall, F1."""
     from plures.training.evaluate import evaluate as run_evaluation
+    from plures.training.evaluate import evaluate_positives_only
 
     data, options = data_and_options(arguments or [])
+    if positives_only:
+        if definition not in (None, "plain"):
+            raise PluresError("--positives-only estimates plain average precision; leave --definition out")
+        estimates = evaluate_positives_only(
+            run, data, split=split, threshold=threshold, options=options, skip_bad=skip_bad
+        )
+        if json is not None:
+            estimates.save(json)
+        screen.print(estimates.render())
+        return
     report = run_evaluation(
         run, data, split=split, definition=definition, threshold=threshold, options=options, skip_bad=skip_bad
     )

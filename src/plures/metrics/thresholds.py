@@ -65,6 +65,19 @@ class Thresholds:
         """Calibrated probabilities [N, K] -> which tags are called, [N, K]."""
         return np.asarray(probabilities >= self.values)
 
+    def cut_logits(self) -> Floats:
+        """The logit from which each class is called, [K]: minus infinity for always, infinity for never."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = np.where(self.values > 1, np.inf, np.log(self.values) - np.log1p(-self.values))
+        c = self.calibration
+        if c is None:
+            return np.asarray(at)
+        if c.kind == "affine":
+            assert c.scale is not None
+            assert c.offset is not None
+            return np.asarray((at - c.offset) / c.scale)
+        return np.array([_reaches(x, y, value) for (x, y), value in zip(c.points, self.values, strict=True)])
+
     @classmethod
     def constant(cls, classes: tuple[str, ...], value: float = 0.5) -> Thresholds:
         """One threshold for every class, as given."""
@@ -109,6 +122,8 @@ class Thresholds:
             names = list(stored["thresholds"])
             order = [names.index(name) for name in classes]
             values = np.array([stored["thresholds"][name] for name in classes], np.float64)
+            if not (np.isfinite(values) & (values > 0)).all():
+                raise ValueError("a threshold is a number above 0")
             words = {name: str(stored[name]) for name in ("method", "objective", "assumes", "guarantees")}
             return cls(classes, values, calibration=_read_calibration(stored["calibration"], order), **words)
         except OSError as error:
@@ -121,10 +136,33 @@ def _read_calibration(stored: dict[str, Any] | None, order: list[int]) -> Calibr
     if stored is None:
         return None
     if stored["kind"] == "affine":
-        scale, offset = (np.array(stored[name], np.float64)[order] for name in ("scale", "offset"))
-        return Calibration("affine", scale, offset)
-    points = [stored["points"][k] for k in order]
-    return Calibration("isotonic", points=tuple((np.array(x, np.float64), np.array(y, np.float64)) for x, y in points))
+        scale, offset = (np.array(stored[name], np.float64) for name in ("scale", "offset"))
+        shaped = scale.shape == offset.shape == (len(order),)
+        if not (shaped and np.isfinite([scale, offset]).all() and scale.min() > 0):
+            raise ValueError("a calibration has a scale above 0 and an offset for each class")
+        return Calibration("affine", scale[order], offset[order])
+    if stored["kind"] != "isotonic" or len(stored["points"]) != len(order):
+        raise ValueError("a calibration is affine, or isotonic with a curve for each class")
+    return Calibration("isotonic", points=tuple(_read_curve(*stored["points"][k]) for k in order))
+
+
+def _read_curve(x: list[float], y: list[float]) -> tuple[Floats, Floats]:
+    logits, probabilities = np.array(x, np.float64), np.array(y, np.float64)
+    rising = logits.ndim == 1 and (np.diff(logits) > 0).all() and (np.diff(probabilities) >= 0).all()
+    if logits.shape != probabilities.shape or not len(logits) or not rising:
+        raise ValueError("a curve rises, and has as many logits as probabilities")
+    return logits, probabilities
+
+
+def _reaches(x: Floats, y: Floats, value: float) -> float:
+    """The smallest logit at which the curve through (x, y) is `value` or more."""
+    above = np.flatnonzero(y >= value)
+    if not len(above):
+        return float("inf")
+    j = int(above[0])
+    if j == 0:
+        return float("-inf")
+    return float(x[j - 1] + (value - y[j - 1]) / (y[j] - y[j - 1]) * (x[j] - x[j - 1]))
 
 
 def sigmoid(logits: NDArray[np.floating]) -> Floats:

@@ -15,7 +15,7 @@ from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.labels import Labels
 
-Select = Literal["val_map", "val_map_observed", "last"]
+Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,13 @@ def selection(experiment: Experiment, prepared: Prepared) -> Select:
     if experiment.select != "auto":
         if experiment.select != "last" and prepared.val is None:
             raise PluresError(f"select={experiment.select} wants a validation split, and the data have none")
+        if experiment.select == "val_positives":
+            assert prepared.val_observed is not None
+            if not prepared.val_observed.present.any() or prepared.val_observed.complete:
+                raise PluresError(
+                    "select=val_positives wants validation images of which some labels are present and some unknown"
+                    f" under supervision={experiment.supervision.name}; use select=val_map"
+                )
         return experiment.select
     if prepared.val is None:
         return "last"

@@ -15,11 +15,15 @@ from torch import nn
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.observing import observe
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.experiment import Experiment, Part
 from plures.labels import Labels
+from plures.metrics.positives_only import PositivesReport, evaluate_positives
 from plures.metrics.report import Report, evaluate_scores
+from plures.metrics.thresholds import Thresholds
+from plures.metrics.uniform_choice import fit_uniform_choice
 from plures.models.model import Model, load
 from plures.training.data import read_data, with_splits
 from plures.training.features import frozen_features, needs_only_mean, token_boxes
@@ -40,10 +44,48 @@ def evaluate(
     """Evaluate a run's best weights.
 
     data: None for the run's own; else a path or Dataset, whose classes are matched to the model's by name.
-    split: which rows; data without splits are taken whole. definition, threshold: the experiment's unless given.
+    split: which rows; data without splits are taken whole. definition: the experiment's unless given; threshold: for
+    every class; None: the thresholds and calibration saved with the run, or else the experiment's threshold.
     options: of the data's reader, such as {"variant": "query2label"}.
     """
     run = run if isinstance(run, Run) else Run(run)
+    logits, dataset = scored_split(run, data, split, options, skip_bad)
+    experiment = run.experiment
+    if definition is not None:
+        experiment = Experiment(**{**experiment.to_dict(), "average_precision": definition})
+    return report_of(logits, dataset, experiment, thresholds_of(run, dataset.classes, threshold))
+
+
+def evaluate_positives_only(
+    run: str | Path | Run,
+    data: str | Dataset | None = None,
+    *,
+    split: str = "test",
+    threshold: float | None = None,
+    options: dict[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> PositivesReport:
+    """Evaluate a run's best weights by observed positives alone; arguments as `evaluate`.
+
+    Labels are observed as in the run's training (supervision=single_positive shows one of an image), so that nothing
+    else of the split is looked at. Raises PluresError if nothing is unknown then: `evaluate` says more of such data.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    logits, dataset = scored_split(run, data, split, options, skip_bad)
+    how = run.experiment.supervision
+    observed = dataset.labels if how.name in ("as_given", "none") else observe(dataset, how.name, **how.options)
+    if observed.complete:
+        raise PluresError(
+            f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"
+        )
+    cuts = thresholds_of(run, dataset.classes, threshold).cut_logits()
+    return evaluate_positives(logits, observed, dataset.classes, cuts)
+
+
+def scored_split(
+    run: Run, data: str | Dataset | None, split: str, options: dict[str, Any] | None, skip_bad: bool
+) -> tuple[Scores, Dataset]:
+    """The logits [N, K] of a run's best weights on a split, and the split with the model's classes."""
     model = load(run.path)
     if data is None:
         dataset = own_data(run, options or {}, skip_bad)
@@ -52,11 +94,17 @@ def evaluate(
     if dataset.split_names():
         dataset = dataset.split(split)
     dataset = match_classes(dataset, model.classes)
-    changes = {"average_precision": definition, "threshold": threshold}
-    experiment = Experiment(**{**run.experiment.to_dict(), **{k: v for k, v in changes.items() if v is not None}})
-    fabric = make_fabric(experiment)
-    logits = logits_of_dataset(model.to(fabric.device), dataset, experiment, fabric)
-    return report_of(logits, dataset, experiment)
+    fabric = make_fabric(run.experiment)
+    return logits_of_dataset(model.to(fabric.device), dataset, run.experiment, fabric), dataset
+
+
+def thresholds_of(run: Run, classes: tuple[str, ...], threshold: float | None = None) -> Thresholds:
+    """The given threshold for every class; else those saved with the run; else the experiment's."""
+    if threshold is not None:
+        if not 0 < threshold < 1:
+            raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
+        return Thresholds.constant(classes, threshold)
+    return Thresholds.load(run.path, classes) or Thresholds.constant(classes, run.experiment.threshold)
 
 
 def own_data(run: Run, options: dict[str, Any], skip_bad: bool) -> Dataset:
@@ -113,24 +161,29 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
     return logits_of(model, ImageBatches(dataset, transform, Order(len(dataset), 64), workers), fabric)
 
 
-def report_of(logits: Scores, dataset: Dataset, experiment: Experiment) -> Report:
-    """The report of these logits against the dataset's known labels."""
-    return evaluate_scores(
+def report_of(logits: Scores, dataset: Dataset, experiment: Experiment, thresholds: Thresholds | None = None) -> Report:
+    """The report of these logits against the dataset's known labels; thresholds None: the experiment's."""
+    thresholds = thresholds or Thresholds.constant(dataset.classes, experiment.threshold)
+    report = evaluate_scores(
         logits,
         dataset.labels,
         dataset.classes,
         definition=experiment.average_precision,
-        threshold=experiment.threshold,
-        logits=True,
+        threshold=thresholds.cut_logits(),
     )
+    shown = zip(report.per_class, thresholds.values.tolist(), strict=True)
+    return replace(report, per_class=tuple(replace(one, threshold=value) for one, value in shown))
 
 
 def validation_map(logits: Scores, labels: Labels, observed: Labels | None, experiment: Experiment) -> dict[str, float]:
     """mAP in percent by the known labels ("val_map"), and by the observed ones with the rest counted as absent
-    ("val_map_observed"); nan where no class has both a positive and a negative."""
+    ("val_map_observed"); nan where no class has both a positive and a negative. With select=val_positives also the
+    mean log chance of the observed labels ("val_positives"), see `metrics/uniform_choice.py`."""
     result = {"val_map": _mean_ap(logits, labels, experiment)}
     if observed is not None:
         result["val_map_observed"] = _mean_ap(logits, Labels.from_masks(observed.present), experiment)
+        if experiment.select == "val_positives":
+            result["val_positives"] = fit_uniform_choice(logits, observed).likelihood
     return result
 
 

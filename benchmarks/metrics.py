@@ -100,6 +100,22 @@ def measured(name: str, size: str, work: Callable[[], Any], runs: int, than: flo
     return row
 
 
+def torchmetrics_row(scores: np.ndarray, labels: Labels, size: str, runs: int, than: float) -> dict[str, Any]:
+    """torchmetrics' exact average precision (thresholds=None), which must give the same numbers."""
+    import torch
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    torch.set_num_threads(1)
+    probabilities = torch.from_numpy(1 / (1 + np.exp(-scores)))
+    target = torch.from_numpy(labels.present.astype(np.int64))
+
+    def theirs() -> Any:
+        return multilabel_average_precision(probabilities, target, labels.classes, average=None, thresholds=None)
+
+    assert np.abs(theirs().numpy() - average_precision(scores, labels)).max() < 1e-5
+    return measured("torchmetrics, exact", size, theirs, runs, than)
+
+
 def small(runs: int) -> list[dict[str, Any]]:
     scores, labels = inputs(40_000, 80)
     size = "40000x80"
@@ -112,6 +128,7 @@ def small(runs: int) -> list[dict[str, Any]]:
     assert np.abs(loop() - average_precision(scores, labels)).max() < 1e-12
     rows = [measured("scikit-learn loop", size, loop, runs)]
     than = rows[0]["min_s"]
+    rows.append(torchmetrics_row(scores, labels, size, min(runs, 2), than))
     for threads in (1, os.cpu_count()):
         for name in ("plain", "voc", "voc07"):
             work = lambda n=name, t=threads: average_precision(scores, labels, n, threads=t)  # noqa: E731

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        moved = (t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.index))
+        inputs, labels, index = (t.to(device, non_blocking=True) for t in (self.inputs, self.labels, self.index))
         views = None if self.views is None else self.views.to(device, non_blocking=True)
-        return Batch(*moved, views, self.total, self.share, self.last)
+        return replace(self, inputs=inputs, labels=labels, index=index, views=views)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ def gather(rows: Tensor, total: int) -> Tensor:
     """[b, ...] of this process -> [total, ...] of all, divided as `Order.pieces` divides them. total 0: as it is."""
     if total == 0 or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows, total)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows, total)
     return gathered
 
 

@@ -55,6 +55,8 @@ class Experiment(BaseModel):
     mode: end_to_end; frozen (the embedder is fixed, its features are computed once); frozen_then_end_to_end.
     image_size: side in pixels; None: what the embedder likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip end to end.
+    batch_size: images a step learns from, over all processes; accumulate: in how many pieces, one after another, to
+      save memory (a loss that looks at a batch as a whole then sees a piece).
     optimizer: any name that timm or torch knows; lr: of the embedder; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
@@ -84,6 +86,7 @@ class Experiment(BaseModel):
     frozen_epochs: Annotated[int, Field(ge=1)] = 25
     batch_size: Annotated[int, Field(ge=1)] = 16
     drop_last: bool = False
+    accumulate: Annotated[int, Field(ge=1)] = 1
     optimizer: PartField = Part(name="adam")
     lr: Annotated[float, Field(gt=0)] = 1e-3
     frozen_lr: Annotated[float, Field(gt=0)] = 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,8 @@ def train(
         raise WorkFailed(f"stopped{hint}") from None
     finally:
         watch.close()
-    show_report(run.path)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        show_report(run.path)
 
 
 @app.command()

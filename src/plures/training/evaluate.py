@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from plures.data.dataset import Dataset
@@ -28,6 +29,7 @@ from plures.models.model import Model, load
 from plures.training.data import read_data, with_splits
 from plures.training.features import frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import HeadOnFeatures, Scores, logits_of
+from plures.training.processes import world_size
 from plures.training.run import Run
 
 
@@ -138,7 +140,7 @@ def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 
 def make_fabric(experiment: Experiment) -> Fabric:
-    """One device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """One device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; under torchrun one a process, and all of them together."""
     kind, _, number = experiment.device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
         raise PluresError(f"device '{experiment.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
@@ -146,19 +148,28 @@ def make_fabric(experiment: Experiment) -> Fabric:
         raise PluresError("device=cuda, but torch sees no GPU here; use device=auto, and see `plures doctor`")
     # Lightning makes torch look for a GPU through NVML, which without one opens a library at every optimizer step
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1" if torch.cuda.is_available() else "0"
+    if world_size() > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+        ddp = DDPStrategy(find_unused_parameters=True)
+        nodes = world_size() // here
+        fabric = Fabric(accelerator=kind, devices=here, num_nodes=nodes, strategy=ddp, precision=experiment.precision)
+        fabric.launch()
+        return fabric
     return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=experiment.precision)
 
 
 def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> Scores:
     """Logits [N, K] of every image in row order; through the cached features where the run has a frozen embedder."""
     workers = default_workers(dataset) if experiment.workers is None else experiment.workers
+    order = Order(len(dataset), 64, rank=fabric.global_rank, processes=fabric.world_size)
     if experiment.mode == "frozen":
         pooled = needs_only_mean(model)
-        features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
+        with fabric.rank_zero_first(local=True):  # one process computes them, the others read
+            features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
-        return logits_of(net, FeatureBatches(features, dataset.labels.values, Order(len(dataset), 64)), fabric)
+        return logits_of(net, FeatureBatches(features, dataset.labels.values, order), fabric)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
-    return logits_of(model, ImageBatches(dataset, transform, Order(len(dataset), 64), workers), fabric)
+    return logits_of(model, ImageBatches(dataset, transform, order, workers), fabric)
 
 
 def report_of(logits: Scores, dataset: Dataset, experiment: Experiment, thresholds: Thresholds | None = None) -> Report:

@@ -28,6 +28,7 @@ from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, R
 from plures.models.output import Output, Tokens
 from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
+from plures.training.processes import gather, gather_output, world_size
 from plures.training.progress import Watch
 from plures.training.schedules import Schedule, schedules
 
@@ -73,8 +74,13 @@ class Step(nn.Module):
         epoch: int,
         epochs: int,
         progress: float,
+        total: int,
     ) -> dict[str, Tensor]:
         output: Output = self.net(inputs, maps=self.maps)
+        if world_size() > 1:
+            output = gather_output(output, frozenset(self.loss.needs), total)
+            labels, index = gather(labels, total), gather(index, total)
+            views = None if views is None else gather(views, total)
         context = Context(epoch, epochs, progress, index, self.memory, views)
         return self.loss(output, TensorLabels(labels), context)
 
@@ -160,7 +166,7 @@ def fit(
         if phase.best.better(score):
             phase.best = Best(score, epoch)
             keeper.keep_best(net)
-            if phase.memory_to is not None and machine.memory is not None:
+            if phase.memory_to is not None and machine.memory is not None and fabric.is_global_zero:
                 machine.memory.save(phase.memory_to)
         record |= {**metrics, "best_epoch": phase.best.epoch}
         keeper.keep_state(_state(phase, epoch, machine, fabric), record)
@@ -176,7 +182,8 @@ def train_epoch(
     steps, images, started = len(phase.batches), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
     factor = 1.0
-    for i, batch in enumerate(phase.batches.epoch(epoch)):
+    i = 0
+    for batch in phase.batches.epoch(epoch):
         done = epoch * steps + i
         factor = machine.schedule(done, steps, phase.epochs)
         set_lr(machine.optimizer, factor)
@@ -184,23 +191,23 @@ def train_epoch(
             batch = batch.to(fabric.device)
             progress = done / (phase.epochs * steps)
             given = (batch.inputs, batch.labels, batch.index, batch.views)
-            terms = machine.module(*given, epoch, phase.epochs, progress)
-            total = torch.stack(list(terms.values())).sum()
-            scale = _loss_scale(fabric)
-            fabric.backward(total)
-            if experiment.clip is not None:
-                fabric.clip_gradients(machine.module, machine.optimizer, max_norm=experiment.clip)
-            machine.optimizer.step()
-        machine.optimizer.zero_grad(set_to_none=True)
-        if machine.memory is not None and machine.memory.learned:
-            rate = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
-            machine.memory.apply_gradient(rate, loss_scale=scale)
-        if machine.average is not None:
-            machine.average.update_parameters(phase.net)
+            with fabric.no_backward_sync(cast(Any, machine.module), enabled=not batch.last):
+                terms = machine.module(*given, epoch, phase.epochs, progress, batch.total)
+                total = torch.stack(list(terms.values())).sum()
+                scale = _loss_scale(fabric)
+                fabric.backward(total * batch.share)
         for name, value in {**terms, "loss": total}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().float()
-        images += len(batch.index)
-        watch.step(i + 1, images)
+            sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
+        images += batch.total or len(batch.index)
+        if batch.last:
+            _optimizer_step(machine, experiment, fabric)
+            if machine.memory is not None and machine.memory.learned:
+                rate = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
+                machine.memory.apply_gradient(rate, loss_scale=scale)
+            if machine.average is not None:
+                machine.average.update_parameters(phase.net)
+            i += 1
+            watch.step(i, images)
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
@@ -210,6 +217,14 @@ def train_epoch(
         )
     speed = {"lr": phase.lr * factor, "images_per_second": round(images / seconds, 1), "seconds": round(seconds, 3)}
     return {"phase": phase.name, "epoch": epoch, **means, **speed}
+
+
+def _optimizer_step(machine: Machine, experiment: Experiment, fabric: Fabric) -> None:
+    """One step with the gradients gathered so far."""
+    if experiment.clip is not None:
+        fabric.clip_gradients(machine.module, machine.optimizer, max_norm=experiment.clip)
+    machine.optimizer.step()
+    machine.optimizer.zero_grad(set_to_none=True)
 
 
 @torch.inference_mode()
@@ -222,10 +237,10 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
     for batch in batches.epoch(0):
         with fabric.autocast():
             output: Output = net(batch.to(fabric.device).inputs, maps=False)
-        logits = output.logits.float().cpu().numpy()
+        logits = gather(output.logits.float(), batch.total).cpu().numpy()
         if table is None:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
-        table[batch.index.numpy()] = logits
+        table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits
         seen += len(logits)
     net.train(was_training)
     assert table is not None
@@ -257,6 +272,8 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
         dense = getattr(loss, "dense_adam", False)
         memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dtype=state.dtype, dense_adam=dense)
     step: nn.Module = Step(phase.net, loss, memory)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":  # statistics of the whole batch, as in one process
+        step = nn.SyncBatchNorm.convert_sync_batchnorm(step)  # type: ignore[no-untyped-call]
     step = step.to(memory_format=torch.channels_last if e.channels_last else torch.contiguous_format)
     groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
     optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +44,7 @@ def train(
 
     dataset: images in hand instead of `experiment.data`. resume: go on after the last whole epoch of the run that
     `out` holds (its own experiment counts, the given one is ignored). skip_bad: leave unusable rows out.
+    Under torchrun all processes train one model, and the first of them writes (`training/processes.py`).
     Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
     """
     watch = watch or Quiet()
@@ -56,8 +59,12 @@ def train(
     else:
         Run.refuse_existing(out)
     training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
-    run = Run(out) if resume else Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
-    with run.locked():
+    fabric = training.fabric
+    if not resume and fabric.is_global_zero:
+        Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
+    fabric.barrier()
+    run = Run(out)
+    with run.locked() if fabric.is_global_zero else nullcontext():
         training.go(run, run.load_checkpoint() if resume else None)
     return run
 
@@ -129,6 +136,8 @@ class Training:
         e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
+        if not self.fabric.is_global_zero:
+            self.watch = Quiet()
         torch.manual_seed(e.seed)
         self.model = build_model(
             e.embedder.name, e.head.name, prepared.train.classes, e.embedder.options, e.head.options, e.image_size
@@ -150,7 +159,8 @@ class Training:
         """Run the phases that are left after this checkpoint, then evaluate the best weights."""
         self.run, e = run, self.experiment
         if state is None:
-            run.write_json("environment.json", environment(self.prepared.train))
+            if self.fabric.is_global_zero:
+                run.write_json("environment.json", environment(self.prepared.train))
         else:
             run.refuse_other_labels(self.prepared.train)
         if e.embedder.name == "small_conv" and not self.prepared.train.in_memory:
@@ -174,6 +184,7 @@ class Training:
     def _phase(self, name: str, number: int) -> Phase:
         e, train = self.experiment, self.prepared.train
         order = Order(len(train), e.batch_size, shuffle_seed=e.seed + 7919 * number, drop_last=e.drop_last)
+        order = replace(order, accumulate=e.accumulate)
         if len(order) == 0:
             raise PluresError(f"{len(train)} training images make no batch of {e.batch_size} with drop_last=true")
         frozen = name == "frozen"
@@ -206,19 +217,27 @@ class Training:
         p = self.model.preprocessing
         transform = Transform(p.image_size, augment, p.interpolation)
         workers = default_workers(dataset) if e.workers is None else e.workers
+        order = self._mine(order)
         return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=self.fabric.device.type == "cuda")
 
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers
-        features = frozen_features(self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers)
-        return FeatureBatches(features, dataset.labels.values, order)
+        with self.fabric.rank_zero_first(local=True):  # one process computes them, the others read
+            features = frozen_features(
+                self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers
+            )
+        return FeatureBatches(features, dataset.labels.values, self._mine(order))
+
+    def _mine(self, order: Order) -> Order:
+        """This process's share of the order."""
+        return replace(order, rank=self.fabric.global_rank, processes=self.fabric.world_size)
 
     def _some_features(self, train: Dataset, hidden: HiddenLabels) -> Batches:
         """The sample's rows of the features that are there already."""
         workers = default_workers(train) if self.experiment.workers is None else self.experiment.workers
         features = frozen_features(self.model, train, pooled=self._pooled, device=self.fabric.device, workers=workers)
         rows = hidden.rows
-        return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], Order(len(rows), 64))
+        return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], self._mine(Order(len(rows), 64)))
 
     @property
     def _pooled(self) -> bool:
@@ -226,6 +245,7 @@ class Training:
 
     def _start_from_best(self) -> None:
         """The second phase starts with the best weights of the first."""
+        self.fabric.barrier()  # the first process has written them
         self.model.load_state_dict(load(self.run.path).state_dict())
 
     # -------------------------------------------------------------------------------------------------- as a Keeper
@@ -242,6 +262,8 @@ class Training:
 
     def keep_best(self, net: nn.Module) -> None:
         """Save the whole model with the weights that were just scored (those of the average, where there is one)."""
+        if not self.fabric.is_global_zero:
+            return
         if not isinstance(net, HeadOnFeatures):
             save(net, self.run.path)  # type: ignore[arg-type]
             return
@@ -252,6 +274,8 @@ class Training:
 
     def keep_state(self, state: Record, record: Record) -> None:
         self.records.append(record)
+        if not self.fabric.is_global_zero:
+            return
         self.run.write_log(self.records)
         if self.hidden is not None:
             self.hidden.record(record["phase"], record["epoch"], self.hidden_logits)
@@ -269,9 +293,11 @@ class Training:
         dataset = self.prepared.test or self.prepared.val
         if dataset is None:
             return
+        self.fabric.barrier()  # the first process has written the weights
         model = load(self.run.path).to(self.fabric.device)
         logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
         report = report_of(logits, dataset, self.experiment)
         score = None if math.isnan(best.score) else best.score  # JSON knows no nan
         selected = {"by": self.select, "epoch": best.epoch, "score": score}
-        self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})
+        if self.fabric.is_global_zero:
+            self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})

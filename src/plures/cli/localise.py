@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plures.cli.app import Json, Skip, app, data_and_options, screen
 from plures.errors import PluresError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from plures.metrics.localisation import Localisation
 
 
 @app.command()
@@ -37,8 +42,8 @@ def localise(
         raise PluresError(
             f"{found.dataset.name or 'the data'}: no true boxes to judge by; --boxes FILE writes the found"
         )
-    if found.scores is not None:
-        screen.print(_table(found))
+    if found.scores is not None and found.flat is not None:
+        screen.print(_table(found.scores, found.flat))
     width, height = found.region
     screen.print(
         f"resolution: a region is {width:.0%} x {height:.0%} of the photo; what is smaller is found, not outlined"
@@ -54,12 +59,11 @@ def localise(
         screen.print(f"{boxes}: {len(found.found):,} boxes in {len(found.dataset):,} images", highlight=False)
 
 
-def _table(found):  # type: ignore[no-untyped-def]
+def _table(scores: Localisation, flat: Localisation) -> Table:
     from rich.table import Table
 
     from plures.metrics.report import percent
 
-    scores, flat = found.scores, found.flat
     table = Table("percent", title=f"Heat maps against true boxes: {scores.maps:,} maps, {scores.boxes:,} boxes")
     table.add_column("maps", justify="right")
     table.add_column("flat maps", justify="right")

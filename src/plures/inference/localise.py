@@ -121,8 +121,8 @@ def localise(
             if box is not None:
                 x1, y1, x2, y2 = box.tolist()
                 found.append(FoundBox(seen.row, column, (x1, y1, x2, y2), float(probabilities[0, column])))
-    scores = (judge.result(), flat.result()) if truth else (None, None)
-    return Localised(dataset, tuple(sizes), *scores, tuple(found), smallest, share)
+    scores, flat_scores = (judge.result(), flat.result()) if truth else (None, None)
+    return Localised(dataset, tuple(sizes), scores, flat_scores, tuple(found), smallest, share)
 
 
 def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[Seen]:

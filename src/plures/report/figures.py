@@ -26,7 +26,7 @@ Records = Sequence[dict[str, Any]]
 
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[Figure]:
-    look = {
+    look: Any = {  # matplotlib knows the names of its settings one by one
         "font.size": 9,
         "svg.fonttype": "none",
         "axes.spines.top": False,
@@ -151,7 +151,7 @@ def against_frequency(
         axes = figure.add_subplot()
         axes.scatter(images[scored], 100 * ap[scored], s=18, color=BLUE, linewidth=0)
         if scored.sum() <= 30:
-            for k in np.flatnonzero(scored):
+            for k in np.flatnonzero(scored).tolist():
                 where = (images[k], 100 * ap[k])
                 axes.annotate(_plain(classes[k], 14), where, (3, 2), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")

@@ -103,7 +103,7 @@ def _decisions(
         times = block.astype(np.float32)  # [N, r]
         sums = [np.rint(column @ times).astype(np.int64) for column in columns]  # [K, r]
         for r in range(block.shape[1]):
-            drawn = TagCounts(*(total[:, r] for total in sums), images=len(labels))
+            drawn = TagCounts(*(total[:, r] for total in sums), len(labels))  # type: ignore[call-arg]
             for name, value in averages(drawn).overall().items():
                 found[name].append(value)
             found["tags"].append(float(drawn.tagged.sum() / max(len(labels), 1)))

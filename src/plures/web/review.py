@@ -250,8 +250,8 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
 def _picture(make: Any) -> Response:
     try:
         return Response(make(), media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
-    except Unreadable as error:
-        raise HTTPException(404, str(error)) from None
+    except Unreadable:
+        raise HTTPException(404, "there is no such picture, or it cannot be read") from None  # no paths to the page
 
 
 def _mark(text: str) -> str:

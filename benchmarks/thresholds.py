@@ -35,12 +35,13 @@ def kept(path: Path) -> dict[str, Any]:
     stored = np.load(path)
     data, loss, seed = path.stem.rsplit("-", 2)
     labels = {name: Labels(stored[name]) for name in ("val_labels", "val_observed", "test_labels")}
-    likelihoods = [fit_uniform_choice(logits, labels["val_observed"]).likelihood for logits in stored["val"]]
-    best = int(np.argmax(likelihoods))
+    classes = tuple(stored["classes"].tolist())
+    guesses = [evaluate_positives(logits, labels["val_observed"], classes) for logits in stored["val"]]
+    best = int(np.argmax([guess.likelihood for guess in guesses]))
     return {
         "name": {"data": data, "loss": loss, "seed": int(seed)},
-        "classes": tuple(stored["classes"].tolist()),
-        "epochs": (stored["val"], stored["test"], likelihoods),
+        "classes": classes,
+        "epochs": (stored["val"], stored["test"], guesses),
         "val": stored["val"][best],
         "test": stored["test"][best],
         **labels,
@@ -131,15 +132,15 @@ def evaluation_row(run: dict[str, Any]) -> dict[str, Any]:
 
 def selection_rows(run: dict[str, Any]) -> Rows:
     """Test mAP in percent (classes with RARE positives or more) of the epoch that each rule selects."""
-    val, test, likelihoods = run["epochs"]
+    val, test, guesses = run["epochs"]
     often = run["test_labels"].present.sum(0) >= RARE
     on_test = [100 * float(average_precision(t, run["test_labels"])[often].mean()) for t in test]
     negative = Labels.from_masks(run["val_observed"].present)
     rules = {
         "clean (val_map)": [mean_average_precision(v, run["val_labels"]).value for v in val],
-        "positives (val_positives)": likelihoods,
+        "positives (val_positives)": [guess.likelihood for guess in guesses],
         "positives, rest absent (val_map_observed)": [mean_average_precision(v, negative).value for v in val],
-        "positives, estimated mAP": [evaluate_positives(v, run["val_observed"], run["classes"]).map for v in val],
+        "positives, estimated mAP": [guess.map for guess in guesses],
         "last": list(range(len(val))),
         "oracle (best on test)": on_test,
     }

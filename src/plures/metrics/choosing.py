@@ -68,7 +68,8 @@ class Curve:
         ordered = scores[order]
         ends = np.flatnonzero(np.append(ordered[1:] < ordered[:-1], True)) if len(ordered) else np.empty(0, np.int64)
         below = np.append(ordered[ends[1:]], ordered[-1:])
-        return cls(between(ordered[ends], below), ends + 1.0, np.cumsum(presence[order])[ends], float(presence.sum()))
+        called: Floats = ends.astype(np.float64) + 1
+        return cls(between(ordered[ends], below), called, np.cumsum(presence[order])[ends], float(presence.sum()))
 
     def best_f1(self) -> float:
         """The highest cut of those with the largest F1 = 2 hits / (called + positives)."""
@@ -133,7 +134,8 @@ class Pool:
         """How large a share of the images has each class, [K]; nan where no cell is known."""
         known = self.known.sum(0)
         present = np.where(self.known, self.presence, 0).sum(0)
-        return np.divide(present, known, out=np.full(len(known), np.nan), where=known > 0)
+        share: Floats = np.divide(present, known, out=np.full(len(known), np.nan), where=known > 0)
+        return share
 
     def column(self, k: int) -> Pool:
         """The cells of one class."""

@@ -128,13 +128,13 @@ def evaluate_positives(
     presence = curve.presence(logits, observed)
     tagged = logits >= np.asarray(cut_logits)
     most = most_tags(logits, observed)
-    least_map = np.nanmean(_average_precisions(logits, observed.present.astype(np.float64), observed))
-    most_map = np.nanmean(_average_precisions(logits, most_favourable(logits, presence, observed, most), observed))
+    least_map = _mean(_average_precisions(logits, observed.present.astype(np.float64), observed))
+    most_map = _mean(_average_precisions(logits, most_favourable(logits, presence, observed, most), observed))
     aps = _average_precisions(logits, presence, observed)
-    value = float(np.nanmean(aps))
+    value = _mean(aps)
     recall, low, high = weighted_recall(tagged, observed.present, presence.sum(1), level)
     hits, called, present = (presence * tagged).sum(0), tagged.sum(0), presence.sum(0)
-    seen = observed.present.any(0)
+    seen: NDArray[np.bool_] = np.asarray(observed.present.any(0))
     precision = np.where(called > 0, hits / np.maximum(called, 1), np.nan)
     f1 = np.where(seen, 2 * hits / np.maximum(called + present, 1e-12), np.nan)
     columns = (precision, f1, aps)
@@ -142,12 +142,12 @@ def evaluate_positives(
         labels=kind_of(observed),
         images=len(observed),
         map=value,
-        map_low=float(min(least_map, value, most_map)),
-        map_high=float(max(least_map, value, most_map)),
+        map_low=min(least_map, value, most_map),
+        map_high=max(least_map, value, most_map),
         tags_estimated=float(presence.sum(1).mean()),
         tags_most=most,
         tags_predicted=float(tagged.sum(1).mean()),
-        macro_f1=float(np.nanmean(f1)),
+        macro_f1=_mean(f1),
         micro_f1=float(2 * hits.sum() / (called.sum() + present.sum())),
         likelihood=curve.likelihood,
         level=level,
@@ -213,9 +213,14 @@ def most_favourable(logits: Floats, presence: Floats, observed: Labels, tags: fl
 
 def _average_precisions(logits: Floats, presence: Floats, observed: Labels) -> Floats:
     """[K], nan for a class without an observed positive."""
-    seen = observed.present.any(0)
+    seen: NDArray[np.bool_] = np.asarray(observed.present.any(0))
     values = [expected_average_precision(logits[:, k], presence[:, k]) if seen[k] else np.nan for k in range(len(seen))]
     return np.array(values)
+
+
+def _mean(values: Floats) -> float:
+    """Over the classes where it is defined; there is one, as an observed positive is."""
+    return float(np.nanmean(values))
 
 
 def _plain(value: Any) -> Any:

@@ -123,6 +123,7 @@ def main() -> None:
                     found[name] += judged(run, test, (chosen[-1],))
             rows += [row(name, head, loss, chosen, found[name]) for name in found]
             print(*rows[-2:], sep="\n", flush=True)
+            write("localisation", rows)  # so that a benchmark which is stopped leaves what it measured
     voc = with_splits(photographs(run.experiment.data.name), run.experiment)
     rows += [row("voc12", "flat map", "", [], [flat(voc.split("test"))])]
     rows += [row("coco", "flat map", "", [], [flat(coco(voc.classes))])]

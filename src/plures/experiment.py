@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from plures.errors import PluresError, did_you_mean
 
+AUTO = "auto"  # the loss that training chooses for the labels and the head
+
 
 class Part(BaseModel):
     """A part by name, with the options that differ from its defaults. Written `name` or `{name: ..., option: ...}`."""
@@ -51,7 +53,8 @@ class Experiment(BaseModel):
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
       val_share, test_share in (0, 1); a split that the data give is kept.
-    embedder, head, loss: parts by name, see `plures parts`.
+    embedder, head, loss: parts by name, see `plures parts`; loss auto: chosen for the labels and the head, with the
+      reason said (training/auto.py).
     mode: end_to_end; frozen (the embedder is fixed, its features are computed once); frozen_then_end_to_end.
     image_size: side in pixels; None: what the embedder likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip end to end.
@@ -77,7 +80,7 @@ class Experiment(BaseModel):
 
     embedder: PartField = Part(name="small_conv")
     head: PartField = Part(name="codebook")
-    loss: PartField = Part(name="an")
+    loss: PartField = Part(name="auto")
     mode: Literal["end_to_end", "frozen", "frozen_then_end_to_end"] = "end_to_end"
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
@@ -120,7 +123,10 @@ class Experiment(BaseModel):
         from plures.models import embedders, heads
 
         for shelf, part in ((embedders, self.embedder), (heads, self.head), (losses, self.loss)):
-            shelf.check(part.name, part.options)
+            if part.name != AUTO or shelf is not losses:
+                shelf.check(part.name, part.options)
+            elif part.options:
+                raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
             raise PluresError(f"mode=frozen uses features computed once: augment={self.augment} has no effect there")
         return self

@@ -60,3 +60,20 @@ def test_the_large_losses_train_it(name):
     sum(loss(output, TensorLabels(torch.from_numpy(labels.values)), context).values()).backward()
     assert head.classifier.weight.grad.isfinite().all()
     assert head.classifier.weight.grad.abs().sum() > 0
+
+
+def test_standardised_features_by_hand(tmp_path):
+    """A feature of mean 2 and deviation 4 at value 10 counts 2; a constant one counts nothing; both are saved."""
+    model = build_model("small_conv", "linear", ("a",), head_options={"standardise": True})
+    head = Linear(2, 1, standardise=True)
+    head.fit_features(torch.tensor([2.0, 5.0]), torch.tensor([4.0, 0.0]))
+    with torch.no_grad():
+        head.classifier.weight.copy_(torch.tensor([[3.0, 7.0]]))
+        head.classifier.bias.zero_()
+    output = head(Tokens(torch.tensor([[[10.0, 9.0]]]), grid_boxes(1, 1)))
+    assert output.logits.tolist() == [[6.0]]
+    assert output.region_logits.tolist() == [[[6.0]]]
+    width = model.head.feature_mean.shape[0]
+    model.head.fit_features(torch.full((width,), 0.5), torch.full((width,), 2.0))
+    save(model, tmp_path)
+    assert load(tmp_path).head.feature_scale.unique().tolist() == [0.5]

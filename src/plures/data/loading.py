@@ -103,7 +103,7 @@ class FeatureBatches:
 
     def __init__(self, features: NDArray[np.floating], labels: NDArray[np.int8], order: Order) -> None:
         self.order = order
-        self._features, self._labels = features, torch.from_numpy(labels)
+        self.features, self._labels = features, torch.from_numpy(labels)
         self._tensor = None if isinstance(features, np.memmap) else torch.from_numpy(features)
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class FeatureBatches:
             if self._tensor is not None:
                 inputs = self._tensor[index]
             else:
-                inputs = torch.from_numpy(np.asarray(self._features[piece.rows]))
+                inputs = torch.from_numpy(np.asarray(self.features[piece.rows]))
             yield Batch(inputs, self._labels[index], index, None, piece.total, piece.share, piece.last)
 
 

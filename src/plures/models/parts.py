@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +37,14 @@ class Head(Protocol):
     gives: frozenset[str]
 
     def __call__(self, tokens: Tokens, maps: bool = True) -> Output: ...
+
+
+@runtime_checkable
+class FitsFeatures(Protocol):
+    """A head that wants to know the frozen features it will be trained on: mean and standard deviation [D] over the
+    training images (of each image's mean token), given once before training."""
+
+    def fit_features(self, mean: Tensor, deviation: Tensor) -> None: ...
 
 
 embedders: Shelf[Embedder] = Shelf("embedder", "plures.models")

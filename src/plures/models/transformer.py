@@ -69,7 +69,8 @@ class Attention(nn.Module):
             attended = attended + total.repeat_interleave(each, 2) * value_bias
         else:
             attended = attended + value_bias
-        return self.out_proj(attended), shares.view(key.shape[0], self.heads, -1, shares.shape[2]).mean(1) if maps else None
+        shown = shares.view(key.shape[0], self.heads, -1, shares.shape[2]).mean(1) if maps else None
+        return self.out_proj(attended), shown
 
     def _cheaper_unprojected(self, query: Tensor, key: Tensor) -> bool:
         """Whether fewer multiplications (counted per D and image) are needed without projected keys and values."""

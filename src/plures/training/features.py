@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +19,12 @@ from torch import Tensor, nn
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import ImageBatches, Order
+from plures.errors import WorkFailed
 from plures.files import writing
 from plures.models.model import Model
 from plures.models.output import grid_boxes
+
+SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
 
 def needs_only_mean(model: Model) -> bool:
@@ -67,28 +74,79 @@ def frozen_features(
     """
     path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled)}.npy"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as temporary:
-            _compute(model, dataset, temporary, pooled, device, workers, batch_size)
+        with _alone(path):
+            if not path.is_file():  # another process may have finished them meanwhile
+                _compute(model, dataset, path, pooled, device, workers, batch_size)
     features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
     return features
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process computes, others wait for it; the lock goes with the process, however it ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise WorkFailed(f"{path.parent}: features cannot be kept there ({error.strerror}); set PLURES_CACHE") from None
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _compute(
     model: Model, dataset: Dataset, path: Path, pooled: bool, device: torch.device, workers: int, batch_size: int
 ) -> None:
+    """Fill a table beside `path` and put it in its place; what a killed process had filled is gone on with."""
+    part, progress = path.with_suffix(".part"), path.with_suffix(".rows")
+    table, done = _begun(part, progress, len(dataset))
     preprocessing = model.preprocessing
     transform = Transform(preprocessing.image_size, "none", preprocessing.interpolation)
-    batches = ImageBatches(dataset, transform, Order(len(dataset), batch_size), workers)
+    left = dataset.take(np.arange(done, len(dataset)))
+    batches = ImageBatches(left, transform, Order(len(left), batch_size), workers)
     model = model.to(device).eval()
-    table: Any = None
-    with path.open("wb"):  # a name without the .npy that numpy would add
-        pass
-    for batch in batches.epoch(0):
+    saved = time.monotonic()
+    for batch in batches.epoch(0) if len(left) else ():
         features = model.tokens(batch.inputs.to(device)).features  # [B, P, D]
         features = features.mean(1, keepdim=True).float() if pooled else features.half()
         rows = features.cpu().numpy()
         if table is None:
-            table = np.lib.format.open_memmap(path, "w+", rows.dtype, (len(dataset), *rows.shape[1:]))
-        table[batch.index.numpy()] = rows
+            part.touch()  # a name without the .npy that numpy would add
+            table = np.lib.format.open_memmap(part, "w+", rows.dtype, (len(dataset), *rows.shape[1:]))
+        table[done : done + len(rows)] = rows
+        done += len(rows)
+        if time.monotonic() - saved > SAVED_EVERY:
+            _save_progress(table, progress, done)
+            saved = time.monotonic()
     table.flush()
+    os.replace(part, path)
+    progress.unlink(missing_ok=True)
+
+
+def _begun(part: Path, progress: Path, rows: int) -> tuple[Any, int]:
+    """The table that a killed process left, and how many of its rows are filled; None and 0 if it is of no use."""
+    try:
+        done, table = int(progress.read_text()), np.lib.format.open_memmap(part, "r+")
+    except (OSError, ValueError):
+        return None, 0
+    return (table, done) if len(table) == rows and 0 < done <= rows else (None, 0)
+
+
+def _save_progress(table: Any, progress: Path, done: int) -> None:
+    """First the rows, then their number: after a kill, the number never says more than there is."""
+    table.flush()
+    with writing(progress) as temporary:
+        temporary.write_text(str(done))
+
+
+def feature_statistics(features: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, [D] each, of the mean tokens of features [N, P, D] or [N, D]."""
+    total, squares = np.zeros(features.shape[-1]), np.zeros(features.shape[-1])
+    for start in range(0, len(features), 4096):  # in parts: the features may be larger than the memory
+        part = np.asarray(features[start : start + 4096], np.float64)
+        part = part.mean(1) if part.ndim == 3 else part
+        total += part.sum(0)
+        squares += (part**2).sum(0)
+    mean = total / len(features)
+    deviation = np.sqrt(np.maximum(squares / len(features) - mean**2, 0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()

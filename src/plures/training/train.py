@@ -16,15 +16,16 @@ from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.errors import PluresError
-from plures.experiment import Experiment
+from plures.experiment import AUTO, Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, CarriesState, ChecksLabels, PreparesForLabels
 from plures.models.model import Model, build_model, load, save
-from plures.models.parts import heads
+from plures.models.parts import FitsFeatures, heads
+from plures.training.auto import choose_loss
 from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
-from plures.training.features import frozen_features, needs_only_mean, token_boxes
+from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, Scores, fit, logits_of
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
@@ -75,17 +76,20 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
     Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
     not what the loss assumes.
     """
-    loss = losses.make(experiment.loss.name, **experiment.loss.options)
+    part = experiment.loss
+    if part.name == AUTO:
+        part, _ = choose_loss(labels, experiment.head.name)
+    loss = losses.make(part.name, **part.options)
     missing = set(loss.needs) - FROM_TRAINING - set(head.gives)  # type: ignore[arg-type]
     if missing:
         able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
         raise PluresError(
-            f"loss '{experiment.loss.name}' needs {' and '.join(sorted(missing))}, which head"
+            f"loss '{part.name}' needs {' and '.join(sorted(missing))}, which head"
             f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
         )
     if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
         raise PluresError(
-            f"loss '{experiment.loss.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
+            f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
             " and turns the image; use augment=crop or flip"
         )
     if isinstance(loss, ChecksLabels):
@@ -144,6 +148,14 @@ class Training:
         ).to(self.fabric.device)
         if e.start is not None:
             start_from(self.model, e.start)
+        if e.mode == "end_to_end" and e.start is None and getattr(self.head, "standardise", False):
+            raise PluresError(
+                "head.standardise=true takes its statistics from frozen features; use mode=frozen or"
+                " mode=frozen_then_end_to_end, or start from such a run"
+            )
+        if e.loss.name == AUTO:
+            part, reason = choose_loss(prepared.train.labels, e.head.name)
+            self.watch.say(f"loss=auto: {part.name}, since {reason}")
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None
@@ -197,12 +209,16 @@ class Training:
             self.hidden_batches = self._some_features(train, self.hidden) if frozen else images(some, in_order)
         kept = self.run.path / LABEL_STATE if isinstance(self.loss, CarriesState) else None
         net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
+        batches = make(train, order)
+        if isinstance(self.head, FitsFeatures) and isinstance(batches, FeatureBatches):
+            mean, deviation = feature_statistics(batches.features)
+            self.head.fit_features(mean.to(self.fabric.device), deviation.to(self.fabric.device))
         return Phase(
             name=name,
             number=number,
             net=net.to(self.fabric.device),
             head=self.head,
-            batches=make(train, order),
+            batches=batches,
             train_labels=train.labels,
             epochs=e.frozen_epochs if frozen and e.mode != "frozen" else e.epochs,
             lr=e.frozen_lr if frozen and e.mode != "frozen" else e.lr,

@@ -1,0 +1,20 @@
+"""`loss=auto`: the loss that plures chooses for these labels and this head, and why.
+
+The choice rests on the tables of docs/choosing.md: one positive an image, three data sets, chosen on validation rows.
+"""
+
+from __future__ import annotations
+
+from plures.experiment import Part
+from plures.labels import Labels
+
+
+def choose_loss(labels: Labels, head: str) -> tuple[Part, str]:
+    """The loss for these observed training labels [N, K] under the head of this name, and the reason in words."""
+    if labels.complete:
+        return Part(name="bce"), "every training label is known"
+    absent = bool(labels.absent.any())
+    what = "some labels are unknown" if absent else "nothing is known to be absent"
+    if head == "codebook":
+        return Part(name="gr"), f"{what}; with codebooks GR leaves the plateau where other losses stay"
+    return Part(name="em"), f"{what}; EM keeps unknown labels open and was best on average over the data sets measured"

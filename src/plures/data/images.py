@@ -69,7 +69,9 @@ def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
                 raise Unreadable(f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except PluresError:
         raise
     except FileNotFoundError:
@@ -88,7 +90,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Transform:
         left, top, right, bottom = view
         if self.augment in ("flip", "crop") and random is not None and random.random() < 0.5:
             pixels, left, right = pixels[:, ::-1], right, left
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # [3, H, W]
+        tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()  # [3, H, W]
         return tensor, (left, top, right, bottom)
 
 

@@ -49,7 +49,7 @@ class HeadOnFeatures(nn.Module):
         super().__init__()
         self.head = head
         self.boxes: Tensor
-        self.register_buffer("boxes", boxes, persistent=False)
+        self.register_buffer("boxes", boxes.clone(), persistent=False)  # DDP sends it; not as an inference tensor
 
     def forward(self, features: Tensor, maps: bool = True) -> Output:
         dtype = next(self.head.parameters()).dtype

@@ -99,6 +99,7 @@ def killed(table: Path) -> Decisions:
     """A review whose process ended without a word: only the journal's file is left."""
     d = Decisions(table, wait=1000)
     d._stopped.set()
+    d._writer.join()
     return d
 
 

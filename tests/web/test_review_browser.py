@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import socket
@@ -99,12 +100,12 @@ def tab(browser, server):
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.goto(server.url)
-    page.wait_for_function("document.getElementById('ask').textContent.endsWith('?')")
+    playwright.expect(page.locator("#ask")).to_have_text(re.compile(r"\?$"))
     return page
 
 
 def answered(page) -> None:
-    page.wait_for_function("document.getElementById('saved').textContent === 'saved'")
+    playwright.expect(page.locator("#saved")).to_have_text("saved")
 
 
 def asked(page) -> str:
@@ -124,14 +125,14 @@ def cells(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_keys_undo_and_ten_thousand_suggestions_without_lag(browser, server, folder):
     page = tab(browser, server)
-    assert "10,000" in page.inner_text("#count")
+    playwright.expect(page.locator("#count")).to_have_text("0 of 10,000")
     for key in "yn?":
         page.keyboard.press(key)
     answered(page)
     assert [next(iter(e["answers"].values())) for e in journal(folder)] == ["yes", "no", "unsure"]
     before = asked(page)
     page.keyboard.press("u")
-    page.wait_for_function(f"document.getElementById('ask').dataset.question !== '{before}'")
+    playwright.expect(page.locator("#ask")).not_to_have_attribute("data-question", before)
     assert asked(page) == "2"
     assert "undo" in journal(folder)[-1]
     page.keyboard.press("Control+y")  # a browser's own keys are left alone
@@ -141,7 +142,7 @@ def test_keys_undo_and_ten_thousand_suggestions_without_lag(browser, server, fol
         now = asked(page)
         started = time.perf_counter()
         page.keyboard.press("yn"[n % 2])
-        page.wait_for_function(f"document.getElementById('ask').dataset.question !== '{now}'")
+        playwright.expect(page.locator("#ask")).not_to_have_attribute("data-question", now)
         slowest = max(slowest, time.perf_counter() - started)
     answered(page)
     assert slowest < 1.5, f"a key took {slowest:.2f} s"  # on a busy machine; a few hundredths on a free one
@@ -149,14 +150,14 @@ def test_keys_undo_and_ten_thousand_suggestions_without_lag(browser, server, fol
     assert page.problems == []
     page.close()
     server.stop()
-    assert cells(folder)["01.png"]["tags"].split(";") == ["dog", "cat"]
+    assert cells(folder)["01.png"]["tags"].split(";")[:2] == ["dog", "cat"]
     assert "cat" in cells(folder)["02.png"]["absent"].split(";")
 
 
 def test_a_class_at_a_time_and_many_at_once(browser, server, folder):
     page = tab(browser, server)
     page.click("nav button[data-tag='dog']")
-    page.wait_for_function("document.getElementById('ask').textContent === 'dog?'")
+    playwright.expect(page.locator("#ask")).to_have_text("dog?")
     page.keyboard.press("g")
     page.wait_for_selector("#grid .cell")
     shown = page.locator("#grid .cell")
@@ -197,8 +198,7 @@ def test_killing_the_server_between_decisions_loses_nothing(browser, server, fol
     server.kill()
     page.keyboard.press("n")
     page.keyboard.press("y")
-    page.wait_for_selector("#banner:not([hidden])")
-    assert "2 answers wait" in page.inner_text("#banner")
+    playwright.expect(page.locator("#banner")).to_contain_text("2 answers wait")
     server.start()
     page.wait_for_selector("#banner", state="hidden", timeout=20_000)
     answered(page)

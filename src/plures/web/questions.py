@@ -88,7 +88,7 @@ def draw_sample(dataset: Dataset, size: int, seed: int = 0, without: Collection[
     the sample are those of the data. Raises PluresError if there is nothing to draw from.
     """
     splits = np.full(len(dataset), "") if dataset.splits is None else dataset.splits
-    free = dataset.labels.unknown.any(1)
+    free = np.asarray(dataset.labels.unknown.any(1))
     free[list(without)] = False
     chosen: list[int] = []
     for names in (["val"], ["train", ""]):

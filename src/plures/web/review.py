@@ -106,9 +106,10 @@ class Review:
 
     def state(self) -> dict[str, Any]:
         """What is asked and how far it is."""
+        classes: list[dict[str, Any]] = []
         if self.sample:
             done = sum(self._image_done(row) for row in self.sample)
-            classes, total = [], len(self.sample)
+            total = len(self.sample)
         else:
             classes = [
                 {"tag": tag, "total": len(questions), "done": sum(map(self._done, questions))}

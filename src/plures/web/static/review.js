@@ -138,7 +138,7 @@ async function undo() {
 // ------------------------------------------------------------------------------------------------------ what one sees
 
 function offline(error) {
-  const waiting = unsent.length ? ` ${unsent.length} answers wait here and are sent as soon as it does.` : "";
+  const waiting = unsent.length ? ` ${unsent.length} answer${unsent.length > 1 ? "s wait" : " waits"} here, to be sent as soon as it does.` : "";
   $("banner").textContent = error.status ? `The server refused: ${error.message}` : `The server does not answer.${waiting}`;
   $("banner").hidden = false;
 }

@@ -23,6 +23,7 @@ from plures.models.model import load
 from plures.training.data import prepare
 from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
 from plures.training.fit import Scores
+from plures.training.model_card import write_card
 from plures.training.run import Run
 
 Source = Literal["clean", "positives", "reviewed"]
@@ -97,6 +98,7 @@ def choose_thresholds(
         logits, labels, dataset.classes, source=source, objective=aim, per_class=per_class, calibrating=calibrating
     )
     choice.thresholds.save(run.path)
+    write_card(run)
     return choice
 
 

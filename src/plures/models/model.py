@@ -19,6 +19,7 @@ from plures.models.output import Output, Tokens
 from plures.models.parts import Embedder, Head, embedders, heads
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
+CARD = "model_card.md"  # beside them in a run folder; README.md in a repository on a hub
 STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
 
 

@@ -5,7 +5,8 @@ model.safetensors   the best weights so far; model.json: parts, classes, preproc
 checkpoint.pt       everything needed to go on after the last whole epoch
 log.jsonl, log.csv  one record an epoch
 report.json         the final evaluation
-environment.json    versions, machine, command, hash of the training labels
+environment.json    versions, machine, command, what the training labels are and their hash
+model_card.md       what a stranger should know of the model; for hubs, exports and people
 imported.json       instead of the last four, where the weights come from another program: which file they were in
 """
 
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.files import writing
+from plures.metrics.report import kind_of
 
 Record = dict[str, Any]
 IMPORTED = "imported.json"
@@ -143,9 +146,10 @@ def labels_hash(dataset: Dataset) -> str:
 
 def environment(train: Dataset) -> Record:
     """Versions, machine, command and data of a run."""
+    cells = {name: int(getattr(train.labels, name).sum()) for name in ("present", "absent", "unknown")}
     packages = ("plures", "torch", "timm", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -153,5 +157,6 @@ def environment(train: Dataset) -> Record:
         "versions": {name: version(name) for name in packages},
         "data": train.name,
         "train_images": len(train),
+        "train_labels": {"kind": kind_of(train.labels), **cells},
         "train_labels_sha256": labels_hash(train),
     }

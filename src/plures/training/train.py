@@ -27,6 +27,7 @@ from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, Scores, fit, logits_of
+from plures.training.model_card import write_card
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Record, Run, environment
@@ -153,9 +154,11 @@ class Training:
                 "head.standardise=true takes its statistics from frozen features; use mode=frozen or"
                 " mode=frozen_then_end_to_end, or start from such a run"
             )
+        part = e.loss
         if e.loss.name == AUTO:
             part, reason = choose_loss(prepared.train.labels, e.head.name)
             self.watch.say(f"loss=auto: {part.name}, since {reason}")
+        self.loss_name = part.name
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
         self.val_batches: Batches | None = None
@@ -172,7 +175,7 @@ class Training:
         self.run, e = run, self.experiment
         if state is None:
             if self.fabric.is_global_zero:
-                run.write_json("environment.json", environment(self.prepared.train))
+                run.write_json("environment.json", {**environment(self.prepared.train), "loss": self.loss_name})
         else:
             run.refuse_other_labels(self.prepared.train)
         if e.embedder.name == "small_conv" and not self.prepared.train.in_memory:
@@ -192,6 +195,8 @@ class Training:
             phase = self._phase(name, number)
             best = fit(phase, e, self.loss, self.fabric, self, self.watch, state if number == first else None)
         self._finish(best)
+        if self.fabric.is_global_zero:
+            write_card(run)
 
     def _phase(self, name: str, number: int) -> Phase:
         e, train = self.experiment, self.prepared.train

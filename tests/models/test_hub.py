@@ -1,0 +1,126 @@
+"""To the hub and back, by its mixin's conventions; no network: a folder stands in for the hub's repository."""
+
+import json
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from plures.errors import PluresError, WorkFailed
+from plures.metrics.thresholds import Thresholds
+from plures.models import hub
+from plures.models.hub import HubModel, from_hub, push_to_hub
+from plures.models.model import build_model, save
+
+CLASSES = ("cat", "dog", "sofa")
+IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What of a run folder goes to the hub, and what must not."""
+    folder = tmp_path / "run"
+    torch.manual_seed(0)
+    save(build_model("small_conv", "codebook", CLASSES, image_size=32).eval(), folder)
+    (folder / "model_card.md").write_text("---\nlibrary_name: plures\n---\n# Three tags\n")
+    (folder / "experiment.yaml").write_text("data: /home/someone/photos\n")
+    Thresholds.constant(CLASSES, 0.3).save(folder)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A hub of one repository, which lies in a folder."""
+    place = tmp_path / "hub"
+    asked = {}
+
+    def upload_folder(self, *, repo_id, folder_path, **others):
+        shutil.copytree(folder_path, place / repo_id)
+        asked.update(others, repo_id=repo_id)
+        return f"https://hub/{repo_id}/commit/1"
+
+    def create_repo(self, repo_id, *, private=None, exist_ok=False, **others):
+        asked["private"] = private
+        return type("Url", (), {"repo_id": repo_id})
+
+    def download(repo_id, *, allow_patterns, **others):
+        copy = tmp_path / "cache"
+        copy.mkdir()
+        for file in (place / repo_id).iterdir():
+            if file.name in allow_patterns:
+                shutil.copy(file, copy / file.name)
+        asked.update(others)
+        return str(copy)
+
+    def config(repo_id, filename, **others):
+        return str(place / repo_id / filename)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", config)
+    return place, asked
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(IMAGES).logits.numpy()
+
+
+def test_a_model_comes_back_from_the_hub_as_it_went(run, repository):
+    place, asked = repository
+    assert push_to_hub(run, "someone/three-tags", private=True) == "https://hub/someone/three-tags/commit/1"
+    assert asked["private"] is True
+    back = from_hub("someone/three-tags", revision="v1")
+    assert asked["revision"] == "v1"
+    assert not back.training
+    assert back.classes == CLASSES
+    np.testing.assert_array_equal(logits(back), logits(HubModel.read(run)))
+    sent = {file.name for file in (place / "someone/three-tags").iterdir()}
+    assert sent == {"model.safetensors", "model.json", "README.md", "thresholds.json", "config.json"}
+
+
+def test_card_and_thresholds_travel_with_it(run, repository, tmp_path):
+    push_to_hub(run, "someone/three-tags")
+    back = from_hub("someone/three-tags")
+    back.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/README.md").read_text() == (run / "model_card.md").read_text()
+    chosen = Thresholds.load(tmp_path / "again", CLASSES)
+    assert chosen is not None
+    assert chosen.values.tolist() == [0.3] * 3
+
+
+def test_the_mixins_own_methods_work(run, tmp_path):
+    HubModel.read(run).save_pretrained(tmp_path / "folder")
+    back = HubModel.from_pretrained(tmp_path / "folder")
+    np.testing.assert_array_equal(logits(back), logits(HubModel.read(run)))
+    assert json.loads((tmp_path / "folder/config.json").read_text())["library_name"] == "plures"
+
+
+def test_without_a_card_the_hub_gets_one_that_names_the_library(run, tmp_path):
+    (run / "model_card.md").unlink()
+    HubModel.read(run).save_pretrained(tmp_path / "folder")
+    assert "library_name: plures" in (tmp_path / "folder/README.md").read_text()
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_is_sent(tmp_path, repository):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PluresError, match="no model in"):
+        push_to_hub(tmp_path / "empty", "someone/nothing")
+    assert not repository[0].exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(run, monkeypatch):
+    def refuse(self, *_, **__):
+        raise OSError("no route to host\nand much more")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(WorkFailed, match=r"^someone/x: not uploaded: no route to host$"):
+        push_to_hub(run, "someone/x")
+
+
+def test_what_is_no_repository_and_no_folder_is_one_line():
+    with pytest.raises(PluresError, match="no model could be had"):
+        from_hub("not a/repository/name")

@@ -1,6 +1,6 @@
 """`plures predict` into parts: memory as the list grows, and the cost of bookkeeping on resume.
 
-    python benchmarks/predict.py           # lists of 1,000 to 30,000; about a minute
+    python benchmarks/predict.py           # lists of 1,000 to 20,000; about a minute
     python benchmarks/predict.py --large   # also 1,000,000 (an hour or so on one core; memory is the question)
 
 A generated list names one small picture over and over; the model is the built-in small network at 16 pixels, so that
@@ -60,7 +60,7 @@ def main() -> None:
 
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "a.bmp")
         run = made_run(folder / "run")
-        for count in (1_000, 10_000, 30_000, *([1_000_000] if args.large else [])):
+        for count in (1_000, 5_000, 20_000, *([1_000_000] if args.large else [])):
             names = folder / f"{count}.txt"
             with names.open("w") as handle:
                 handle.writelines("a.bmp\n" for _ in range(count))

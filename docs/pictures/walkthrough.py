@@ -123,7 +123,7 @@ def main(folder: str) -> None:
         print("suggestions:", answer_all(address, truth, 10**6))
     run("plures", "train", "tags.csv", "--out", "runs/second", *MODEL)
     run("plures", "thresholds", "runs/second", "tags.csv", "--from", "reviewed")
-    run("plures", "report", "runs/second")
+    run("plures", "report", "runs/second", "--split", "val")
     photograph(Path("runs/second/report.html").absolute().as_uri(), "report", 900, 1100)
     shutil.copytree("photos/eight", "new_photos")
     run("plures", "predict", "runs/second", "new_photos/", "--out", "found.csv", "--heatmaps", "maps/")

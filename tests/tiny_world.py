@@ -1,0 +1,79 @@
+"""What the guides and examples speak of, tiny: photos/, tags.csv, runs/first, ... and training cut to one epoch.
+
+Pretrained weights are replaced by random ones of a small network, since tests have no network.
+"""
+
+import csv
+import shutil
+from pathlib import Path
+
+import timm
+from PIL import Image
+
+import plures
+from plures.cli import app as _commands  # noqa: F401  (imported once, before anything is replaced)
+from plures.models import timm_map
+from plures.training import train as training
+
+TINY = {"epochs": 1, "frozen_epochs": 1, "image_size": 32, "batch_size": 8, "workers": 0}
+_create, _train = timm_map.create, training.train
+
+
+def _small(name, pretrained, image_size, options):
+    return timm.create_model("test_resnet", num_classes=0)
+
+
+def _short(experiment, out, *, dataset=None, **others):
+    changed = {k: v for k, v in TINY.items() if k != "image_size" or experiment.embedder.name != "patches"}
+    return _train(experiment.model_copy(update=changed), out, dataset=dataset, **others)
+
+
+def shrink(monkeypatch):
+    """Every training is one epoch of small pictures, every backbone a small one."""
+    monkeypatch.setattr(timm_map, "create", _small)
+    monkeypatch.setattr(training, "train", _short)
+
+
+def build(folder: Path) -> None:
+    """Write the world into `folder`: 40 scenes with one tag each, and runs trained on them."""
+    scenes = plures.read("scenes", train=20, val=10, test=10, size=32)
+    names = [[c for c, there in zip(scenes.classes, row, strict=True) if there] for row in scenes.labels.present]
+    (folder / "photos").mkdir(parents=True)
+    images = [f"photos/{n:02}.png" for n in range(len(scenes))]
+    for image, pixels in zip(images, scenes.images, strict=True):
+        Image.fromarray(pixels).save(folder / image)
+    one = [words[n % len(words)] for n, words in enumerate(names)]
+    absent = [";".join(c for c in scenes.classes if c not in words) for words in names]
+    _table(folder / "tags.csv", ["image", "tags", "split"], zip(images, one, scenes.splits, strict=True))
+    whole = zip(images, map(";".join, names), absent, strict=True)
+    _table(folder / "reviewed.csv", ["image", "tags", "absent"], list(whole)[20:])
+    shutil.copytree(folder / "photos", folder / "new_photos")
+    for name in ("photo.jpg", "another.jpg", "cat.jpg", "dog.jpg"):
+        Image.fromarray(scenes.images[0]).save(folder / name)
+    (folder / "photos.txt").write_text("\n".join(images[:6]) + "\n")
+    _merging(folder, images)
+    data = str(folder / "tags.csv")
+    run = plures.train(plures.Experiment(data="tags.csv", loss="gr"), folder / "runs/first")
+    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
+    for name in ("an", "gr"):
+        shutil.copytree(run.path, folder / "runs" / name)
+    cells = [(image, tag) for image in images[:5] for tag in scenes.classes[:2]]
+    _table(folder / "review.csv", ["image", "tag"], cells)
+    assert Path(data).is_file()
+
+
+def _merging(folder: Path, images: list[str]) -> None:
+    """Two sources that annotate different animals, as docs/merging.md tells of."""
+    _table(folder / "a.csv", ["image", "tags"], [(images[0], "dog"), (images[1], "cat"), (images[2], "")])
+    _table(folder / "b.csv", ["image", "tags"], [(images[1], "sofa"), (images[2], "canine"), (images[3], "dog;sofa")])
+    (folder / "synonyms.yaml").write_text("dog: [canine, hound]\n")
+    (folder / "parents.yaml").write_text("dog: animal\ncat: animal\n")
+    (folder / "spec.yaml").write_text(
+        "sources:\n  a: {data: a.csv, scope: complete}\n"
+        "  b: {data: b.csv, scope: {positive: [dog, sofa], complete: [cat]}, rename: {canine: dog}}\n"
+    )
+
+
+def _table(path: Path, head, rows) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])

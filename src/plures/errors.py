@@ -11,11 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
+
+
+def clipped(text: str, most: int = 300) -> str:
+    """The text, or its beginning and its end where it is longer."""
+    return text if len(text) <= most else f"{text[: most * 3 // 4]} ... {text[-most // 5 :]}"
+
 
 class PluresError(Exception):
     """Bad usage or bad input; the message is one clear line for a person. Exit code 2."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return clipped(super().__str__(), LONGEST)
 
 
 class WorkFailed(PluresError):
@@ -36,6 +46,10 @@ class Problem:
     what: str
     expected: str = ""
     severity: Literal["error", "notice"] = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("what", "expected"):
+            object.__setattr__(self, name, clipped(getattr(self, name)))
 
 
 class BadData(PluresError):

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from plures.errors import PluresError, did_you_mean
+from plures.errors import PluresError, clipped, did_you_mean
+from plures.files import parse_yaml, read_yaml
 
 AUTO = "auto"  # the loss that training chooses for the labels and the head
 
@@ -111,7 +112,7 @@ class Experiment(BaseModel):
     workers: Annotated[int, Field(ge=0)] | None = None
     tensorboard: bool = False
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -170,19 +171,6 @@ class Experiment(BaseModel):
         return settings
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises PluresError if it cannot be read or is no mapping."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluresError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluresError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise PluresError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
-
-
 def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """Experiment values changed by `key=value` and `part.option=value`; the value is read as YAML.
 
@@ -212,10 +200,12 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
 def _read_value(text: str) -> Any:
     """YAML, but 1e-3 is a number too (YAML 1.1 wants 1.0e-3)."""
     try:
-        return float(text) if "e" in text.lower() and not text.isalpha() else yaml.safe_load(text)
+        return float(text) if "e" in text.lower() and not text.isalpha() else parse_yaml(text)
     except ValueError:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        pass
+    try:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 
@@ -231,4 +221,4 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(str(place) for place in first["loc"] if place != "Part")
     if first["type"] == "extra_forbidden":
         return f"there is no setting '{key}'{did_you_mean(key, Experiment.model_fields)}"
-    return f"{key}={first['input']!r}: {first['msg'].lower()}"
+    return f"{key}={clipped(repr(first['input']))}: {first['msg'].lower()}"

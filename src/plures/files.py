@@ -1,14 +1,26 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all; reading JSON and YAML of strangers without surprises."""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
-from plures.errors import PluresError, WorkFailed
+import yaml
+
+from plures.errors import PluresError, WorkFailed, clipped
+
+T = TypeVar("T")
+
+MOST_NODES = 100_000  # of a YAML file with its aliases written out: a few lines can spell billions
+_HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 
 
 @contextmanager
@@ -19,7 +31,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     what was there before stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -35,6 +47,116 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise WorkFailed(f"{path}: cannot be written ({reason}); what was there before is intact") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_left(folder: str | Path) -> None:
+    """Remove what `writing` had begun in this folder when its process, of this machine, was killed."""
+    for left in Path(folder).glob(f".*.{_HOST}.*.tmp"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not _alive(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def claim(file: int, size: int) -> None:
+    """Take `size` bytes of disk for an open file that will be written through memory, where a full disk would end the
+    process without a word. Raises OSError if there is no room."""
+    os.ftruncate(file, size)
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, never another error."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_as(kind: type[T], value: Any) -> T:
+    """The plain value as a dataclass, a tuple[str, ...], ...; further keys are ignored. Raises ValueError in one line
+    if it is of another kind."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place or kind.__name__}={clipped(repr(first['input']))}: {first['msg'].lower()}") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file with a JSON object a line. Raises PluresError if it is anything else."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = parse_json(line) if line.strip() else {}
+            if not isinstance(record, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise PluresError(f"{path}, line {number}: not a record ({error}); remove the line") from None
+        if record:
+            records.append(record)
+    return records
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says, plain values only: it cannot run code. Raises ValueError, never another error."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _written_out(node, {}) > MOST_NODES:
+            raise ValueError("its aliases spell too much")
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # as odd tags raise
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _written_out(node: Any, sizes: dict[int, float]) -> float:
+    """How many values a node spells, each alias counted as what it stands for; infinite if it holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in below)
+    return sizes[id(node)]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises PluresError if it cannot be read or is no mapping."""
+    try:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise PluresError(f"{path}: not a YAML file ({error})") from None
+    if not isinstance(values, dict):
+        raise PluresError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
 
 
 def _reason(error: Exception) -> str | None:

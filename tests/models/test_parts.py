@@ -162,7 +162,9 @@ def test_images_may_be_bytes_or_floats():
             "does not fit",
         ),
         (
-            lambda run: (run / "model.json").write_text((run / "model.json").read_text().replace("linear", "codebook")),
+            lambda run: (run / "model.json").write_text(
+                (run / "model.json").read_text().replace('"linear"', '"codebook"')
+            ),
             "does not fit",
         ),
     ],

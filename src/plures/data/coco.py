@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plures.data.dataset import Boxes, Dataset, formats
+from plures.data.dataset import Boxes, Dataset, distinct, formats
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError, Problem
+from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, Labels
 
 
@@ -65,7 +66,7 @@ class Coco:
         classes: tuple[str, ...] = ()
         for file in files:
             content = _load(file)
-            names = tuple(str(category["name"]) for category in content["categories"])
+            names = distinct([str(category["name"]) for category in content["categories"]], file)
             if classes and names != classes:
                 raise BadData([Problem(str(file), None, "other categories than the file before", str(classes))], False)
             classes = names
@@ -127,11 +128,13 @@ def _split_of(file: Path, official_val_is_test: bool) -> str:
 def _load(file: Path) -> dict[str, Any]:
     expected = "JSON with images, annotations and categories"
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
     except json.JSONDecodeError as error:
         raise BadData([Problem(str(file), error.lineno, f"broken JSON ({error.msg})", expected)], False) from error
     except UnicodeDecodeError as error:
         raise BadData([Problem(str(file), None, "the text is not UTF-8", expected)], False) from error
+    except (OSError, ValueError) as error:
+        raise BadData([Problem(str(file), None, f"cannot be read ({error})", expected)], False) from error
     for key, needed in (("images", ("id", "file_name", "width", "height")), ("categories", ("id", "name"))):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not isinstance(content.get("annotations"), list):
@@ -140,21 +143,50 @@ def _load(file: Path) -> dict[str, Any]:
             lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
             if lacking:
                 raise BadData([Problem(str(file), number, f"{key} entry {number} lacks {', '.join(lacking)}")], False)
+            strange = [name for name in needed if not _of_kind(name, entry[name])]
+            if strange:
+                what = f"{key} entry {number} has {strange[0]} {entry[strange[0]]!r}"
+                raise BadData([Problem(str(file), number, what, SENSE[strange[0]])], False)
     return dict(content)
+
+
+SENSE = {
+    "id": "a number or a word",
+    "file_name": "a path",
+    "name": "a word",
+    "width": "pixels, 1 or more",
+    "height": "pixels, 1 or more",
+}
+
+
+def _of_kind(name: str, value: Any) -> bool:
+    """Whether this can be the value of an entry's key."""
+    if name in ("width", "height"):
+        return isinstance(value, int | float) and 0 < value < float("inf")
+    if name == "id":
+        return isinstance(value, int | str)
+    return isinstance(value, str) and value != "" and "\0" not in value
 
 
 def _wrong(annotation: Any, images: dict[Any, Any], categories: dict[Any, int]) -> str:
     """What is wrong with an annotation; empty if nothing is."""
     if not isinstance(annotation, dict) or not {"image_id", "category_id", "bbox"} <= annotation.keys():
         return "the annotation lacks image_id, category_id or bbox"
+    if not all(isinstance(annotation[key], int | str) for key in ("image_id", "category_id")):
+        return "image_id or category_id is neither a number nor a word"
     if annotation["image_id"] not in images:
         return f"no image has the id {annotation['image_id']}"
     if annotation["category_id"] not in categories:
         return f"no category has the id {annotation['category_id']}"
     box = annotation["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_size, box))):
         return "bbox is not four numbers"
     return ""
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this can be a place or a side in pixels (nan and numbers beyond all pictures cannot)."""
+    return isinstance(value, int | float) and -1e9 < value < 1e9
 
 
 def _corners(box: list[float], width: float, height: float) -> tuple[float, float, float, float]:

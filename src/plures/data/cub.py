@@ -8,7 +8,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.dataset import Dataset, formats
+from plures.data.dataset import Dataset, distinct, formats
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
@@ -39,7 +39,7 @@ class Cub:
             raise PluresError(f"cub: no images.txt with {ANSWERS} in or below '{path}'")
         names = _numbered(root / "images.txt")
         train = _numbered(root / "train_test_split.txt")
-        classes = tuple(_numbered(_attributes(root)))
+        classes = distinct(_numbered(_attributes(root)), _attributes(root))
         if len(train) != len(names) or not set(train) <= {"0", "1"}:
             what = f"{len(train):,} flags for {len(names):,} images, {', '.join(sorted(set(train))[:5])}"
             raise BadData([Problem(str(root / "train_test_split.txt"), None, what, "1 or 0 for each")], False)
@@ -94,7 +94,7 @@ def _attributes(root: Path) -> Path:
 
 def _open(file: Path) -> TextIO:
     try:
-        return file.open(encoding="utf-8")
+        return file.open(encoding="utf-8", errors="replace")
     except OSError as error:
         raise BadData([Problem(str(file), None, f"cannot be read ({error})", "a text file")], False) from error
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError, Problem, did_you_mean
+from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import Labels
 from plures.shelf import Shelf
 
@@ -96,6 +98,15 @@ class Dataset:
 
     def with_labels(self, labels: Labels) -> Dataset:
         return replace(self, labels=labels)
+
+
+def distinct(classes: Sequence[str], file: str | Path) -> tuple[str, ...]:
+    """The class names of a file. Raises BadData if one stands there twice."""
+    twice = [name for name, times in Counter(classes).items() if times > 1]
+    if twice:
+        what = f"class '{twice[0]}' stands there more than once"
+        raise BadData([Problem(str(file), None, what, "distinct names")], skippable=False)
+    return tuple(classes)
 
 
 class Format(Protocol):

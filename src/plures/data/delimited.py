@@ -50,7 +50,11 @@ def read_header(path: Path, delimiter: str = "") -> Header:
         raise BadData([Problem(str(path), None, "the table is empty", "a first line that names the columns")], False)
     if not delimiter:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=text.count)
-    return Header([name.strip() for name in next(csv.reader([text], delimiter=delimiter))], delimiter, len(line))
+    try:
+        names = next(csv.reader([text], delimiter=delimiter))
+    except csv.Error as error:  # a name of more than 131,072 characters
+        raise BadData([Problem(str(path), 1, f"not a table ({error})", "delimited text")], False) from None
+    return Header([name.strip() for name in names], delimiter, len(line))
 
 
 def blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
@@ -131,6 +135,7 @@ def parse(
 ) -> tuple[NDArray[np.int64], Any, list[Problem]]:
     """Parse a block that starts at this line. Returns line numbers [n], a pyarrow table of text [n, wanted] and the
     lines with too few or too many cells. Raises BadData if the text is not UTF-8."""
+    _refuse_other_encodings(block, line, path)
     count = block.count(b"\n")
     skipped: list[int] = []
     problems: list[Problem] = []
@@ -153,17 +158,19 @@ def parse(
             ),
         )
     except pa.ArrowInvalid as error:
-        for number, text in enumerate(block.split(b"\n")):
-            try:
-                text.decode()
-            except UnicodeDecodeError:
-                raise _not_utf8(path, line + number) from None
         raise BadData([Problem(str(path), None, f"not a table ({error})", "delimited text")], False) from error
-    numbers = np.delete(np.arange(line, line + count), skipped)
-    if len(numbers) != table.num_rows:
-        broken = Problem(str(path), None, "a quoted cell contains a line end", "one line a row")
+    if count != table.num_rows + len(skipped):
+        broken = Problem(str(path), None, "a cell contains a line end or a carriage return", "one line a row")
         raise BadData([broken], False)
+    numbers = np.delete(np.arange(line, line + count), skipped)
     return numbers, table.combine_chunks(), problems
+
+
+def _refuse_other_encodings(block: bytes, line: int, path: Path) -> None:
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, line + block.count(b"\n", 0, error.start)) from None
 
 
 def _not_utf8(path: Path, line: int) -> BadData:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,24 +19,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from plures.data.merge import KINDS, Merged, Scope, Source
 from plures.data.read import read
 from plures.data.write import write_table
 from plures.errors import PluresError, did_you_mean
-from plures.files import writing
+from plures.files import read_yaml, writing
 
 
 def read_names(path: str | Path) -> dict[str, list[str]]:
     """A YAML file of `name: other` or `name: [other, ...]` lines: synonyms (name kept: other names of the same class)
     or parents (child: its parents). Raises PluresError if it is anything else."""
-    return _names(_yaml(path), str(path))
+    return _names(read_yaml(path), str(path))
 
 
 def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], dict[str, list[str]], str]:
     """A spec file: sources (name -> data, scope, rename), synonyms, parents, match. Paths are relative to the file."""
-    content, known = _yaml(path), ("sources", "synonyms", "parents", "match")
+    content, known = read_yaml(path), ("sources", "synonyms", "parents", "match")
     for key in content:
         if key not in known:
             raise PluresError(f"{path}: there is no '{key}'{did_you_mean(key, known)}")
@@ -56,7 +56,11 @@ def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, li
         rename = values.get("rename") or {}
         if not isinstance(rename, dict):
             raise PluresError(f"{path}: source '{name}' wants `rename: {{its name: name meant}}`")
-        read_sources[str(name)] = {"data": str(beside) if beside.exists() else data, "scope": scope, "rename": rename}
+        read_sources[str(name)] = {
+            "data": str(beside) if os.path.exists(beside) else data,
+            "scope": scope,
+            "rename": rename,
+        }
     names = [_names(content.get(key) or {}, f"{path}: {key}") for key in ("synonyms", "parents")]
     return read_sources, names[0], names[1], str(content.get("match", "path"))
 
@@ -164,13 +168,17 @@ def _scope(value: Any, where: str) -> Scope:
         if classes == "rest":
             rest = kind
             continue
+        if not isinstance(classes, str | list):
+            raise PluresError(f"{where}: {kind} wants a class, a list of classes or `rest`, got {classes!r}")
         for name in [classes] if isinstance(classes, str) else classes:
             if by_class.setdefault(str(name), kind) != kind:
                 raise PluresError(f"{where}: '{name}' is both {by_class[str(name)]} and {kind}")
     return Scope(rest, by_class)  # type: ignore[arg-type]
 
 
-def _names(content: Mapping[Any, Any], where: str) -> dict[str, list[str]]:
+def _names(content: Any, where: str) -> dict[str, list[str]]:
+    if not isinstance(content, Mapping):
+        raise PluresError(f"{where} wants `name: other` lines, got {content!r}")
     result: dict[str, list[str]] = {}
     for name, others in content.items():
         others = [others] if isinstance(others, str) else others
@@ -178,15 +186,3 @@ def _names(content: Mapping[Any, Any], where: str) -> dict[str, list[str]]:
             raise PluresError(f"{where}: '{name}' wants a name or a list of names, got {others!r}")
         result[str(name)] = others
     return result
-
-
-def _yaml(path: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluresError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluresError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise PluresError(f"{path}: expected `name: ...` lines, found {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}

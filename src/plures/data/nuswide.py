@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import csv
+import os
+import sys
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.dataset import Dataset, formats
+from plures.data.dataset import Dataset, distinct, formats
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError, Problem
 from plures.labels import ABSENT, PRESENT, Labels
@@ -99,7 +101,7 @@ def _photos(root: Path, names: list[str]) -> Path:
     """The folder from which the names are counted: the first in which the first photo that is found lies."""
     for name in names[:1000]:
         for place in (root / "Flickr", root / "images", root):
-            if (place / name).is_file():
+            if os.path.isfile(place / name):
                 return place
     return root / "Flickr" if (root / "Flickr").is_dir() else root
 
@@ -138,7 +140,7 @@ def _concepts(root: Path) -> tuple[str, ...]:
     """The class names in the official order, or nothing if the list is not there."""
     places = (root / "Concepts81.txt", root / "ConceptsList" / "Concepts81.txt")
     file = next((place for place in places if place.is_file()), None)
-    return () if file is None else tuple(_lines(file))
+    return () if file is None else distinct(_lines(file), file)
 
 
 def _mlspl(root: Path, problems: list[Problem]) -> Read:
@@ -200,7 +202,7 @@ def _tags(text: str | None) -> list[str] | None:
     """The list that a cell spells, or None if it spells none."""
     try:
         value = ast.literal_eval(text or "")
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
         return None
     return value if isinstance(value, list) and all(isinstance(tag, str) for tag in value) else None
 
@@ -215,6 +217,12 @@ def _lines(file: Path) -> list[str]:
 def _array(file: Path) -> NDArray[np.generic]:
     try:
         array: NDArray[np.generic] = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
+        if array.ndim == 0 or array.dtype.kind not in "biufSU":
+            raise ValueError(f"{array.dtype} of shape {array.shape}")
+        if array.dtype.kind == "U":
+            characters = np.ascontiguousarray(array).view(np.uint32)
+            if characters.max(initial=0) > sys.maxunicode or not array.dtype.isnative:
+                raise ValueError("bytes that are no characters")
+    except Exception as error:  # numpy parses the header as Python and raises many kinds
         raise BadData([Problem(str(file), None, f"cannot be read ({error})", "an array")], False) from error
     return array

@@ -9,7 +9,6 @@ memory and exact resumption. Source of the form: WebDataset, https://github.com/
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import numpy as np
 from plures.data.dataset import Dataset, formats
 from plures.data.images import IMAGE_SUFFIXES
 from plures.errors import BadData, PluresError, Problem
+from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
 BLOCK = 1 << 16  # bytes fetched at once while headers are read: photos in between are jumped over
@@ -90,7 +90,7 @@ class Shards:
     def _describe(self, sample: _Sample, kind: str, content: bytes, where: str, problems: list[Problem]) -> None:
         try:
             text = content.decode()
-            said: Any = json.loads(text) if kind == "json" else {"tags": text.replace("\n", self.separator)}
+            said: Any = parse_json(text) if kind == "json" else {"tags": text.replace("\n", self.separator)}
             sample.tags, sample.absent = (self._words(said.get(name, [])) for name in ("tags", "absent"))
             sample.split = str(said.get("split", ""))
             both = set(sample.tags) & set(sample.absent)

@@ -114,7 +114,7 @@ class Table:
             except (pa.ArrowException, OSError) as error:
                 raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], False) from error
             layout = lay_out(parquet.schema_arrow.names, file)
-            return layout, _parquet_rows(parquet, layout)
+            return layout, _parquet_rows(parquet, layout, file)
         header = delimited.read_header(file, self.delimiter)
         layout = lay_out(header.names, file)
         return layout, _text_rows(file, header, layout, problems)
@@ -193,9 +193,20 @@ def _text_rows(file: Path, header: delimited.Header, layout: Layout, problems: l
         yield _rows_of(numbers, table, layout)
 
 
-def _parquet_rows(parquet: Any, layout: Layout) -> Iterator[Rows]:
+def parquet_batches(parquet: Any, columns: list[str], file: Path) -> Iterator[Any]:
+    """The rows of a Parquet file in pyarrow batches. Raises BadData where a page is damaged."""
+    try:
+        for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            batch.validate(full=True)  # text that is not UTF-8 would fail far from here
+            yield batch
+    except (pa.ArrowException, OSError) as error:
+        line = " ".join(str(error).split())
+        raise BadData([Problem(str(file), None, f"a damaged Parquet file ({line})")], False) from error
+
+
+def _parquet_rows(parquet: Any, layout: Layout, file: Path) -> Iterator[Rows]:
     first = 1
-    for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=layout.wanted):
+    for batch in parquet_batches(parquet, layout.wanted, file):
         numbers = np.arange(first, first + batch.num_rows)
         first += batch.num_rows
         yield _rows_of(numbers, pa.Table.from_batches([batch]).combine_chunks(), layout)

@@ -119,6 +119,9 @@ def _boxes(root: Path, names: list[str], labels: Labels, problems: list[Problem]
         except FileNotFoundError:
             problems.append(Problem(str(file), None, "annotation is missing", "the boxes of an image"))
             broken.append(row)
+        except OSError as error:
+            problems.append(Problem(str(file), None, f"annotation cannot be read ({error.strerror})", "a file"))
+            broken.append(row)
         except ElementTree.ParseError as error:
             problems.append(Problem(str(file), error.position[0], f"broken XML ({error})", "a VOC annotation"))
             broken.append(row)

@@ -20,7 +20,7 @@ from plures.data.dataset import Dataset
 from plures.data.images import list_images
 from plures.data.read import read
 from plures.errors import PluresError, WorkFailed
-from plures.files import writing
+from plures.files import clear_left, writing
 from plures.inference.exporting import formats
 from plures.inference.exporting.checks import Agreement, Cost, agreement, cost, pixels_of, some
 from plures.inference.exporting.description import card_of, metadata_of
@@ -159,6 +159,7 @@ def _calibration_pixels(model: Model, source: str | None, own: Dataset | None) -
 def _write(out: Path, files: tuple[bytes, ...]) -> tuple[Path, ...]:
     """The main file last: where it lies, everything it needs lies too."""
     paths = (out, out.with_suffix(".bin"))[: len(files)]
+    clear_left(out.parent)  # of an export that was killed
     if len(files) > 1:
         out.unlink(missing_ok=True)
     for path, content in reversed(list(zip(paths, files, strict=True))):

@@ -24,7 +24,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from plures.errors import PluresError, WorkFailed
-from plures.files import writing
+from plures.files import clear_left, parse_json, writing
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SETTINGS = "prediction.json"
@@ -128,7 +128,7 @@ class Parts:
         if known is None:
             self._write(SETTINGS, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
         else:
-            before = json.loads(known)
+            before = self._settings(known)
             different = [key for key in settings if before.get(key) != settings[key]]
             if different:
                 key = different[0]
@@ -139,8 +139,16 @@ class Parts:
         if not resume and self.numbers():
             raise PluresError(f"{self.folder} already holds parts; go on with --resume, or choose another --out")
         if self.local:
-            for left in Path(self.root).glob(f".{self.stem}[0-9]*.tmp"):  # of a run that was killed while writing
-                left.unlink(missing_ok=True)
+            clear_left(self.root)  # of a run that was killed while writing
+
+    def _settings(self, text: bytes) -> dict[str, Any]:
+        try:
+            settings = parse_json(text)
+            if not isinstance(settings, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise PluresError(f"{self.folder}/{SETTINGS}: damaged ({error}); choose another --out") from None
+        return settings
 
     def numbers(self) -> list[int]:
         """The parts of this shard that are there, in order."""

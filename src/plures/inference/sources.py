@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from plures.data import delimited
 from plures.data.images import IMAGE_SUFFIXES, is_address
 from plures.data.read import read
+from plures.data.table import parquet_batches
 from plures.errors import BadData, PluresError, Problem
 
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".parquet")
-ROWS_AT_ONCE = 8192
 
 Item = tuple[str, "str | NDArray[np.uint8]"]  # the image's name, and its path, address or pixels [H, W, 3]
 
@@ -88,7 +88,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _lines(file: Path) -> Iterator[str]:
     place = _Place(file)
-    with file.open(encoding="utf-8-sig") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # a file's name may be of any bytes
         for number, line in enumerate(lines, 1):
             if "\0" in line:
                 raise BadData([Problem(str(file), number, "not text", "a path a line")], skippable=False)
@@ -110,7 +110,7 @@ def _parquet_words(file: Path) -> Iterator[list[str | None]]:
     except (pa.ArrowException, OSError) as error:
         raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], skippable=False) from error
     _refuse_without_image(parquet.schema_arrow.names, file)
-    for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=["image"]):
+    for batch in parquet_batches(parquet, ["image"], file):
         yield batch.column(0).cast(pa.string()).to_pylist()
 
 

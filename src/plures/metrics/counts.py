@@ -28,6 +28,9 @@ Convention = Literal["textbook", "mlgcn"]
 BLOCK_CELLS = 2**22  # cells of scores looked at together
 
 
+AVERAGES = ("CP", "CR", "CF1", "OP", "OR", "OF1", "macro_f1")
+
+
 @dataclass(frozen=True, eq=False)
 class TagCounts:
     """Counted tags, int64 [K] each. Unknown cells are in `tagged` alone.
@@ -75,7 +78,7 @@ class Averages:
 
     def overall(self) -> dict[str, float]:
         """The seven averages by name."""
-        return {name: getattr(self, name) for name in ("CP", "CR", "CF1", "OP", "OR", "OF1", "macro_f1")}
+        return {name: getattr(self, name) for name in AVERAGES}
 
 
 def predict_tags(

@@ -18,10 +18,10 @@ from rich.console import Group
 from rich.table import Table
 
 from plures.errors import PluresError
-from plures.files import writing
+from plures.files import parse_json, read_as, writing
 from plures.labels import Labels
 from plures.metrics.average_precision import Scores, average_precision
-from plures.metrics.counts import averages, count_tags
+from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
 
 LabelsKind = Literal["complete", "partial", "single-positive"]
@@ -82,14 +82,15 @@ class Report:
     def load(cls, path: str | Path) -> Report:
         """Read what `save` wrote (further keys in the file are ignored). Raises PluresError if it is no report."""
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored = parse_json(Path(path).read_text(encoding="utf-8"))
             values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
-            values["interval"] = Interval(**values["interval"]) if stored["interval"] else None
-            values["per_class"] = tuple(ClassResult(**c) for c in values["per_class"])
-            return cls(**values)
+            report = read_as(cls, values | ({} if stored["interval"] else {"interval": None}))
+            if not set(AVERAGES) <= set(report.averages):
+                raise ValueError(f"averages of {', '.join(report.averages)}")
+            return report
         except OSError as error:
             raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PluresError(f"{path}: not a report ({error})") from None
 
     def render(self) -> Group:

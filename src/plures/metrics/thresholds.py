@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
-from plures.files import writing
+from plures.files import parse_json, writing
 
 THRESHOLDS = "thresholds.json"
 Floats = NDArray[np.float64]
@@ -116,7 +116,7 @@ class Thresholds:
         if not path.is_file():
             return None
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(path.read_text(encoding="utf-8"))
             if set(stored["thresholds"]) != set(classes):
                 raise PluresError(f"{path}: made for other classes; choose again with `plures thresholds`")
             names = list(stored["thresholds"])

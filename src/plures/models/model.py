@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import plures
 from plures.errors import PluresError
-from plures.files import writing
+from plures.files import parse_json, read_as, writing
 from plures.models.output import Output, Tokens
 from plures.models.parts import Embedder, Head, embedders, heads
 
@@ -156,10 +156,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
 def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
     """What `model.json` says. Raises PluresError if it is missing or not as `save` writes it."""
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-        shown = dict(spec["preprocessing"])
-        shown["mean"], shown["std"] = tuple(shown["mean"]), tuple(shown["std"])
-        return Parts(**spec["parts"]), tuple(spec["classes"]), Preprocessing(**shown)
+        spec = parse_json(path.read_text(encoding="utf-8"))
+        parts, shown = read_as(Parts, spec["parts"]), read_as(Preprocessing, spec["preprocessing"])
+        return parts, read_as(tuple[str, ...], spec["classes"]), shown
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:

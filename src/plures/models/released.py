@@ -6,7 +6,6 @@ MLSPL: Cole et al. 2021, arXiv 2106.09708, github.com/elijahcole/single-positive
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from timm.models import swin_transformer, tresnet
 from torch import Tensor, nn
 
 from plures.errors import PluresError
+from plures.files import parse_json
 from plures.models.checkpoint_file import read_state
 from plures.models.model import Model, Parts, Preprocessing, assemble
 from plures.models.output import grid_boxes
@@ -134,7 +134,7 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     if config is None or isinstance(config, Mapping):
         return dict(config or {})
     try:
-        content = json.loads(Path(config).read_text(encoding="utf-8"))
+        content = parse_json(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PluresError(f"cannot read the configuration {config}: {error}") from None
     if not isinstance(content, dict):

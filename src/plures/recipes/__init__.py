@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from plures.errors import PluresError, did_you_mean
-from plures.experiment import Experiment, read_yaml
+from plures.experiment import Experiment
+from plures.files import read_yaml
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import ImageBatches, Order
 from plures.errors import WorkFailed
-from plures.files import writing
+from plures.files import claim, clear_left, writing
 from plures.models.model import Model
 from plures.models.output import grid_boxes
 
@@ -77,7 +78,10 @@ def frozen_features(
         with _alone(path):
             if not path.is_file():  # another process may have finished them meanwhile
                 _compute(model, dataset, path, pooled, device, workers, batch_size)
-    features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
+    try:
+        features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
+    except (OSError, ValueError, EOFError) as error:
+        raise WorkFailed(f"{path}: damaged ({error}); remove the file, and the features are computed anew") from None
     return features
 
 
@@ -91,6 +95,7 @@ def _alone(path: Path) -> Iterator[None]:
         raise WorkFailed(f"{path.parent}: features cannot be kept there ({error.strerror}); set PLURES_CACHE") from None
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        clear_left(path.parent)
         yield
 
 
@@ -111,8 +116,7 @@ def _compute(
         features = features.mean(1, keepdim=True).float() if pooled else features.half()
         rows = features.cpu().numpy()
         if table is None:
-            part.touch()  # a name without the .npy that numpy would add
-            table = np.lib.format.open_memmap(part, "w+", rows.dtype, (len(dataset), *rows.shape[1:]))
+            table = _claimed(part, rows.dtype, (len(dataset), *rows.shape[1:]))
         table[done : done + len(rows)] = rows
         done += len(rows)
         if time.monotonic() - saved > SAVED_EVERY:
@@ -121,6 +125,21 @@ def _compute(
     table.flush()
     os.replace(part, path)
     progress.unlink(missing_ok=True)
+
+
+def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """A new table whose place on the disk is sure. Raises WorkFailed if there is not enough."""
+    table = np.lib.format.open_memmap(part, "w+", dtype, shape)
+    try:
+        with part.open("r+b") as handle:
+            claim(handle.fileno(), part.stat().st_size)
+    except OSError as error:
+        part.unlink()
+        size = math.prod(shape) * dtype.itemsize / 1e9
+        raise WorkFailed(
+            f"{part.parent}: no room for {size:.2f} GB of features ({error.strerror}); make room or set PLURES_CACHE"
+        ) from None
+    return table
 
 
 def _begun(part: Path, progress: Path, rows: int) -> tuple[Any, int]:

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from plures.errors import PluresError
-from plures.files import writing
+from plures.errors import PluresError, WorkFailed
+from plures.files import claim, writing
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own, which the official ROLE code uses
 IN_MEMORY_AT_MOST = 4 * 2**30  # bytes
@@ -81,8 +81,12 @@ class LabelMemory:
         if self._path is None:
             return torch.zeros(shape, dtype=dtype, device=self._device)
         cells = shape.numel()
-        with open(self._path / name, "wb") as file:
-            file.truncate(cells * dtype.itemsize)  # a sparse file: zeros cost no disk until written
+        try:
+            with open(self._path / name, "wb") as file:
+                claim(file.fileno(), cells * dtype.itemsize)
+        except OSError as error:
+            size = cells * dtype.itemsize / 1e9
+            raise WorkFailed(f"{self._path}: no room for a label state of {size:.2f} GB ({error.strerror})") from None
         return torch.from_file(str(self._path / name), shared=True, size=cells, dtype=dtype).view(shape)
 
     @property

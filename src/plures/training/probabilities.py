@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
-from plures.files import writing
+from plures.files import read_json_lines, writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.training.run import Run
@@ -68,7 +68,7 @@ def read_probabilities(run: Run) -> list[dict[str, Any]]:
     path = run.path / PROBABILITIES
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_json_lines(path)
 
 
 def _described(p: NDArray[np.float64]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import torch
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.experiment import Experiment
-from plures.files import writing
+from plures.files import clear_left, parse_json, read_json_lines, writing
 from plures.metrics.report import kind_of
 
 Record = dict[str, Any]
@@ -73,11 +73,15 @@ class Run:
     def refuse_other_labels(self, train: Dataset) -> None:
         """Raise PluresError if these are not the training labels that the run began with."""
         path = self.path / "environment.json"
-        began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if began.get("train_labels_sha256", labels_hash(train)) != labels_hash(train):
+        try:
+            began = parse_json(path.read_bytes()) if path.is_file() else {}
+            known = began.get("train_labels_sha256", labels_hash(train))
+        except (OSError, ValueError, AttributeError) as error:
+            raise PluresError(f"{path}: cannot be read ({error}); start anew with another --out") from None
+        if known != labels_hash(train):
             raise PluresError(
-                f"{self.path}: the data have changed since this run began ({began['train_images']:,} training images"
-                f" then, {len(train):,} now, or other labels); put them back, or start anew with another --out"
+                f"{self.path}: the data have changed since this run began ({began.get('train_images')} training images"
+                f" then, {len(train)} now, or other labels); put them back, or start anew with another --out"
             )
 
     @contextmanager
@@ -88,6 +92,7 @@ class Run:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise PluresError(f"{self.path}: another process is training into this folder") from None
+            clear_left(self.path)  # of a process that was killed here
             yield
 
     # ------------------------------------------------------------------------------------------------ what it holds
@@ -102,7 +107,7 @@ class Run:
         path = self.path / "log.jsonl"
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return read_json_lines(path)
 
     def write_log(self, records: list[Record]) -> None:
         """Both forms of the log, whole (a resumed run drops what came after its checkpoint); nan becomes null."""
@@ -128,6 +133,8 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"phase", "epoch", "best", "net"} <= state.keys():
+                raise ValueError("not what training keeps")
         except Exception as error:  # torch raises many kinds on a damaged file
             raise PluresError(
                 f"{path}: damaged ({str(error).splitlines()[0]}); start anew with another --out"

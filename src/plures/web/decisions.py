@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from plures.data.dataset import Dataset
+from plures.errors import PluresError
+from plures.files import clear_left
 from plures.labels import ABSENT, PRESENT, UNKNOWN
 from plures.web.journal import Entry, Journal, journal_of
 from plures.web.table_edit import Changes, Key, edit_table, key_of
@@ -65,6 +67,7 @@ class Decisions:
 
     def __init__(self, table: Path, wait: float = 1.0) -> None:
         self.table, self.wait = table, wait
+        clear_left(table.parent)  # of a server that was killed while it wrote the table
         self.journal = Journal(journal_of(table))
         self._lock, self._writing = threading.RLock(), threading.Lock()
         self._stacks: dict[tuple[Key, str], list[str]] = {}  # ids of the decisions that hold, oldest first
@@ -77,8 +80,8 @@ class Decisions:
         self._splits: dict[Key, str] = {}
         self.failure = ""  # why the table could not be rewritten the last time, "" if it could
         self._stopped, self._dirty = threading.Event(), threading.Event()
-        self._replay()
         try:
+            self._replay()
             self.flush()
         except BaseException:
             self.journal.close()
@@ -165,12 +168,18 @@ class Decisions:
 
     def _replay(self) -> None:
         entries = self.journal.entries
-        written = max((int(e["written"]) for e in entries if "written" in e), default=0)
+        written = max((e["written"] for e in entries if isinstance(e.get("written"), int)), default=0)
         for number, entry in enumerate(entries):
             if number == written:
                 self._pending = Changes()  # what came before is in the table already
-            if "id" in entry:
-                self._apply(entry)
+            try:
+                if "id" in entry:
+                    self._apply(entry)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                raise PluresError(
+                    f"{self.journal.path}, line {number + 1}: not a decision ({type(error).__name__}: {error});"
+                    " mend or remove the line"
+                ) from None
         if written >= len(entries):
             self._pending = Changes()
 

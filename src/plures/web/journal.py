@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.errors import PluresError, WorkFailed
+from plures.files import parse_json
 
 Entry = dict[str, Any]
 
@@ -39,8 +40,12 @@ class Journal:
         except OSError:
             os.close(self._file)
             raise PluresError(f"{path}: another `plures review` has this table open; use its page, or end it") from None
-        self.entries = self._read()
-        _sync_folder(path.parent)
+        try:
+            self.entries = self._read()
+            _sync_folder(path.parent)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def _read(self) -> list[Entry]:
         content = self.path.read_bytes()
@@ -51,7 +56,7 @@ class Journal:
         entries = []
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if not isinstance(entry, dict):
                     raise ValueError("no object")
             except ValueError as error:

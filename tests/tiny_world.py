@@ -15,7 +15,7 @@ from plures.cli import app as _commands  # noqa: F401  (imported once, before an
 from plures.models import timm_map
 from plures.training import train as training
 
-TINY = {"epochs": 1, "frozen_epochs": 1, "image_size": 32, "batch_size": 8, "workers": 0}
+TINY = {"epochs": 1, "frozen_epochs": 1, "image_size": 64, "batch_size": 8, "workers": 0}
 _create, _train = timm_map.create, training.train
 
 
@@ -35,31 +35,32 @@ def shrink(monkeypatch):
 
 
 def build(folder: Path) -> None:
-    """Write the world into `folder`: 40 scenes with one tag each, and runs trained on them."""
+    """Write the world into `folder`: 40 scenes with one tag each (half of the split val: with all), and runs."""
     scenes = plures.read("scenes", train=20, val=10, test=10, size=32)
     names = [[c for c, there in zip(scenes.classes, row, strict=True) if there] for row in scenes.labels.present]
     (folder / "photos").mkdir(parents=True)
-    images = [f"photos/{n:02}.png" for n in range(len(scenes))]
-    for image, pixels in zip(images, scenes.images, strict=True):
-        Image.fromarray(pixels).save(folder / image)
     one = [words[n % len(words)] for n, words in enumerate(names)]
+    images = [f"photos/{tag}/{n:02}.png" for n, tag in enumerate(one)]
+    for image, pixels in zip(images, scenes.images, strict=True):
+        (folder / image).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / image)
     absent = [";".join(c for c in scenes.classes if c not in words) for words in names]
-    _table(folder / "tags.csv", ["image", "tags", "split"], zip(images, one, scenes.splits, strict=True))
-    whole = zip(images, map(";".join, names), absent, strict=True)
-    _table(folder / "reviewed.csv", ["image", "tags", "absent"], list(whole)[20:])
+    whole = list(zip(images, map(";".join, names), absent, scenes.splits, strict=True))
+    reviewed = [row[3] == "val" and n % 2 == 0 for n, row in enumerate(whole)]
+    given = [r if all_ else (r[0], tag, "", r[3]) for r, tag, all_ in zip(whole, one, reviewed, strict=True)]
+    _table(folder / "tags.csv", ["image", "tags", "absent", "split"], given)
+    _table(folder / "reviewed.csv", ["image", "tags", "absent"], [row[:3] for row in whole])
     shutil.copytree(folder / "photos", folder / "new_photos")
+    shutil.copytree(folder / "photos/" / one[0], folder / "runs/demo/scenes")
     for name in ("photo.jpg", "another.jpg", "cat.jpg", "dog.jpg"):
         Image.fromarray(scenes.images[0]).save(folder / name)
     (folder / "photos.txt").write_text("\n".join(images[:6]) + "\n")
     _merging(folder, images)
-    data = str(folder / "tags.csv")
     run = plures.train(plures.Experiment(data="tags.csv", loss="gr"), folder / "runs/first")
-    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     for name in ("an", "gr"):
         shutil.copytree(run.path, folder / "runs" / name)
     cells = [(image, tag) for image in images[:5] for tag in scenes.classes[:2]]
     _table(folder / "review.csv", ["image", "tag"], cells)
-    assert Path(data).is_file()
 
 
 def _merging(folder: Path, images: list[str]) -> None:

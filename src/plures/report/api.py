@@ -74,7 +74,7 @@ def signature(name: str, thing: Any, width: int = 110) -> str:
         if p.kind is p.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             words.append("*")
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         default = "" if p.default is p.empty else f" = {p.default!r}"
         words.append(f"{star}{p.name}{annotation(p.annotation, ': ')}{default}")
     result = "" if inspect.isclass(thing) else annotation(found.return_annotation, " -> ")

@@ -9,7 +9,7 @@ import plures
 from plures.data.dataset import Dataset
 from plures.inference.thresholds import choose_thresholds
 from plures.training.model_card import MARK, model_card, write_card
-from plures.training.run import Run
+from plures.training.run import Run, environment
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,18 @@ def test_a_run_comes_with_its_card(run):
     assert f"mAP {100 * report['map']:.1f} percent (average precision `plain`" in text
     assert "On 20 images of split `test`, whose labels are *complete*" in text
     assert "Loss `gr`" in text  # what auto chose, not auto
+    assert "weights as they were after epoch 1, chosen by" in text
     assert "0.5 for every class, which nobody has chosen" in text
+
+
+def test_the_command_can_be_typed_again(run, monkeypatch):
+    shown = plures.read("scenes", train=4, val=0, test=0, size=32)
+    monkeypatch.setattr(
+        "sys.argv", ["/home/some one/plures/cli/__main__.py", "train", "my photos/tags.csv", "--out", "r"]
+    )
+    assert environment(shown)["command"] == "plures train 'my photos/tags.csv' --out r"
+    monkeypatch.setattr("sys.argv", ["/usr/bin/plures", "train"])
+    assert environment(shown)["command"] == "plures train"
 
 
 def test_the_card_follows_the_thresholds(run):

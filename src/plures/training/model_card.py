@@ -114,7 +114,9 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
         f"- CF1 {percent(report.averages['CF1'])}, OF1 {percent(report.averages['OF1'])} percent;"
         f" {report.tags_predicted:.2f} tags an image called, {report.tags_true:.2f} labelled present (when it was"
         " trained; thresholds may have been chosen since)",
-        f"- weights of epoch {chosen.get('epoch', '?')}, chosen by `{chosen.get('by', '?')}`",
+        f"- weights as they were after epoch {chosen['epoch'] + 1}, chosen by `{chosen['by']}`"
+        if chosen.get("epoch") is not None
+        else "- which epoch's weights these are is not recorded",
     ]
     if split == "val":
         lines.append("- the epoch was chosen on these same images, which flatters the numbers")

@@ -154,9 +154,10 @@ def labels_hash(dataset: Dataset) -> str:
 def environment(train: Dataset) -> Record:
     """Versions, machine, command and data of a run."""
     cells = {name: int(getattr(train.labels, name).sum()) for name in ("present", "absent", "unknown")}
+    program = "plures" if sys.argv[0].endswith("plures/cli/__main__.py") else Path(sys.argv[0]).name
     packages = ("plures", "torch", "timm", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -30,12 +30,31 @@ def environment() -> dict[str, str]:
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows, each with the environment, to benchmarks/results/NAME.csv."""
+    """Write rows, each with the environment (or the one it has from an earlier run), to benchmarks/results/NAME.csv."""
     RESULTS.mkdir(exist_ok=True)
-    rows = [{**row, **environment()} for row in rows]
+    now = environment()
+    rows = [{**row, **{key: row.get(key) or value for key, value in now.items()}} for row in rows]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fields)
         writer.writeheader()
         writer.writerows(rows)
     return RESULTS / f"{name}.csv"
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of benchmarks/results/NAME.csv, numbers as numbers; none where there is no such file."""
+    path = RESULTS / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(handle)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -50,10 +50,12 @@ class Linear(nn.Module):
             self.feature_mean.copy_(mean)
             self.feature_scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
 
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features [..., D] less their mean, over their standard deviation."""
+        return (features - self.feature_mean) * self.feature_scale
+
     def forward(self, tokens: Tokens, maps: bool = True) -> Output:
-        features = tokens.features  # [B, P, D]
-        if self.standardise:
-            features = (features - self.feature_mean) * self.feature_scale
+        features = self.standardised(tokens.features) if self.standardise else tokens.features  # [B, P, D]
         if self.boost == 1:
             logits = self.classifier(features.mean(1))  # [B, K]
             region_logits = self.classifier(features).transpose(1, 2) if maps else None  # [B, K, P]

@@ -71,7 +71,7 @@ class GroupLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.weight).sum(-1) + self.bias
+        return torch.einsum("bkd,kd->bk", x, self.weight) + self.bias
 
 
 @heads.part("query2label", title="Query2Label transformer decoder", source="Liu et al. 2021, arXiv 2107.10834")

@@ -202,8 +202,8 @@ def train_epoch(
         if batch.last:
             _optimizer_step(machine, experiment, fabric)
             if machine.memory is not None and machine.memory.learned:
-                rate = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
-                machine.memory.apply_gradient(rate, loss_scale=scale)
+                state_lr = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
+                machine.memory.apply_gradient(state_lr, loss_scale=scale)
             if machine.average is not None:
                 machine.average.update_parameters(phase.net)
             i += 1
@@ -215,7 +215,8 @@ def train_epoch(
             f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
             f" try a smaller lr (now {phase.lr:g}) or clip=1"
         )
-    speed = {"lr": phase.lr * factor, "images_per_second": round(images / seconds, 1), "seconds": round(seconds, 3)}
+    rate = round(images / seconds, 1) if seconds > 0 else math.nan  # clocks can stand still
+    speed = {"lr": phase.lr * factor, "images_per_second": rate, "seconds": round(seconds, 3)}
     return {"phase": phase.name, "epoch": epoch, **means, **speed}
 
 

@@ -27,5 +27,12 @@ check: $(VENV)/.installed  ## ruff, mypy and the fast tests
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+bench: $(VENV)/.installed  ## every benchmark with small defaults, and docs/benchmarks.md
+	$(BIN)/python benchmarks/run_all.py
+
+docs: $(VENV)/.installed  ## the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache dist

@@ -192,7 +192,7 @@ def _search(plan: Plan, spaces: Mapping[str, Sequence[str] | tuple[float, float]
     try:
         import optuna
     except ImportError:
-        raise PluresError('--search wants optuna: pip install "plures[track]"') from None
+        raise PluresError('--search wants optuna: pip install "plures[search]"') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.first_seed))
     cells: list[Cell] = []

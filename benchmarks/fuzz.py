@@ -470,6 +470,20 @@ def _where(error: BaseException) -> str:
     return ours[-1] if ours else "?"
 
 
+def prepare(door: Door, folder: Path) -> None:
+    """Lay the door's files out, with the photos that they name."""
+    for i in range(3):
+        for place in ("", "a", "b", "CUB_200_2011/images/a", "CUB_200_2011/images/b"):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            (folder / place / f"{i}.png").write_bytes(photo(i))
+        (folder / "JPEGImages").mkdir(exist_ok=True)
+        (folder / f"JPEGImages/2008_00000{i + 1}.jpg").write_bytes(photo(i, "JPEG"))
+    (folder / "tags.csv").write_text(TAGS)
+    for path, content in door.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
 def attack(name: str, inputs: int, seed: int, found: Any) -> None:
     """Mutate and read, in this process; `found` gets the outcomes with their numbers, and an example of each."""
     os.environ["NO_COLOR"] = "1"
@@ -477,17 +491,7 @@ def attack(name: str, inputs: int, seed: int, found: Any) -> None:
     rng = random.Random(f"{seed} {name}")
     door = doors(root)[name]
     folder = root / "at"
-    for i in range(3):
-        for place in ("", "a", "b", "CUB_200_2011/images/a", "CUB_200_2011/images/b"):
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            (folder / place / f"{i}.png").write_bytes(photo(i))
-        (folder / "JPEGImages").mkdir(exist_ok=True)
-        (folder / f"JPEGImages/2008_00000{i + 1}.jpg").write_bytes(photo(i, "JPEG"))
-    if name in ("suggestions", "review journal"):
-        (folder / "tags.csv").write_text(TAGS)
-    for path, content in door.files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+    prepare(door, folder)
     assert tried(door, folder)[0] == "read", f"{name}: {tried(door, folder)}"
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

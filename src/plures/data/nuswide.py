@@ -210,7 +210,7 @@ def _tags(text: str | None) -> list[str] | None:
 def _lines(file: Path) -> list[str]:
     try:
         return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a concept whose name can be no file's
         raise BadData([Problem(str(file), None, f"cannot be read ({error})", "a text file")], False) from error
 
 

@@ -111,9 +111,10 @@ class Table:
         if file.suffix.lower() == ".parquet":
             try:
                 parquet = pq.ParquetFile(file)
-            except (pa.ArrowException, OSError) as error:
+                names = parquet.schema_arrow.names
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], False) from error
-            layout = lay_out(parquet.schema_arrow.names, file)
+            layout = lay_out(names, file)
             return layout, _parquet_rows(parquet, layout, file)
         header = delimited.read_header(file, self.delimiter)
         layout = lay_out(header.names, file)

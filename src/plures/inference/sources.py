@@ -107,9 +107,10 @@ def _cells(file: Path) -> Iterator[str]:
 def _parquet_words(file: Path) -> Iterator[list[str | None]]:
     try:
         parquet = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        names = parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], skippable=False) from error
-    _refuse_without_image(parquet.schema_arrow.names, file)
+    _refuse_without_image(names, file)
     for batch in parquet_batches(parquet, ["image"], file):
         yield batch.column(0).cast(pa.string()).to_pylist()
 

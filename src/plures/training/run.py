@@ -136,9 +136,8 @@ class Run:
             if not isinstance(state, dict) or not {"phase", "epoch", "best", "net"} <= state.keys():
                 raise ValueError("not what training keeps")
         except Exception as error:  # torch raises many kinds on a damaged file
-            raise PluresError(
-                f"{path}: damaged ({str(error).splitlines()[0]}); start anew with another --out"
-            ) from None
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PluresError(f"{path}: damaged ({line}); start anew with another --out") from None
         return state
 
     def write_json(self, name: str, value: Any) -> None:

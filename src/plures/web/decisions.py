@@ -202,7 +202,8 @@ class Decisions:
             self._codes[place] = code
             self._pending.labels.setdefault(image, {})[tag] = code
         if "split" in subject:
-            split = subject["split"] if undone is None else subject["split_before"]
+            split = subject["split_before"]  # read in any case: an entry without it could not be undone
+            split = subject["split"] if undone is None else split
             self._splits[image] = self._pending.splits[image] = split
         mine = self._of_tab.setdefault(subject["tab"], [])
         if undone is None:

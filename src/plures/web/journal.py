@@ -68,11 +68,12 @@ class Journal:
 
     def append(self, entries: list[Entry]) -> None:
         """Write the entries and wait until they are on the disk. Raises WorkFailed, and none counts, if not."""
-        text = "".join(json.dumps(e, ensure_ascii=False, separators=(",", ":")) + "\n" for e in entries).encode()
+        text = "".join(json.dumps(e, ensure_ascii=False, separators=(",", ":")) + "\n" for e in entries)
+        content = text.encode("utf-8", "surrogatepass")  # as json reads it: names of files can be of any bytes
         before = os.fstat(self._file).st_size
         try:
-            written = os.write(self._file, text)
-            if written < len(text):
+            written = os.write(self._file, content)
+            if written < len(content):
                 raise OSError(28, "the disk is full")
             os.fsync(self._file)
         except OSError as error:

@@ -1,0 +1,159 @@
+"""Bad luck: kills, full disks, files that vanish or change, clocks that jump, two runs in one folder, no memory."""
+
+import errno
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faults.test_readers import benchmark
+from plures.data.dataset import Dataset
+from plures.errors import PluresError, WorkFailed
+from plures.experiment import Experiment
+from plures.files import clear_left, writing
+from plures.labels import Labels
+from plures.training import fit as fit_module
+from plures.training.label_state import LabelMemory
+from plures.training.progress import Quiet
+from plures.training.run import Run
+from plures.training.train import train
+
+SMALL = {"embedder": {"name": "small_conv", "image_size": 16}, "epochs": 2, "batch_size": 4, "loss": "bce",
+         "device": "cpu", "workers": 0}  # fmt: skip
+
+
+def photos(folder, n=16):
+    """A Dataset of n small photos on the disk, with one of two tags each."""
+    random = np.random.default_rng(0)
+    paths = [str(folder / f"{i}.png") for i in range(n)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    cells = np.array([[i % 2, 1 - i % 2] for i in range(n)], np.int8)
+    splits = np.array([("train", "train", "val", "test")[i % 4] for i in range(n)])
+    return Dataset(paths, Labels(cells), ("a", "b"), splits, name="photos")
+
+
+class AfterEpoch(Quiet):
+    """Does something after the first epoch."""
+
+    def __init__(self, deed):
+        self.deed = deed
+
+    def epoch(self, record):
+        if record["epoch"] == 0:
+            self.deed()
+
+
+def test_a_killed_write_leaves_the_old_file_and_its_rest_is_cleared(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    child = os.fork()
+    if not child:
+        with writing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with writing(tmp_path / "b.txt") as temporary:
+        temporary.write_text("still being written")
+        clear_left(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.slow
+def test_kills_before_and_after_renamings_change_nothing(tmp_path):
+    faults = benchmark("faults")
+    data = {"name": "scenes", "train": 32, "val": 16, "test": 16}
+    settings = Experiment(data=data, epochs=2, device="cpu", workers=0, loss="role").to_settings()
+    row = faults.killed("train", faults.training(settings), 3, False, tmp_path)
+    assert row["defects"] == 0
+    row = faults.reviewing(3, tmp_path)
+    assert row["defects"] == 0
+
+
+def test_no_room_for_features_or_a_label_state_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WorkFailed, match=r"no room for 0\.00 GB of features"):
+        train(Experiment(**SMALL, mode="frozen"), tmp_path / "run", dataset=photos(tmp_path))
+    assert not list((tmp_path / "cache").rglob("*.part"))
+    with pytest.raises(WorkFailed, match="no room for a label state"):
+        LabelMemory(torch.zeros(4, 3), learned=True, in_memory_at_most=0, folder=tmp_path)
+
+
+def test_damaged_features_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+    data = photos(tmp_path)
+    train(Experiment(**SMALL, mode="frozen"), tmp_path / "run", dataset=data)
+    for file in (tmp_path / "cache").rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:90])
+    with pytest.raises(WorkFailed, match="remove the file, and the features are computed anew"):
+        train(Experiment(**SMALL, mode="frozen"), tmp_path / "again", dataset=data)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"broken"])
+def test_an_image_that_vanishes_or_breaks_during_training(tmp_path, content):
+    data = photos(tmp_path)
+    whole = train(Experiment(**SMALL), tmp_path / "whole", dataset=data)
+    path, good = data.images[0], (tmp_path / "0.png").read_bytes()
+
+    def spoil():
+        os.unlink(path) if content is None else (tmp_path / "0.png").write_bytes(content)
+
+    with pytest.raises(PluresError, match=r"0\.png: (no such file|not an image)"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=data, watch=AfterEpoch(spoil))
+    (tmp_path / "0.png").write_bytes(good)
+    run = train(Experiment(), tmp_path / "run", dataset=data, resume=True)
+    assert (run.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+
+
+def test_clocks_that_jump_change_nothing(tmp_path, monkeypatch):
+    data = photos(tmp_path)
+    whole = train(Experiment(**SMALL), tmp_path / "whole", dataset=data)
+    jumps = iter(np.random.default_rng(0).normal(0, 1e9, 10**6))
+    for name in ("time", "perf_counter", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: float(next(jumps)))
+    jumped = train(Experiment(**SMALL), tmp_path / "jumped", dataset=data)
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)  # and one that stands still
+    still = train(Experiment(**SMALL), tmp_path / "still", dataset=data)
+    for run in (jumped, still):
+        assert (run.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path):
+    data = photos(tmp_path)
+    run = train(Experiment(**SMALL), tmp_path / "run", dataset=data)
+    with pytest.raises(PluresError, match="already holds a run"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=data)
+    with run.locked(), pytest.raises(PluresError, match="another process is training into this folder"):
+        train(Experiment(), tmp_path / "run", dataset=data, resume=True)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+def test_out_of_memory_is_one_line_and_what_was_kept_stays(tmp_path, monkeypatch, error):
+    real, data = fit_module.Step.forward, photos(tmp_path)
+
+    def forward(self, *arguments):
+        if arguments[4] == 1:  # the second epoch
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(fit_module.Step, "forward", forward)
+    with pytest.raises(WorkFailed, match=r"out of memory in epoch 2 .* smaller batch_size or image_size"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=data)
+    assert Run(tmp_path / "run").load_checkpoint()["epoch"] == 0
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PluresError, match=r"file/run: cannot be made \(Not a directory\)"):
+        train(Experiment(**SMALL), tmp_path / "file" / "run", dataset=photos(tmp_path))

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray

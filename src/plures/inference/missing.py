@@ -37,7 +37,7 @@ Normalise = Literal["none", "prior"]
 Kind = Literal["missing", "wrong"]
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "tag", "kind", "score", "rank", "method", "heatmap")
-TINY = 1e-6
+TINY = 1e-15  # sure scores still differ there; ties would keep the order of the table
 
 
 @dataclass(frozen=True)

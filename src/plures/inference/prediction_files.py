@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv

@@ -17,10 +17,9 @@ from plures.data.images import Transform, Unreadable, to_image
 from plures.errors import PluresError
 from plures.inference.heatmaps import region_weights
 from plures.inference.sources import Item
-from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model, load
 from plures.models.output import Output
-from plures.training.evaluate import make_fabric
+from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -113,16 +112,6 @@ class Scorer:
                     weights = region_weights(output).float().cpu().numpy()
                     boxes = output.boxes.float().cpu().numpy()
             yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
-
-
-def thresholds_of(run: Run, classes: tuple[str, ...], threshold: float | None) -> Thresholds:
-    """The given threshold for every class, or the run's own (`plures thresholds`), or its experiment's."""
-    if threshold is None:
-        saved = Thresholds.load(run.path, classes)
-        return saved or Thresholds.constant(classes, run.experiment.threshold)
-    if not 0 < threshold < 1:
-        raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
-    return Thresholds.constant(classes, threshold)
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding

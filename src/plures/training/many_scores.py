@@ -71,7 +71,9 @@ class Curves:
             if self.scored[k]:
                 per_class[k] = self.average(*_curves(scores[k], known, present))
         counted = (~np.isnan(per_class)).sum(0)
-        return np.divide(np.nansum(per_class, 0), counted, out=np.full(len(counted), np.nan), where=counted > 0)
+        means = np.full(len(counted), np.nan)
+        np.divide(np.nansum(per_class, 0), counted, out=means, where=counted > 0)
+        return means
 
 
 def _curves(scores: Scores, known: NDArray[np.int64], present: NDArray[np.int64]) -> tuple[Any, Any]:

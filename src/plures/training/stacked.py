@@ -80,6 +80,9 @@ class HeadRun:
         return Order(len(self.labels), e.batch_size, shuffle_seed=e.seed, drop_last=e.drop_last)
 
 
+AdamPart = tuple[int, slice, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
 class StackedAdam:
     """Weights [S, M, D] and biases [S, M] of M = L K outputs, and their Adam; both are held over their rates.
 
@@ -105,12 +108,13 @@ class StackedAdam:
         added, taken = per_output(decay * ~apart), per_output(decay * apart)
         rows = max(1, AT_ONCE // D)
         gradient = torch.empty(min(rows, M), D, device=device)
-        self._parts = []
+        self._parts: list[AdamPart] = []
         for s in range(S):
             for outputs in (slice(m, min(m + rows, M)) for m in range(0, M, rows)):
-                held = [tensor[s, outputs] for tensor in (self.weight, *moments)]
-                decays = [None if values is None else values[s, outputs] for values in (added, taken)]
-                self._parts.append((s, outputs, gradient[: len(held[0])], *held, *decays))
+                weight, first, second = (tensor[s, outputs] for tensor in (self.weight, *moments))
+                by_gradient, apart_of_it = (None if v is None else v[s, outputs] for v in (added, taken))
+                slope = gradient[: len(weight)]
+                self._parts.append((s, outputs, slope, weight, first, second, by_gradient, apart_of_it))
 
     def logits(self, x: Tensor) -> Tensor:
         """x [S, B, D] -> [S, B, M], over the rates."""
@@ -207,15 +211,16 @@ class LossBlock:
                 return values, written
             except RuntimeError:  # data-dependent control flow, or an operation that cannot be batched
                 self.mapped = False
-        values, written = zip(*(one(*run) for run in zip(*given, strict=True)), strict=True)
-        return torch.stack(values), torch.stack(written)
+        results = [one(*run) for run in zip(*given, strict=True)]
+        return torch.stack([value for value, _ in results]), torch.stack([state for _, state in results])
 
 
 class _Given:
     """A label state of the rows in hand: what a loss reads, and what it then writes."""
 
     def __init__(self, state: Tensor | None) -> None:
-        self.state, self.written = state, None
+        self.state = state
+        self.written: Tensor | None = None
 
     def rows(self, index: Tensor) -> Tensor:
         assert self.state is not None

@@ -91,7 +91,7 @@ def with_resize(proto: Any, preprocessing: Preprocessing) -> Any:
     )  # fmt: skip
     whole.graph.initializer.append(helper.make_tensor("side", TensorProto.INT64, [2], [side, side]))
     whole.graph.node.insert(0, resize)
-    shape = ["batch", 3, "height", "width"]
+    shape: list[str | int | None] = ["batch", 3, "height", "width"]
     whole.graph.input[0].CopyFrom(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
     return whole
 

@@ -38,6 +38,7 @@ from plures.training import features
 from plures.training.run import Run
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
+LIMIT = 600.0  # seconds for the trials of one command
 Command = list[str]
 
 
@@ -216,11 +217,17 @@ def killed(name: str, job: Job, kills: int, at_renames: bool, root: Path, seed: 
     began = time.monotonic()
     finish(job.begin(again), again)
     seconds = time.monotonic() - began
+    until = time.monotonic() + LIMIT
     expected, failures, died = job.state(whole), list[str](), 0
     moments: list[int | None] = [None] * kills
     if at_renames:
         moments += list(range(2 * renames(job, root / f"{name} counted")))
+    generator.shuffle(moments)
+    tried: list[int | None] = []
     for number, moment in enumerate(moments):
+        if time.monotonic() > until:
+            break
+        tried.append(moment)
         at = root / f"{name} {number}"
         at.mkdir()
         process = start(job.begin(at), at, moment)
@@ -241,8 +248,9 @@ def killed(name: str, job: Job, kills: int, at_renames: bool, root: Path, seed: 
         shutil.rmtree(at)
     for failure in failures[:5]:
         print("  ", failure, flush=True)
-    return {"fault": f"kill -9, {name}", "times": len(moments), "at_random": kills, "at_renames": len(moments) - kills,
-            "died": died, "went_on_to_the_same_result": len(moments) - len(failures), "defects": len(failures),
+    return {"fault": f"kill -9, {name}", "times": len(tried),
+            "at_random": tried.count(None), "at_renames": len(tried) - tried.count(None),
+            "died": died, "went_on_to_the_same_result": len(tried) - len(failures), "defects": len(failures),
             "seconds_uninterrupted": round(seconds, 2)}  # fmt: skip
 
 
@@ -344,7 +352,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--only", nargs="*", default=["train", "predict", "features", "review", "export"])
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each command")
     asked = parser.parse_args()
+    globals()["LIMIT"] = asked.limit
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -318,10 +318,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 WORDS = [
     b"", b"null", b"[]", b"{}", b"true", b'""', b"-1", b"0", b"1e999", b"NaN", b"9" * 5000, b"-0.5", b"1_000",
-         b"\x00", b"\xff\xfe", b'"', b"'", b",", b"\n", b"\r", b"\t", b";", b"..", b"/", b"../../x", b"~", b"\xe2\x80\xae",
+         b"\x00", b"\xff\xfe", b'"', b"'", b",", b"\n", b"\r", b"\t", b";", b"..", b"/", b"../../x", b"~", b"\xe2\x80\xae",  # noqa: E501
          b"18446744073709551616", b"0x1F", b"2001-99-99", b"!!python/object/apply:os.system ['echo']", b"*a", b"&a ",
-         b"<<: ", b"%s", b"{0}", b"\\", b"&a;", b"<x>", b"]]>", b"nan", b"inf", b"image", b"tags", b"a" * 300]  # fmt: skip
-VALUES: list[Any] = [None, True, False, 0, -1, 1, 2**63, -(2**70), 1.5, float("nan"), float("inf"), "", "x", "\x00", "\ud800",
+         b"<<: ", b"%s", b"{0}", b"\\", b"&a;", b"<x>", b"]]>", b"nan", b"inf", b"image", b"tags", b"a" * 300]  # fmt: skip  # noqa: E501
+VALUES: list[Any] = [None, True, False, 0, -1, 1, 2**63, -(2**70), 1.5, float("nan"), float("inf"), "", "x", "\x00", "\ud800",  # noqa: E501
                      "a" * 5000, [], {}, [1], [[]], {"a": 1}, [None] * 4, "cat", "../..", "9" * 5000]  # fmt: skip
 
 

@@ -140,6 +140,12 @@ def test_a_damaged_page_of_a_parquet_table(tmp_path):
         list(images_of(file)())
 
 
+def test_a_column_of_tags_of_another_type(tmp_path):
+    pq.write_table(pa.table({"image": ["0.png"], "tags": [[{"a": 1}]]}), tmp_path / "t.parquet")
+    with pytest.raises(BadData, match="column of tags is of type list"):
+        read(str(tmp_path / "t.parquet"))
+
+
 def test_a_carriage_return_in_a_cell_and_a_name_of_any_length(tmp_path):
     file = tmp_path / "t.csv"
     file.write_bytes(b"image,tags\n0.png,a\rb,c\n1.png,b\n")

@@ -90,9 +90,9 @@ class Table:
             if rows.codes is not None:
                 gathered.codes.append(rows.codes[keep] if not keep.all() else rows.codes)
             else:
-                tags.add(rows.tags.filter(pa.array(keep)), first)
-                if rows.absent is not None:
-                    absent.add(rows.absent.filter(pa.array(keep)), first)
+                for pairs, column in ((tags, rows.tags), (absent, rows.absent)):
+                    if column is not None:
+                        _add(pairs, column.filter(pa.array(keep)), first, file)
             gathered.numbers.append(rows.numbers[keep])
             gathered.images += [image for image, good in zip(rows.images, keep.tolist(), strict=True) if good]
             if rows.splits is not None:
@@ -226,6 +226,14 @@ def _rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
     for place, name in enumerate(layout.classes):
         values[place] = codes(column(name))
     return Rows(numbers, images, splits, codes=np.ascontiguousarray(values.T))  # [n, K]
+
+
+def _add(pairs: TagPairs, column: Any, first: int, file: Path) -> None:
+    try:
+        pairs.add(column, first)
+    except pa.ArrowException:
+        what = f"the column of tags is of type {column.type}"
+        raise BadData([Problem(str(file), None, what, "text or lists of text")], False) from None
 
 
 def _words(column: Any) -> list[str]:

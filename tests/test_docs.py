@@ -33,6 +33,7 @@ ELSEWHERE = {
     "python benchmarks/": "takes minutes to hours",
     "python docs/pictures/": "takes minutes and a browser",
     "python -m plures.report.": "renews a page: tests/report",
+    "python -m pytest ": "is what runs these tests",
     ".venv/bin/": "needs the development environment",
     "OMP_NUM_THREADS=1": "a benchmark",
     "PLURES_SHARED=": "needs the photographs",

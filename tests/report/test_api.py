@@ -3,8 +3,9 @@
 import inspect
 from pathlib import Path
 
-import plures
 import pytest
+
+import plures
 from plures.report.api import first_paragraph, markdown_api, signature
 
 PAGE = markdown_api()

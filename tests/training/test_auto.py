@@ -16,8 +16,8 @@ from plures.training.train import train
     ("values", "head", "loss"),
     [
         ([[1, 0], [0, 1]], "linear", "bce"),
-        ([[1, -1], [-1, 1]], "linear", "em"),
-        ([[1, 0], [-1, 1]], "query2label", "em"),
+        ([[1, -1], [-1, 1]], "linear", "wan"),
+        ([[1, 0], [-1, 1]], "query2label", "wan"),
         ([[1, -1], [-1, 1]], "codebook", "gr"),
     ],
 )
@@ -45,8 +45,8 @@ def test_auto_is_the_loss_it_names(tmp_path):
     common = {"head": "linear", "epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0}
     heard = Heard()
     chosen = train(Experiment(loss="auto", **common), tmp_path / "auto", dataset=dataset, watch=heard)
-    named = train(Experiment(loss="em", **common), tmp_path / "em", dataset=dataset)
-    assert any(line.startswith("loss=auto: em, since nothing is known to be absent") for line in heard.lines)
+    named = train(Experiment(loss="wan", **common), tmp_path / "wan", dataset=dataset)
+    assert any(line.startswith("loss=auto: wan, since nothing is known to be absent") for line in heard.lines)
     assert chosen.log[0]["loss"] == named.log[0]["loss"]
 
 

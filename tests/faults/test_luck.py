@@ -157,3 +157,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PluresError, match=r"file/run: cannot be made \(Not a directory\)"):
         train(Experiment(**SMALL), tmp_path / "file" / "run", dataset=photos(tmp_path))
+
+
+def test_a_batch_too_small_for_batch_norm_is_one_line(tmp_path, monkeypatch):
+    def forward(self, *arguments):  # what torch says of a batch of one on a 1 x 1 map
+        torch.nn.functional.batch_norm(torch.zeros(1, 3, 1, 1), None, None, training=True)
+
+    monkeypatch.setattr(fit_module.Step, "forward", forward)
+    with pytest.raises(PluresError, match=r"a batch of one image in epoch 1 .* use drop_last=true"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=photos(tmp_path))

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.experiment import Experiment
@@ -14,6 +15,7 @@ from plures.metrics.ranking import ranking
 from plures.metrics.reliability import reliability
 from plures.report.measures import take_measures
 from plures.report.photos import best_and_worst, margins
+from plures.report.scored import score_run
 from plures.training.evaluate import report_of
 from plures.training.probabilities import read_probabilities
 from plures.training.run import Run
@@ -170,3 +172,16 @@ def test_best_and_worst():
     assert np.isnan(margins(logits, labels)[3:]).all()
     best, worst = best_and_worst(logits, labels, 1)
     assert (best.tolist(), worst.tolist()) == ([0], [2])  # row 1 has one tag alone
+
+
+def test_without_a_test_split_the_validation_rows_are_scored(tmp_path):
+    random = np.random.default_rng(0)
+    lines = ["image,cat,dog,split"]
+    for i in range(16):
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},{1 - i % 2},{'train' if i < 8 else 'val'}")
+    (tmp_path / "tags.csv").write_text("\n".join(lines))
+    e = Experiment(data=str(tmp_path / "tags.csv"), epochs=1, batch_size=4, image_size=32, device="cpu", workers=0)
+    run = train(e, tmp_path / "run")
+    scored = score_run(run.path, resamples=2)
+    assert (scored.split, len(scored.dataset)) == ("val", 8)

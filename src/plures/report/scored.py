@@ -46,12 +46,15 @@ class Scored:
 
 
 def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_bad: bool = False) -> Scored:
-    """Score a run's best weights on a split of its own data. Raises PluresError for imported weights (they have no
-    data of their own), a split that is not there, or fewer than two resamples."""
+    """Score a run's best weights on a split of its own data; without a test split on "val", as training does. Raises
+    PluresError for imported weights (they have no data of their own), a split that is not there, or fewer than two
+    resamples."""
     if resamples < 2:
         raise PluresError(f"a bootstrap wants 2 resamples or more, got {resamples}")
     run = Run(path)
     data = own_data(run, {}, skip_bad)
+    if split == "test" and "test" not in data.split_names():
+        split = "val"
     logits, dataset = scored_split(run, data, split, None, skip_bad)
     thresholds = thresholds_of(run, dataset.classes)
     report = report_of(logits, dataset, run.experiment, thresholds)

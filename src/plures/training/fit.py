@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from plures.data.loading import FeatureBatches, ImageBatches
-from plures.errors import WorkFailed
+from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, RemembersLabels
@@ -322,7 +322,7 @@ def _load_state(state: dict[str, Any], phase: Phase, machine: Machine, fabric: F
 
 
 class _clear_errors:  # noqa: N801 (used as a statement)
-    """Turns "out of memory" into one clear line."""
+    """Turns "out of memory" and a batch too small for batch norm into one clear line."""
 
     def __init__(self, phase: str, epoch: int) -> None:
         self.where = f"epoch {epoch + 1} of {phase}"
@@ -334,4 +334,9 @@ class _clear_errors:  # noqa: N801 (used as a statement)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
             raise WorkFailed(
                 f"out of memory in {self.where}; the epochs before it are kept; use a smaller batch_size or image_size"
+            ) from None
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+            raise PluresError(
+                f"a batch of one image in {self.where} is too little for this network's batch norm; use drop_last=true,"
+                " another batch_size or a larger image_size"
             ) from None

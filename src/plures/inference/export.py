@@ -27,9 +27,8 @@ from plures.inference.exporting.description import card_of, metadata_of
 from plures.inference.exporting.formats import Format, Runner
 from plures.inference.exporting.graph import Graph
 from plures.inference.exporting.quantise import Int8, quantised
-from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model, load
-from plures.training.evaluate import match_classes, own_data
+from plures.training.evaluate import match_classes, own_data, thresholds_of
 from plures.training.run import Run
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -71,8 +70,7 @@ def export(
     formats.require(formats.NEEDS[to] + (("onnxruntime",) if int8 else ()))
     run = run if isinstance(run, Run) else Run(run)
     model = load(run.path)
-    thresholds = Thresholds.load(run.path, model.classes)
-    thresholds = thresholds or Thresholds.constant(model.classes, run.experiment.threshold)
+    thresholds = thresholds_of(run, model.classes)
     graph = Graph(model, thresholds, maps)
     metadata = metadata_of(model, thresholds, graph.boxes() if maps else None, int8)
     card = card_of(run, model, thresholds)

@@ -30,10 +30,9 @@ from plures.experiment import Experiment
 from plures.files import writing
 from plures.inference.heatmaps import paint, region_weights
 from plures.metrics.localisation import Judge, Localisation, box_of
-from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model, load
 from plures.models.output import Output
-from plures.training.evaluate import make_fabric, match_classes, own_data
+from plures.training.evaluate import make_fabric, match_classes, own_data, thresholds_of
 from plures.training.features import frozen_features, token_boxes
 from plures.training.fit import HeadOnFeatures
 from plures.training.run import Run
@@ -101,8 +100,7 @@ def localise(
     run = run if isinstance(run, Run) else Run(run)
     model = load(run.path)
     dataset = _data(run, model, data, split, options or {}, skip_bad)
-    thresholds = Thresholds.load(run.path, model.classes)
-    thresholds = thresholds or Thresholds.constant(model.classes, run.experiment.threshold)
+    thresholds = thresholds_of(run, model.classes)
     truth = true_boxes(dataset)
     judge, flat, found = Judge(share), Judge(share), list[FoundBox]()
     sizes, smallest = list[tuple[int, int]](), (1.0, 1.0)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from plures.data.images import Transform
 from plures.inference.heatmaps import COLOURS, OPACITY, paint, region_weights
-from plures.metrics.thresholds import Thresholds
 from plures.models.model import load
-from plures.training.evaluate import make_fabric
+from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
 from plures.web.uploads import Photo
 
@@ -46,8 +45,7 @@ class Scoring:
         self.device = make_fabric(run.experiment).device
         self.model = load(run.path).to(self.device).eval()
         self.classes = self.model.classes
-        saved = Thresholds.load(run.path, self.classes)
-        self.thresholds = saved or Thresholds.constant(self.classes, run.experiment.threshold)
+        self.thresholds = thresholds_of(run, self.classes)
         p = self.model.preprocessing
         self.transform = Transform(p.image_size, "none", p.interpolation)
         self.boxes: NDArray[Any] = np.empty((0, 4))

@@ -1,6 +1,7 @@
 """What the guides and examples speak of, tiny: photos/, tags.csv, runs/first, ... and training cut to one epoch.
 
-Pretrained weights are replaced by random ones of a small network, since tests have no network.
+Pretrained weights are replaced by random ones of a small network, since tests have no network. A loss that a guide adds
+leaves the shelf with the test.
 """
 
 import csv
@@ -12,6 +13,7 @@ from PIL import Image
 
 import plures
 from plures.cli import app as _commands  # noqa: F401  (imported once, before anything is replaced)
+from plures.losses import losses
 from plures.models import timm_map
 from plures.training import train as training
 
@@ -29,7 +31,8 @@ def _short(experiment, out, *, dataset=None, **others):
 
 
 def shrink(monkeypatch):
-    """Every training is one epoch of small pictures, every backbone a small one."""
+    """Every training is one epoch of small pictures, every backbone a small one; the shelf of losses is a copy."""
+    monkeypatch.setattr(losses, "_entries", {entry.name: entry for entry in losses})
     monkeypatch.setattr(timm_map, "create", _small)
     monkeypatch.setattr(training, "train", _short)
 

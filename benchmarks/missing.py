@@ -2,7 +2,8 @@
 
 missing: one positive a training photo is kept (uniformly, another draw a seed), everything else is hidden. Hidden
 positives are looked for among all hidden cells by scores of the run's own model ("in-sample"), by cross-fitting with 5
-folds, and by these averaged with the label state that ROLE keeps; ranked as they are, against the class's prior, and by
+folds, by either averaged with the mean score over the epochs, and by the crossed ones averaged with the label state
+that ROLE keeps; ranked as they are, against the class's prior, and by
 cleanlab's multi-label issues on the same scores (which takes what is not tagged as absent; skipped if not installed).
 wrong: beyond that, 5 % of the kept tags are moved to a class that the photo does not show, drawn by frequency.
 
@@ -32,11 +33,12 @@ def experiment(loss: str, seed: int, supervision: Any) -> Any:
     from plures import Experiment
 
     values = settings("linear", loss, LR, seed) | {"supervision": supervision, "select": "val_map_observed"}
+    values["history"] = True
     return Experiment(**values)
 
 
 def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
-    """Logits in-sample and cross-fit, the label state if any, the observed and the full labels of the training rows."""
+    """Logits in-sample, cross-fit and their mean over epochs, the label state if any, the observed and the full labels of the training rows."""
     import torch
 
     from plures import train
@@ -44,6 +46,7 @@ def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
     from plures.models.model import load
     from plures.training.data import prepare, with_splits
     from plures.training.evaluate import logits_of_dataset, make_fabric
+    from plures.training.history import mean_logits
 
     torch.set_num_threads(1)
     e = experiment(loss, seed, {"name": "single_positive", "seed": 1200 + seed})
@@ -58,8 +61,10 @@ def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
         own = logits_of_dataset(load(run.path), prepared.train, e, make_fabric(e))
         checkpoint = run.load_checkpoint()
         cross = out_of_fold(run, prepared.train, FOLDS, seed=seed)
-    memory = checkpoint["memory"] if checkpoint else None
+    assert checkpoint is not None
+    memory = checkpoint["memory"]
     state = {} if memory is None else {"mem": memory["table"].numpy()}
+    state["history"] = mean_logits(checkpoint["history"])
     return {"ins": own, "oof": cross, "obs": prepared.train.labels.values, "full": full, **state}
 
 
@@ -124,6 +129,8 @@ def one(kind: str, loss: str, seed: int, kept: Path) -> list[dict[str, Any]]:
     full = stored["full"] == 1
     wanted = labels.unknown & full if kind == "missing" else labels.present & ~full
     ways = {"in-sample": stored["ins"], f"cross-fit {FOLDS}": stored["oof"]}
+    if "history" in stored:  # a folder of an earlier version has none
+        ways |= {f"{name} + history": (logits + stored["history"]) / 2 for name, logits in list(ways.items())}
     if "mem" in stored and kind == "missing":
         ways |= {f"cross-fit {FOLDS} + label state": (stored["oof"] + stored["mem"]) / 2}
     rows = []

@@ -66,6 +66,8 @@ class Experiment(BaseModel):
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
       alone), last; auto: see `training/data.py`.
+    patience: a phase stops after so many epochs in turn that were no better by it. history: keep the mean score of
+      every training cell over the epochs, for `plures suggest` (one more pass over the training images an epoch).
     average_precision: the definition used for it. threshold: of the probability, to call a tag.
     """
 
@@ -104,6 +106,8 @@ class Experiment(BaseModel):
     compile: bool = False
 
     select: Literal["auto", "val_map", "val_map_observed", "val_positives", "last"] = "auto"
+    patience: Annotated[int, Field(ge=1)] | None = None
+    history: bool = False
     average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 

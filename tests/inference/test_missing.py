@@ -10,10 +10,12 @@ from plures import Experiment, Run, train
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.inference.cross_fitting import divide, out_of_fold
-from plures.inference.missing import against_prior, label_state, rank_missing, suggest, write_suggestions
+from plures.inference.missing import against_prior, rank_missing, remembered, score, suggest, write_suggestions
 from plures.labels import Labels
+from plures.metrics.thresholds import sigmoid
+from plures.models.model import load
 from plures.training.data import prepare
-from plures.training.evaluate import own_data
+from plures.training.evaluate import logits_of_dataset, make_fabric, own_data
 
 P = np.array([[0.9, 0.2, 0.1], [0.8, 0.7, 0.05], [0.1, 0.6, 0.02]])
 L = Labels(np.array([[1, -1, -1], [-1, 0, -1], [1, -1, 0]], np.int8))
@@ -157,14 +159,29 @@ def test_suggestions_find_hidden_tags_and_wrong_ones(run, photos):
     assert np.mean([s.tag not in photos[1][name(s)] for s in wrong[:4]]) > 0.5
 
 
-def test_the_label_state_is_read_where_it_fits(run):
-    data = prepare(run.experiment, own_data(run, {}, False)).train
-    assert label_state(run, len(data), 3).shape == (len(data), 3)
-    assert label_state(run, len(data) + 1, 3) is None
+def test_what_a_run_remembers_is_read_where_it_fits(run):
+    shape = (len(prepare(run.experiment, own_data(run, {}, False)).train), 3)
+    assert remembered(run, shape, with_state=True)["label state"].shape == shape
+    assert remembered(run, shape, with_state=False) == {}  # it kept no history
+    assert remembered(run, (shape[0] + 1, 3), with_state=True) == {}
+
+
+def test_the_mean_over_the_epochs_is_averaged_in_where_the_run_kept_it(run, tmp_path):
+    changes = {"history": True, "loss": "wan", "epochs": 3}
+    other = train(Experiment(**{**run.experiment.to_dict(), **changes}), tmp_path / "run")
+    data = own_data(other, {}, False)
+    prepared = prepare(other.experiment, data).train
+    history = remembered(other, prepared.labels.values.shape, with_state=False)["history"]
+    own = logits_of_dataset(load(other.path), prepared, other.experiment, make_fabric(other.experiment))
+    found = score(other, None, cross_fit=0, options={}, skip_bad=False)
+    assert found.method == "model + history"
+    rows = np.flatnonzero(found.dataset.splits == "train")
+    assert np.allclose(found.probabilities[rows], sigmoid((own + history) / 2), atol=1e-5)
+    assert not np.allclose(own, history, atol=1e-3)
 
 
 def test_end_to_end_is_trained_anew(run, photos, tmp_path):
-    changes = {"mode": "end_to_end", "epochs": 1, "loss": "an", "lr": 1e-3}
+    changes = {"mode": "end_to_end", "epochs": 1, "loss": "an", "lr": 1e-3, "select": "auto", "patience": 1}
     other = train(Experiment(**{**run.experiment.to_dict(), **changes}), tmp_path / "run")
     data = prepare(other.experiment, own_data(other, {}, False)).train.take(np.arange(20))
     assert np.isfinite(out_of_fold(other, data, 2)).all()

@@ -139,7 +139,8 @@ def _retrained(
     experiment: Experiment, dataset: Dataset, rest: NDArray[np.int64], held_out: NDArray[np.int64], watch: Watch | None
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
-    again = Experiment(**{**experiment.to_dict(), "supervision": "as_given", "select": "last", "tensorboard": False})
+    plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "tensorboard": False}
+    again = Experiment(**{**experiment.to_dict(), **plain})
     rows = np.concatenate([rest, held_out])
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))
     divided = replace(dataset.take(rows), splits=splits)

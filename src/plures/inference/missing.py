@@ -30,6 +30,7 @@ from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
 from plures.training.data import prepare, with_splits
 from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
+from plures.training.history import mean_logits
 from plures.training.progress import Watch
 from plures.training.run import Run
 
@@ -155,8 +156,9 @@ def suggest(
     cross_fit: folds in which the training rows are scored by models that did not see their labels; 0: by the run's
     own model. None: 5 for wrong tags where only a head is trained anew (mode=frozen), else 0: measured on frozen
     features, cross-fitting finds more wrong tags, and slightly fewer missing ones, as each model learns from less.
-    Where the loss kept an estimate of the training labels (ROLE, pseudo-labels, running predictions), its logit is
-    averaged with the cross-fitted scores of those rows.
+    Where the run has more to say of the rows it was trained on, that is averaged with their scores: the mean over its
+    epochs (`history=true`), and, with the cross-fitted scores, what its loss thought of the labels (ROLE's estimates,
+    pseudo-labels, running predictions).
     Returns the suggestions and the dataset whose rows they count.
     """
     run = run if isinstance(run, Run) else Run(run)
@@ -197,10 +199,11 @@ def score(
     if crossed:
         logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, watch=watch)
         words.append(f"cross-fit {cross_fit}")
-    state = label_state(run, len(training), len(dataset.classes)) if crossed and data is None else None
-    if state is not None:
-        logits[training] = (logits[training] + state) / 2
-        words.append("label state")
+    if data is None:
+        more = remembered(run, (len(training), len(dataset.classes)), with_state=crossed)
+        if more:
+            logits[training] = np.mean([logits[training], *more.values()], axis=0)
+            words += more
     return Scored(dataset, sigmoid(logits), " + ".join(words))
 
 
@@ -228,17 +231,24 @@ def _rows(
     return dataset, np.array(known, np.int64)
 
 
-def label_state(run: Run, rows: int, classes: int) -> Floats | None:
-    """What the run's loss thought of the training labels at the end, as logits [N, K]; None where it kept nothing.
+def remembered(run: Run, shape: tuple[int, int], with_state: bool) -> dict[str, Floats]:
+    """What the run's checkpoint says of its training cells beside the model's scores, as logits [N, K], by name."""
+    checkpoint = run.load_checkpoint() or {}
+    found = {"history": mean_logits(checkpoint.get("history"))}
+    if with_state:
+        found["label state"] = label_state(checkpoint.get("memory"), run.experiment.loss.name)
+    return {name: logits for name, logits in found.items() if logits is not None and logits.shape == shape}
+
+
+def label_state(memory: dict[str, Any] | None, loss: str) -> Floats | None:
+    """What a loss thought of the training labels at the end, as logits [N, K]; None where it kept nothing.
 
     ROLE learns logits; the other losses keep probabilities or codes, which are taken as logits of at most +-4.
     """
-    checkpoint = run.load_checkpoint()
-    memory = None if checkpoint is None else checkpoint.get("memory")
-    if not memory or tuple(memory["table"].shape) != (rows, classes):
+    if not memory:
         return None
     table = memory["table"].double().numpy()
-    if run.experiment.loss.name == "role":
+    if loss == "role":
         return np.asarray(table)
     if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
         return None  # codes of some other kind: not a belief about the label

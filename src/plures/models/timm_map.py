@@ -33,6 +33,9 @@ class TimmMap(nn.Module):
     in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
     (`("conv1", "bn1", "layer1")` for a ResNet's stem and first stage); their batch norms keep their statistics.
     frozen_norm: all batch norms keep their weights and statistics, as detectors and Query2Label train a ResNet.
+
+    `folded_norm` says that the weights' batch norms were folded into their convolutions (a converted or quantised
+    model): without statistics of their own, they would spoil the features as soon as they normalise a training batch.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TimmMap(nn.Module):
         cfg = self.backbone.pretrained_cfg
         if weights:
             load_weights(self.backbone, model, Path(weights))
+        self.folded_norm = bool(pretrained or weights) and not frozen_norm and norms_are_empty(self.backbone)
         if frozen_norm:
             self.backbone = freeze_batch_norm_2d(self.backbone)  # type: ignore[no-untyped-call]
         if frozen:
@@ -83,6 +87,12 @@ def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
     if rows * columns != tokens:
         raise ValueError(f"{tokens} tokens are no grid over {height} x {width} pixels")
     return rows, columns
+
+
+def norms_are_empty(backbone: nn.Module) -> bool:
+    """Whether there are batch norms and none has ever seen a batch: every running mean is zero."""
+    means = [m.running_mean for m in backbone.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+    return bool(means) and not any(bool(mean.any()) for mean in means)
 
 
 def create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> Any:

@@ -95,7 +95,13 @@ def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad:
 
 def selection(experiment: Experiment, prepared: Prepared) -> Select:
     """The rule that picks the best epoch, with `auto` resolved: by the known labels of the validation rows where
-    these say what is absent as well as what is present, else by the observed ones; `last` without such rows."""
+    these say what is absent as well as what is present, else by the observed ones; `last` without such rows.
+
+    Raises PluresError if the data cannot give what the rule, or patience, wants.
+    """
+    if experiment.patience is not None and (experiment.select == "last" or prepared.val is None):
+        why = "select=last compares no epochs" if experiment.select == "last" else "the data have no validation split"
+        raise PluresError(f"patience={experiment.patience} waits for a better validation score, but {why}")
     if experiment.select != "auto":
         if experiment.select != "last" and prepared.val is None:
             raise PluresError(f"select={experiment.select} wants a validation split, and the data have none")

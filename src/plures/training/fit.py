@@ -26,6 +26,7 @@ from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, RemembersLabels
 from plures.models.output import Output, Tokens
+from plures.training.history import ScoreHistory
 from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
 from plures.training.processes import gather, gather_output, world_size
@@ -125,6 +126,7 @@ class Phase:
     in_order: Batches  # the training rows in order, for losses that look at all of them after an epoch
     memory_from: Path | None = None  # file with the label memory to begin with, which `memory_to` wrote
     memory_to: Path | None = None  # file for the label memory of the best epoch, for the next phase
+    history: ScoreHistory | None = None
     best: Best = field(default_factory=Best)
 
 
@@ -150,17 +152,20 @@ def fit(
 ) -> Best:
     """Train one phase and return its best epoch. `resume`: the state that `keep_state` was last given, if any.
 
+    The phase ends early where `patience` epochs in turn were no better than the best one.
     Raises WorkFailed if the loss is no longer a number, or memory runs out.
     """
     machine = _build(phase, experiment, loss, fabric)
     first = 0 if resume is None else _load_state(resume, phase, machine, fabric)
     watch.phase(phase.name, phase.epochs, len(phase.batches), first)
     for epoch in range(first, phase.epochs):
+        if experiment.patience is not None and epoch - 1 - phase.best.epoch >= experiment.patience:
+            watch.say(f"{phase.name}: no better score for {experiment.patience} epochs; stopped after epoch {epoch}")
+            break
         torch.manual_seed(_seed(experiment.seed, phase.number, epoch))
         record = train_epoch(epoch, phase, experiment, loss, machine, fabric, watch)
         net = phase.net if machine.average is None else machine.average.module
-        if isinstance(loss, ActsAfterEpoch):
-            _after_epoch(epoch, phase, loss, machine, fabric)
+        _look_back(epoch, phase, loss, machine, fabric)
         metrics = keeper.score(net)
         score = metrics.pop("score")
         if phase.best.better(score):
@@ -286,12 +291,18 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
     return Machine(module, optimizer, average, memory, schedules.make(e.schedule.name, **e.schedule.options))
 
 
-def _after_epoch(epoch: int, phase: Phase, loss: ActsAfterEpoch, machine: Machine, fabric: Fabric) -> None:
-    """Let the loss look at its scores of the whole training set, if it wants to."""
+def _look_back(epoch: int, phase: Phase, loss: Loss, machine: Machine, fabric: Fabric) -> None:
+    """Score the whole training set after an epoch, where the loss or the history wants to see it."""
     context = Context(epoch, phase.epochs, (epoch + 1) / phase.epochs, None, machine.memory)
-    if loss.wants_scores(context):
-        logits = torch.from_numpy(logits_of(phase.net, phase.in_order, fabric)).to(fabric.device)
-        loss.after_epoch(logits, phase.train_labels, context)
+    wanted = isinstance(loss, ActsAfterEpoch) and loss.wants_scores(context)
+    if not wanted and phase.history is None:
+        return
+    logits = logits_of(phase.net, phase.in_order, fabric)
+    if phase.history is not None:
+        phase.history.add(logits)
+    if wanted:
+        after = cast(ActsAfterEpoch, loss)
+        after.after_epoch(torch.from_numpy(logits).to(fabric.device), phase.train_labels, context)
 
 
 def _state(phase: Phase, epoch: int, machine: Machine, fabric: Fabric) -> dict[str, Any]:
@@ -304,6 +315,7 @@ def _state(phase: Phase, epoch: int, machine: Machine, fabric: Fabric) -> dict[s
         "optimizer": machine.optimizer.state_dict(),
         "average": None if machine.average is None else machine.average.state_dict(),
         "memory": None if machine.memory is None else machine.memory.state_dict(),
+        "history": None if phase.history is None else phase.history.state_dict(),
         "precision": fabric.strategy.precision.state_dict(),
     }
 
@@ -317,6 +329,8 @@ def _load_state(state: dict[str, Any], phase: Phase, machine: Machine, fabric: F
         machine.average.load_state_dict(state["average"])
     if machine.memory is not None:
         machine.memory.load_state_dict(state["memory"])
+    if phase.history is not None:
+        phase.history.load_state_dict(state["history"])
     fabric.strategy.precision.load_state_dict(state["precision"])
     return int(state["epoch"]) + 1
 

@@ -58,6 +58,8 @@ def why_not(experiment: Experiment, needs: Iterable[str]) -> str:
         "head.boost": e.head.options.get("boost", 1) != 1,
         "clip": e.clip is not None,
         "ema": e.ema is not None,
+        "patience": e.patience is not None,
+        "history": e.history,
         f"precision={e.precision}": e.precision != "32-true",
         "start": e.start is not None,
         "tensorboard": e.tensorboard,

@@ -27,6 +27,7 @@ from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, Scores, fit, logits_of
+from plures.training.history import ScoreHistory
 from plures.training.model_card import write_card
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
@@ -154,6 +155,11 @@ class Training:
                 "head.standardise=true takes its statistics from frozen features; use mode=frozen or"
                 " mode=frozen_then_end_to_end, or start from such a run"
             )
+        if e.mode != "frozen" and getattr(self.model.embedder, "folded_norm", False):
+            raise PluresError(
+                "the embedder's weights come with batch norms folded into the convolutions, and training would spoil"
+                " its features; set embedder.frozen_norm=true"
+            )
         part = e.loss
         if e.loss.name == AUTO:
             part, reason = choose_loss(prepared.train.labels, e.head.name)
@@ -230,6 +236,7 @@ class Training:
             in_order=make(train, Order(len(train), 64)),
             memory_from=kept if number > 0 else None,
             memory_to=kept if frozen and e.mode != "frozen" else None,
+            history=ScoreHistory(len(train), len(train.classes)) if e.history else None,
         )
 
     def _image_batches(self, dataset: Dataset, order: Order) -> Batches:

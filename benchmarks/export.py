@@ -1,6 +1,10 @@
-"""Speed of exported files on a CPU against torch eager, and what 8 bits cost.
+"""Speed of exported files on a CPU against torch eager. (What 8 bits cost in mAP: benchmarks/export_int8.py.)
 
     OMP_NUM_THREADS=1 PLURES_SHARED=... python benchmarks/export.py [--rounds 15] [--threads 1]
+        [--only mobilenetv2] [--folder FILES]
+
+--only: the models whose names begin so; rows of others stay. --folder: keeps the exported files, and takes those that
+lie there (with --rounds 0 they are made and nothing is timed).
 
 Writes benchmarks/results/export_speed.csv: MobileNetV2 at 224 (the weights beside the checkout, linear head, 20
 classes), small_conv at 64 (codebook, 10 classes) and patches at 640 (codebook, 80 classes); uint8 images of the model's
@@ -21,12 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import write
+from environment import read_rows, write
 
 from plures.experiment import Experiment
 from plures.inference import export as room
 from plures.inference.export import export
 from plures.inference.exporting import checks, formats
+from plures.inference.exporting.quantise import Int8
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import Model, build_model, save
 from plures.training.run import Run
@@ -55,28 +60,32 @@ def eager(model: Model) -> formats.Runner:
     return run
 
 
+FORMS: dict[str, tuple[formats.Format, Int8 | None]] = {
+    "onnx": ("onnx", None),
+    "onnx int8 dynamic": ("onnx", "dynamic"),
+    "onnx int8 static": ("onnx", "static"),
+    "openvino": ("openvino", None),
+    "openvino int8 static": ("openvino", "static"),
+    "torch .pt2": ("torch", None),
+}
+
+
 def runners(run: Run, folder: Path, calibration: str, threads: int) -> dict[str, tuple[formats.Runner, float]]:
     """Each form of the model and its size in MB."""
     found: dict[str, tuple[formats.Runner, float]] = {}
-    for name, to, int8 in (
-        ("onnx", "onnx", None), ("onnx int8 dynamic", "onnx", "dynamic"), ("onnx int8 static", "onnx", "static"),
-        ("openvino", "openvino", None), ("openvino int8 static", "openvino", "static"), ("torch .pt2", "torch", None),
-    ):  # fmt: skip
+    for name, (to, int8) in FORMS.items():
         path = folder / f"{name.replace(' ', '_')}{room.SUFFIX[to]}"
-        try:
+        if not path.is_file():
             made = export(run, to, path, int8=int8, calibration=calibration if int8 == "static" else None)
-        except Exception as error:
-            print(f"  {name}: {error}", flush=True)
-            continue
-        content = [file.read_bytes() for file in made.files]
+            print(f"  {name}: {made.agreement}", flush=True)
+        content = [file.read_bytes() for file in (path, path.with_suffix(".bin")) if file.is_file()]
         if to == "onnx":
             runner = formats.run_onnx(content[0], threads)
         elif to == "openvino":
             runner = formats.run_openvino(content[0], content[1], threads)
         else:
             runner = formats.run_torch(content[0], False)
-        found[name] = runner, made.bytes / 1e6
-        print(f"  {name}: {made.agreement}", flush=True)
+        found[name] = runner, sum(map(len, content)) / 1e6
     return found
 
 
@@ -111,23 +120,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
+    for name in MODELS:
+        if name.startswith(args.only):
+            with tempfile.TemporaryDirectory() as folder:
+                files = (args.folder or Path(folder)) / name.split()[0]
+                files.mkdir(parents=True, exist_ok=True)
+                rows += rows_of(name, Path(folder) / "run", files, args.rounds, args.threads)
+    if args.rounds:
+        others = [row for row in read_rows("export_speed") if not row["model"].startswith(args.only)]
+        print(write("export_speed", others + rows))
+
+
+def rows_of(name: str, folder: Path, files: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """Make a model, its run folder and its files, and time them."""
+    embedder, head, options, classes = MODELS[name]
+    torch.manual_seed(0)
+    model = build_model(embedder, head, tuple(f"class {k}" for k in range(classes)), options).eval()
+    run = Run.create(folder, Experiment(data="photos"))
+    save(model, run.path)
+    run.write_json("imported.json", {"from": "benchmark"})  # no data of its own: no mAP to measure
+    print(name, flush=True)
     photos = str(SHARED / "data" / "voc12" / "VOCdevkit" / "VOC2012" / "JPEGImages")
-    for name, (embedder, head, options, classes) in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            torch.manual_seed(0)
-            model = build_model(embedder, head, tuple(f"class {k}" for k in range(classes)), options).eval()
-            run = Run.create(Path(folder) / "run", Experiment(data="photos"))
-            save(model, run.path)
-            run.write_json("imported.json", {"from": "benchmark"})  # no data of its own: no mAP to measure
-            print(name, flush=True)
-            forms: dict[str, tuple[formats.Runner, float]] = {"torch eager": (eager(model), _megabytes(model))}
-            forms |= runners(run, Path(folder), photos, args.threads)
-            for batch in (1, 8):
-                rows += measure(name, batch, forms, args.rounds)
-    print(write("export_speed", rows))
+    forms: dict[str, tuple[formats.Runner, float]] = {"torch eager": (eager(model), _megabytes(model))}
+    forms |= runners(run, files, photos, threads)
+    return [row for batch in (1, 8) for row in measure(name, batch, forms, rounds)] if rounds else []
 
 
 def _megabytes(model: Model) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
@@ -67,6 +68,16 @@ class BadData(PluresError):
         wanted = f"; expected {first.expected}" if first.expected else ""
         way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
         super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")
+
+
+def require(what: str, extra: str, packages: Iterable[str]) -> None:
+    """Raise PluresError, with the one line that mends it, if a package that an extra brings is missing.
+
+    what: who wants it, at the beginning of the message; packages: as they are imported.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise PluresError(f'{what} needs the package {package}: pip install "plures[{extra}]"')
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from plures.inference import export as export_room
 from plures.inference.export import export
 from plures.inference.exporting import checks, formats
 from plures.inference.exporting.graph import Graph, Interpolated, rounded_up
+from plures.inference.exporting.quantise import quantised
 from plures.metrics.thresholds import Calibration, Thresholds, sigmoid
 from plures.models import build_model, embedders, heads, save
 from plures.training.run import Run
 
 onnx = pytest.importorskip("onnx", reason='needs pip install "plures[export]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "plures[export]"')
-needs_openvino = pytest.mark.skipif(not formats.find_spec("openvino"), reason="needs openvino")
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="needs openvino")
 
 CLASSES = ("cat", "dog", "sofa", "tree")
 SMALL = {
@@ -292,13 +294,6 @@ def test_wrong_wishes_are_one_line(plures, tmp_path, words, message):
     assert err.count("\n") == 1
 
 
-def test_a_missing_extra_is_one_line(tmp_path, monkeypatch):
-    make_run(tmp_path / "run")
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(PluresError, match=r'needs the package onnx: pip install "plures\[export\]"'):
-        export(tmp_path / "run", "onnx", tmp_path / "m.onnx")
-
-
 # ------------------------------------------------------------------------------------------------------- eight bits
 
 
@@ -314,6 +309,14 @@ def test_eight_bits_are_smaller_and_their_cost_is_told(tmp_path, how):
     assert small.cost.images == 12
     assert np.isfinite([small.cost.before, small.cost.after]).all()
     assert plain.agreement.exact < small.agreement.exact < 0.3
+
+
+def test_a_linear_head_becomes_bytes(tmp_path):
+    model = make_model(head="linear")
+    proto = formats.onnx_of(Graph(model, Thresholds.constant(CLASSES), maps=False))
+    types = {node.op_type for node in quantised(proto, "dynamic", iter(())).graph.node}
+    assert "MatMulInteger" in types
+    assert "Gemm" not in types
 
 
 def test_calibration_images_come_from_the_folder(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from plures.cli.app import Skip, app, data_and_options, screen
-from plures.errors import PluresError
+from plures.errors import PluresError, require
 
 
 @app.command()
@@ -75,12 +75,9 @@ def review(
     allow_host: Annotated[list[str] | None, typer.Option(help="A name by which others may call the page.")] = None,
 ) -> None:
     """Open a page on this machine to answer suggestions (keys y n ? u) or label a sample; answers are kept at once."""
-    try:
-        import fastapi  # noqa: F401
-        import jinja2  # noqa: F401
-        import uvicorn
-    except ImportError:
-        raise PluresError('the pages need the web packages: pip install "plures[web]"') from None
+    require("reviewing", "web", ["fastapi", "uvicorn"])
+    import uvicorn
+
     from plures.web.guard import allowed_hosts, is_loopback
     from plures.web.review import Review, create_app
 

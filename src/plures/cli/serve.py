@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plures.cli.app import app, screen
-from plures.errors import PluresError
+from plures.errors import require
 
 
 @app.command()
@@ -27,12 +27,11 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Photos scored at once.")] = 16,
 ) -> None:
     """Answer requests with scores, tags and heat maps, and show a page to drop photos on."""
-    try:
-        from plures.web.guard import allowed_hosts
-        from plures.web.serve import Limits, make_app
-        from plures.web.serve import serve as run_server
-    except ModuleNotFoundError as error:
-        raise PluresError(f'serving needs the package {error.name}: pip install "plures[web]"') from None
+    require("serving", "web", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
+    from plures.web.guard import allowed_hosts
+    from plures.web.serve import Limits, make_app
+    from plures.web.serve import serve as run_server
+
     limits = Limits(
         bytes=int(max_megabytes * 1e6),
         pixels=int(max_megapixels * 1e6),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.data.images import is_address
-from plures.errors import PluresError
+from plures.errors import PluresError, require
 from plures.inference.predict import ROWS_A_PART, Summary, Tally, settings_of, unfinished, write_part
 from plures.inference.prediction_files import SUFFIXES, PartRecord, Parts
 from plures.inference.scorer import Precision, Scorer, run_bytes, run_from_bytes
@@ -40,10 +40,9 @@ def predict_on_ray(
     The run folder need not be seen by the workers; images and `out` must be (a shared disk, or addresses as s3://).
     Raises PluresError if ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise PluresError('--engine ray wants the ray package: pip install "plures[ray]"') from None
+    require("--engine ray", "ray", ["ray"])
+    import ray
+
     if Path(out).suffix.lower() in SUFFIXES:
         raise PluresError(f"--engine ray writes parts: give a folder, such as --out {Path(out).with_suffix('')}")
     if precision == "int8":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from plures.data.dataset import Dataset
 from plures.data.images import list_images
 from plures.data.read import read
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError, WorkFailed, require
 from plures.files import clear_left, writing
 from plures.inference.exporting import formats
 from plures.inference.exporting.checks import Agreement, Cost, agreement, cost, pixels_of, some
@@ -67,7 +67,7 @@ def export(
     """
     out = Path(out)
     _refuse_wrong_wishes(to, out, int8, calibration)
-    formats.require(formats.NEEDS[to] + (("onnxruntime",) if int8 else ()))
+    require("exporting", "export", formats.NEEDS[to] + (("onnxruntime",) if int8 else ()))
     run = run if isinstance(run, Run) else Run(run)
     model = load(run.path)
     thresholds = thresholds_of(run, model.classes)

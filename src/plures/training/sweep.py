@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from plures.data.dataset import Dataset
-from plures.errors import PluresError, WorkFailed
+from plures.errors import PluresError, WorkFailed, require
 from plures.experiment import Experiment, apply_settings
 from plures.files import writing
 from plures.training.frozen_sweep import complete, train_frozen, trains_together
@@ -189,10 +189,9 @@ def _choose(out: Path, cells: Sequence[Cell]) -> Sweep:
 def _search(plan: Plan, spaces: Mapping[str, Sequence[str] | tuple[float, float]], trials: int) -> list[Cell]:
     """optuna's picks, TRIALS_AT_ONCE at a time. Its sampler is seeded and told the same numbers on every way through,
     so a search that was killed goes on to the same end."""
-    try:
-        import optuna
-    except ImportError:
-        raise PluresError('--search wants optuna: pip install "plures[search]"') from None
+    require("--search", "search", ["optuna"])
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.first_seed))
     cells: list[Cell] = []

@@ -7,9 +7,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -33,13 +32,6 @@ NEEDS: dict[Format, tuple[str, ...]] = {
 METADATA, CARD = "plures", "model_card"  # names under which a file carries its metadata (JSON) and its model card
 
 
-def require(packages: Sequence[str]) -> None:
-    """Raise PluresError in one line if a package for exporting is missing."""
-    for package in packages:
-        if find_spec(package) is None:
-            raise PluresError(f'exporting needs the package {package}: pip install "plures[export]"')
-
-
 def output_names(maps: bool) -> list[str]:
     return ["scores", "tags", "logits", "maps"] if maps else ["scores", "tags", "logits"]
 
@@ -51,7 +43,7 @@ def onnx_of(graph: Graph) -> Any:
     """The graph as an onnx.ModelProto that takes pixels [batch, 3, S, S] of the model's own side."""
     side = graph.model.preprocessing.image_size
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    with _quiet("onnx"):
+    with one_line_failure("onnx"):
         program = torch.onnx.export(
             graph,
             (example,),
@@ -127,7 +119,7 @@ def openvino_of(proto: Any, preprocessing: Preprocessing, metadata: dict[str, An
     import openvino
     from openvino import opset11 as op
 
-    with _quiet("openvino"):
+    with one_line_failure("openvino"):
         model = openvino.convert_model(io.BytesIO(proto.SerializeToString()))
     side = preprocessing.image_size
     images = op.parameter([-1, 3, -1, -1], np.uint8, name="images")
@@ -167,7 +159,7 @@ def torch_bytes(graph: Graph, metadata: dict[str, Any], card: str) -> bytes:
     """A torch.export program (.pt2) that takes images [batch, 3, height, width] of any size."""
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("batch", "height", "width"))
     example = torch.zeros(2, 3, 67, 71, dtype=torch.uint8)
-    with _quiet("torch"):
+    with one_line_failure("torch"):
         program = torch.export.export(
             AnySize(graph).eval(), (example,), dynamic_shapes=({0: batch, 2: height, 3: width},)
         )
@@ -190,7 +182,7 @@ def run_torch(content: bytes, maps: bool) -> Runner:
 
 
 @contextmanager
-def _quiet(what: str) -> Iterator[None]:
+def one_line_failure(what: str) -> Iterator[None]:
     """Exporters warn of their own future; a failure in them becomes one line that says which part cannot do it."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -15,11 +15,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.inference.exporting.formats import one_line_failure
+
 Int8 = Literal["dynamic", "static"]
 
 
 def quantised(proto: Any, how: Int8, pixels: Iterator[NDArray[np.uint8]]) -> Any:
-    """The graph (before the resize) in 8 bits. pixels: batches uint8 [B, 3, S, S], read for static only."""
+    """The graph (before the resize) in 8 bits. pixels: batches uint8 [B, 3, S, S], read for static only.
+
+    Raises WorkFailed if the quantiser cannot do it.
+    """
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -39,9 +44,9 @@ def quantised(proto: Any, how: Int8, pixels: Iterator[NDArray[np.uint8]]) -> Any
     level = logger.level
     logger.setLevel(logging.ERROR)  # the quantiser talks to the root logger
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, one_line_failure("8 bits"):
             plain, ready, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "ready", "done"))
-            onnx.save(proto, plain)
+            onnx.save(_without_shapes(proto), plain)
             quant_pre_process(plain, ready, skip_symbolic_shape=True)  # joins batch norms to their convolutions
             constant = {"MatMulConstBOnly": True}  # products of activations, as in attention, stay as they are
             if how == "dynamic":
@@ -54,3 +59,13 @@ def quantised(proto: Any, how: Int8, pixels: Iterator[NDArray[np.uint8]]) -> Any
             return onnx.load(done)
     finally:
         logger.setLevel(level)
+
+
+def _without_shapes(proto: Any) -> Any:
+    """A copy without noted shapes: the quantiser turns the weights of linear layers around and trips over the old."""
+    from onnx import ModelProto
+
+    bare = ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    return bare

@@ -16,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Learn all the labels of an image from training images that carry only one.",
 )
 screen = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -24,6 +23,23 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
 Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import plures
+
+        screen.print(f"plures {plures.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Learn all the labels of an image from training images that carry only one."""
 
 
 def experiment_values(arguments: list[str], recipe: str | None) -> dict[str, Any]:

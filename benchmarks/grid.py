@@ -4,7 +4,11 @@ Data: fixtures/peer in the folder that PLURES_SHARED names. Beside it in the sam
 another with a DataLoader over single samples, torch's Adam and scikit-learn's AP each epoch, from the same first
 weights and in the same order of batches; and the seconds of the official code, recorded on a machine of this kind
 (80-90 % of them its logger's). Seconds are wall-clock; `cpu` are processor seconds of this process, which do not grow
-when other work shares the machine.
+when other work shares the machine. A row for each loss; those of losses that are not asked for stay.
+
+--permuted n: the first plain run (batch 8, the largest rate) n times more, each with the columns of the features in
+another order. That is the same run but for the order in which floats are summed, so it shows how far equal runs may
+come to lie apart.
 
     PLURES_SHARED=... python benchmarks/grid.py --losses an,wan,epr,role --plain 8
 """
@@ -14,11 +18,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from environment import write
+from environment import read_rows, write
 from peer_mlspl import K_EXPECTED, arrays, recorded, split
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
@@ -119,6 +124,15 @@ def plain(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
     return kept
 
 
+def permuted(run: HeadRun, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `plain`, with the columns of the features in another order; weight in the usual one."""
+    data, order = run.data, np.random.default_rng(seed).permutation(run.weight.shape[1])
+    assert data.val is not None
+    there = FrozenData(data.train[:, order], data.val[:, order], data.val_labels)
+    weight, bias = plain(replace(run, data=there, weight=run.weight[:, order]))
+    return weight[:, torch.from_numpy(np.argsort(order))], bias
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     return work(), time.perf_counter() - wall, time.process_time() - cpu
@@ -129,6 +143,7 @@ def main() -> None:
     parser.add_argument("--losses", default="bce,an,an_ls,wan,epr,role")
     parser.add_argument("--plain", type=int, default=8, help="runs of the grid done in the plain form, the first ones")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--permuted", type=int, default=0)
     parser.add_argument("--name", default="grid")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -143,13 +158,15 @@ def main() -> None:
         return 100 * float(average_precision(scores, test, "mlspl")[kept].mean())
 
     train_together(runs_of("an", data, shared, 0)[:1])  # loads what is loaded once
-    rows = []
-    for name in args.losses.split(","):
+    names = args.losses.split(",")
+    rows = [row for row in read_rows(args.name) if row["loss"] not in names]
+    for name in names:
         runs = runs_of(name, data, shared, 0)
         heads, wall, cpu = timed(lambda runs=runs: train_together(runs, threads=args.threads))
         mine = [test13(head.weight, head.bias) for head in heads]
         ones = [timed(lambda run=run: plain(run)) for run in runs[: args.plain]]
         theirs = [test13(*one[0]) for one in ones]
+        apart = [test13(*permuted(runs[0], seed)) - theirs[0] for seed in range(args.permuted)]
         official = sum(recorded(data["results"], name, b, lr)["seconds"] for b in BATCHES for lr in RATES)
         times = {"plain_seconds": sum(o[1] for o in ones), "plain_cpu": sum(o[2] for o in ones)}
         scaled = {key: value * len(runs) / max(len(ones), 1) for key, value in times.items()}
@@ -161,7 +178,9 @@ def main() -> None:
             "plain_over_ours_cpu": round(scaled["plain_cpu"] / cpu, 1),
             "test13_mean": round(float(np.mean(mine)), 3),
             "plain_test13_mean_of_those_timed": round(float(np.mean(theirs)), 3) if theirs else "",
-            "largest_difference": round(max((abs(a - b) for a, b in zip(mine, theirs, strict=False)), default=0), 3),
+            "differences": " ".join(f"{a - b:+.3f}" for a, b in zip(mine, theirs, strict=False)),
+            "largest_difference": round(max(abs(a - b) for a, b in zip(mine, theirs, strict=False)), 3) if ones else "",
+            "plain_permuted_differences": " ".join(f"{one:+.3f}" for one in apart),
         }  # fmt: skip
         rows.append(row)
         print(row, flush=True)

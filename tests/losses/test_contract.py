@@ -16,6 +16,7 @@ from loss_reference import Table
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels, complete
 from plures.losses import Context, losses
+from plures.losses.context import ClosedForm
 from plures.models.output import Output
 
 NAMES = losses.names()
@@ -283,3 +284,25 @@ def test_auto_never_learns_the_true_number_from_single_positives():
     some[::2] = -1
     assert losses.make("epr").prepare(Labels(some)).expected_positives == pytest.approx(1.2)
     assert losses.make("epr", expected_positives=2.9).prepare(full).expected_positives == 2.9
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-5}, {"reduction": "image"}, {"reduction": "sum"}])
+@pytest.mark.parametrize("name", [n for n in NAMES if isinstance(ready(n, some_labels())[0], ClosedForm)])
+def test_gradient_in_closed_form_is_that_of_autograd(name, options):
+    """For one run, and for three at once that do not know of each other."""
+    loss = ready(name, some_labels(), **options)[0]
+    runs = [ready(name, some_labels(seed), **options)[1:] for seed in range(3)]
+    x = 3 * torch.randn(B, 3, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by_logits, by_state = [], []
+    for run, (labels, state) in enumerate(runs):
+        leaf = x[:, run].clone().requires_grad_()
+        sum(evaluate(loss, leaf, labels, state).values()).backward()
+        by_logits.append(leaf.grad)
+        by_state.append(None if state is None else state.read.grad)
+    values = torch.stack([torch.from_numpy(labels.values) for labels, _ in runs], 1)
+    states = None if runs[0][1] is None else Table(torch.stack([state.values for _, state in runs], 1))
+    weights = loss.cell_weights(TensorLabels(values))
+    found, of_state = loss.gradient(x, *weights, Context(0, 8, 0.0, torch.arange(B), states))
+    torch.testing.assert_close(found, torch.stack(by_logits, 1), rtol=1e-6, atol=1e-9)
+    if states is not None:
+        torch.testing.assert_close(of_state, torch.stack(by_state, 1), rtol=1e-6, atol=1e-9)

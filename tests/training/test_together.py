@@ -19,7 +19,7 @@ from plures.training.fit import HeadOnFeatures, Phase, fit
 from plures.training.label_state import LabelMemory
 from plures.training.many_scores import Curves
 from plures.training.progress import Quiet
-from plures.training.stacked import ROW_WISE
+from plures.training.stacked_losses import ROW_WISE
 from plures.training.together import FrozenData, HeadRun, _groups, train_together, why_not
 from plures.training.train import make_loss
 

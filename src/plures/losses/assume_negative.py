@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plures.labels import TensorLabels
 from plures.losses.context import Context, Need, losses
-from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
+from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, slope, widen
 from plures.models.output import Output
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
@@ -45,6 +45,12 @@ class AssumeNegative:
             * reduce(~labels.present * negative_log(-x, self.eps), self.reduction),
         }
 
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        return labels.present.float(), self.negative_weight * (~labels.present).float()
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
+        return slope(logits, yes, no, self.eps, self.reduction), None
+
 
 @losses.part("an_ls", title="Assume negative with label smoothing", source=PAPER)
 @dataclass(frozen=True)
@@ -69,6 +75,13 @@ class SmoothedAssumeNegative:
             "assumed_absent": reduce(~labels.present * torch.lerp(no, yes, self.smoothing), self.reduction),
         }
 
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        yes = torch.where(labels.present, 1 - self.smoothing, self.smoothing)
+        return yes, 1 - yes
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
+        return slope(logits, yes, no, self.eps, self.reduction), None
+
 
 @losses.part("wan", title="Weak assume negative", source=PAPER)
 @dataclass(frozen=True)
@@ -90,3 +103,10 @@ class WeakAssumeNegative:
             "present": reduce(labels.present * negative_log(x, self.eps), self.reduction),
             "assumed_absent": weight * reduce(~labels.present * negative_log(-x, self.eps), self.reduction),
         }
+
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        present = labels.present.float()
+        return present, (1 - present) / max(present.shape[-1] - 1, 1)
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
+        return slope(logits, yes, no, self.eps, self.reduction), None

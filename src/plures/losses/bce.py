@@ -15,7 +15,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import Context, Need, losses
-from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
+from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, slope, widen
 from plures.models.output import Output
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
@@ -43,6 +43,12 @@ class BinaryCrossEntropy:
             "present": reduce(labels.present * negative_log(x, self.eps), self.reduction),
             "absent": reduce(labels.absent * negative_log(-x, self.eps), self.reduction),
         }
+
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        return labels.present.float(), labels.absent.float()
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
+        return slope(logits, yes, no, self.eps, self.reduction), None
 
 
 @losses.part("bce_ls", title="Binary cross entropy with label smoothing, all labels known", source=PAPER)

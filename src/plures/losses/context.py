@@ -80,6 +80,20 @@ class PreparesForLabels(Protocol):
 
 
 @runtime_checkable
+class ClosedForm(Protocol):
+    """A loss that knows its gradient, which spares heads that are trained together the cost of autograd."""
+
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]: ...
+
+    # float32 and as many as the labels: how much -log p, and how much -log(1 - p), of each cell counts
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, Tensor | None]: ...
+
+    # logits [B, ..., K], several runs between B and K; these weights, and what the label state gives, of the same shape
+    # -> the gradient of the sum of terms by the logits and by the rows of a learned label state (None: there is none)
+
+
+@runtime_checkable
 class RemembersLabels(Protocol):
     """A loss with a label state. `learned`: trained by gradient (its own Adam) or only written by the loss."""
 

@@ -7,6 +7,7 @@ Beyond the paper, cells known to be absent count as negatives; the paper has non
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import Context, Need, losses
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
-from plures.losses.log_terms import Reduction, check_common, negative_log, reduce, scale, widen
+from plures.losses.log_terms import Reduction, check_common, negative_log, reduce, scale, slope, widen
 from plures.models.output import Output
 
 
@@ -50,6 +51,12 @@ class ExpectedPositiveRegularisation:
             "expected_positives": deviation(x, k) * scale(x.shape, self.reduction),
         }
 
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        return labels.present.float(), labels.absent.float()
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
+        return slope(logits, yes, no, self.eps, self.reduction, pull_to(resolved(self.expected_positives))), None
+
 
 def known_cells(x: Tensor, labels: TensorLabels, eps: float, reduction: Reduction) -> dict[str, Tensor]:
     """The terms of logits [B, K] over the cells that are known."""
@@ -62,3 +69,8 @@ def known_cells(x: Tensor, labels: TensorLabels, eps: float, reduction: Reductio
 def deviation(x: Tensor, k: float) -> Tensor:
     """(mean over images of the summed probabilities - k)^2 / K^2, from logits [B, K]."""
     return ((torch.sigmoid(x).sum(1).mean() - k) / x.shape[1]) ** 2
+
+
+def pull_to(k: float) -> Callable[[Tensor], Tensor]:
+    """What turns p [B, ..., K] into the gradient of `deviation` by p for each of the runs between, times B K."""
+    return lambda p: (p.sum((0, -1), keepdim=True) / len(p) - k) * (2 / p.shape[-1])

@@ -6,7 +6,7 @@ finite logit. Official code of the single-positive family adds an epsilon inside
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +20,9 @@ They differ by a factor only, which applies to every term, so the balance of the
 """
 
 
+Pull = Callable[[Tensor], Tensor] | None
+
+
 def widen(values: Tensor) -> Tensor:
     """The same values in float32 if they are in half precision; float32 and float64 stay as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
@@ -28,6 +31,22 @@ def widen(values: Tensor) -> Tensor:
 def negative_log(logits: Tensor, eps: float = 0.0) -> Tensor:
     """-log(sigmoid(logits) + eps), elementwise. For -log(1 - p + eps) give -logits."""
     return -F.logsigmoid(logits) if eps == 0 else -torch.log(torch.sigmoid(logits) + eps)
+
+
+def slope(logits: Tensor, yes: Tensor, no: Tensor, eps: float, reduction: Reduction, pull: Pull = None) -> Tensor:
+    """The gradient by logits [B, ..., K] of yes * -log(p + eps) + no * -log(1 - p + eps), reduced over B and K.
+
+    yes, no: weights of the cells. What stands between B and K are runs apart from each other.
+    pull: from the p to what is added to the gradient by p [B, ..., K] of this sum.
+    """
+    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
+    if eps == 0:
+        cells = no * p - yes * q
+        cells = cells if pull is None else cells + p * q * pull(p)
+    else:
+        by_p = no / (q + eps) - yes / (p + eps)
+        cells = p * q * (by_p if pull is None else by_p + pull(p))
+    return cells.mul_(scale(logits.shape, reduction) / (len(logits) * logits.shape[-1]))
 
 
 def cross_entropy(targets: Tensor, logits: Tensor, eps: float = 0.0) -> Tensor:
@@ -51,8 +70,8 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def scale(shape: torch.Size, reduction: Reduction) -> float:
-    """What a mean over [B, K] cells is multiplied by to give this reduction."""
-    B, K = shape
+    """What a mean over [B, ..., K] cells is multiplied by to give this reduction of each of the runs between."""
+    B, K = shape[0], shape[-1]
     return {"mean": 1.0, "image": float(K), "sum": float(B * K)}[reduction]
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import Context, Need, losses
-from plures.losses.epr import deviation, known_cells
+from plures.losses.epr import deviation, known_cells, pull_to
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
-from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, reduce, scale, widen
+from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, reduce, scale, slope, widen
 from plures.losses.state import rows_of
 from plures.models.output import Output
 
@@ -86,6 +86,17 @@ class OnlineLabelEstimation:
             "agreement": reduce(to_model + to_table, self.reduction) / 2,
             "expected_positives": factor * (deviation(x, k) + deviation(estimate, k)) / 2,
         }
+
+    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
+        return labels.present.float(), labels.absent.float()
+
+    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        both = torch.stack([logits, rows_of(context, "role")], 1)  # [B, 2, ..., K], each taught by the other
+        target = torch.sigmoid(both.flip(1))
+        pull = pull_to(resolved(self.expected_positives))
+        halves = slope(both, target + yes[:, None], (1 - target) + no[:, None], self.eps, self.reduction, pull)
+        by_logits, by_state = halves.div_(2).unbind(1)
+        return by_logits, by_state
 
 
 def _logit(probability: float) -> float:

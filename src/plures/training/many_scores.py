@@ -24,11 +24,11 @@ class Validation:
     As `evaluate.validation_map`: a class of which nothing is known but positives is left out of the mean.
     """
 
-    def __init__(self, runs: Sequence[HeadRun]) -> None:
+    def __init__(self, runs: Sequence[HeadRun], device: torch.device) -> None:
         data, definition = runs[0].data, runs[0].experiment.average_precision
         assert data.val is not None
         assert data.val_labels is not None
-        self.features = data.val
+        self.features = Rows(data.val, device)
         everyone = np.arange(len(runs))
         self.known = [(everyone, Curves(data.val_labels, definition))]
         observed: dict[bytes, list[int]] = defaultdict(list)
@@ -40,10 +40,10 @@ class Validation:
             for places in observed.values()
         ]
 
-    def __call__(self, weight: Tensor, bias: Tensor, device: torch.device) -> dict[str, NDArray[np.float64]]:
+    def __call__(self, weight: Tensor, bias: Tensor) -> dict[str, NDArray[np.float64]]:
         """weight [R, K, D], bias [R, K] -> [R] by name."""
         R, K, D = weight.shape
-        logits = Rows(self.features, device).logits(weight.reshape(R * K, D), bias.reshape(R * K))
+        logits = self.features.logits(weight.reshape(R * K, D), bias.reshape(R * K))
         scores = logits.view(-1, R, K).permute(2, 1, 0).contiguous().cpu().numpy()  # [K, R, M]
         found = {}
         for name, judges in {"val_map": self.known, "val_map_observed": self.observed}.items():

@@ -4,10 +4,10 @@ Runs that differ in loss, learning rate, batch size, seed or observed labels sha
 batch (where they share its order) and one Adam step. The results are those of `train`, one run after another, up to
 the order in which floats are summed: the batches come from the same `Order`, the first weights from the same seed.
 
-Three things make it fast. The gradient of a linear layer is closed form, so autograd sees only logits [R, B, K].
-A loss whose value is a mean over images is called once for all runs, on [R B, K] (ROW_WISE); any other through
-torch.vmap, or where that refuses, run by run. And Adam does not care how gradients are scaled but for its rate, so
-weights are held divided by their learning rate: one fused step of rate 1 then serves runs of every rate.
+Three things make it fast. The gradient of a linear layer is closed form, so a loss sees only logits, of all runs at
+once, and the common ones know their gradient themselves (stacked_losses.py). Adam does not care how gradients are
+scaled but for its rate, so weights are held divided by their learning rate: one fused step of rate 1 then serves runs
+of every rate (stacked.py). And rows are gathered for many steps at a time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from plures.losses.context import ActsAfterEpoch, Context
 from plures.training.fit import Best
 from plures.training.many_scores import Validation
 from plures.training.schedules import schedules
-from plures.training.stacked import FrozenData, HeadRun, LossBlock, OneRun, Rows, StackedAdam, stack_labels
+from plures.training.stacked import AT_ONCE, FrozenData, HeadRun, Rows, StackedAdam, denormals_as_zero, stack_labels
+from plures.training.stacked_losses import LossBlock, OneRun
 
 __all__ = ["FrozenData", "HeadRun", "TrainedHead", "train_together", "why_not"]
 ADAMS = ("adam", "adamw")  # adamw: weight decay apart from the gradient
 RUNS_AT_ONCE = 64  # of one group: beyond, the weights of all leave the cache and nothing is gained
+STEPS_AT_ONCE = 16  # whose rows are gathered at once
 
 
 @dataclass(eq=False)
@@ -72,25 +74,29 @@ def train_together(
     runs: Sequence[HeadRun],
     device: torch.device | str = "cpu",
     *,
-    threads: int = 1,
+    threads: int | None = None,
     kept: Callable[[int, TrainedHead], None] = lambda place, head: None,
 ) -> list[TrainedHead]:
     """Train all runs, those of one batch size and length in step with each other. The result is in their order.
 
-    threads: groups trained at the same time. kept: called with a run's place and result as soon as its group is done.
+    threads: groups trained at the same time; None: as many as torch uses. kept: called with a run's place and result as
+    soon as its group is done.
     A run whose weights are no longer numbers stops with its reason in `failed`; the others go on.
     """
     found: dict[int, TrainedHead] = {}
 
     def train_group(places: list[int]) -> None:
-        group = Group([runs[i] for i in places], torch.device(device))
-        for _ in range(group.epochs):
-            group.train_epoch()
+        with denormals_as_zero():
+            group = Group([runs[i] for i in places], torch.device(device))
+            for _ in range(group.epochs):
+                group.train_epoch()
         for place, head in zip(places, group.heads, strict=True):
             found[place] = head
             kept(place, head)
 
-    groups = sorted(_groups(runs), key=lambda places: -len(places) * len(runs[places[0]].order))  # the longest first
+    threads = threads or torch.get_num_threads()
+    groups = [part for places in _groups(runs) for part in _divided(places, runs, threads)]
+    groups.sort(key=lambda places: -len(places) * len(runs[places[0]].order))  # the longest first
     if threads == 1 or len(groups) == 1:
         for places in groups:
             train_group(places)
@@ -119,6 +125,16 @@ def _groups(runs: Sequence[HeadRun]) -> list[list[int]]:
         orders = max(1, RUNS_AT_ONCE // len(parts[0]))
         result += [[i for part in parts[s : s + orders] for i in part] for s in range(0, len(parts), orders)]
     return result
+
+
+def _divided(places: list[int], runs: Sequence[HeadRun], threads: int) -> list[list[int]]:
+    """A group as one for each thread, as far as each still has weights enough to be worth its steps."""
+    weights = runs[places[0]].weight.numel() * len(places)
+    orders = len({runs[i].experiment.seed for i in places})
+    lanes = np.array(places).reshape(orders, -1)  # [S, L]
+    along = 0 if orders >= threads else 1
+    parts = min(threads, lanes.shape[along], weights // AT_ONCE)
+    return [part.ravel().tolist() for part in np.array_split(lanes, max(parts, 1), axis=along)]
 
 
 class Group:
@@ -150,7 +166,7 @@ class Group:
             LossBlock(list(range(i, j)), runs, self.S, self.L, device)
             for i, j in _stretches([repr(run.loss) for run in runs[: self.L]])
         ]
-        self.validation = Validation(runs) if first.data.val is not None else None
+        self.validation = Validation(runs, device) if first.data.val is not None else None
         self.heads = [TrainedHead(run.weight, run.bias) for run in runs]
 
     def train_epoch(self) -> None:
@@ -158,30 +174,34 @@ class Group:
         started, steps = time.perf_counter(), len(self.orders[0])
         batches = [order.batches(self.epoch) for order in self.orders]
         factor = 1.0
-        for i in range(steps):
-            step = self.epoch * steps + i
-            factor = self.schedule(step, steps, self.epochs)
-            index = torch.from_numpy(np.stack([order[i] for order in batches])).to(self.device)  # [S, B]
-            context = Context(self.epoch, self.epochs, step / (self.epochs * steps))
-            self._step(index, context, factor)
+        for first in range(0, steps, STEPS_AT_ONCE):
+            some = [np.concatenate(order[first : first + STEPS_AT_ONCE]) for order in batches]
+            for i, (index, x, given) in enumerate(self._gather(torch.from_numpy(np.stack(some))), first):
+                step = self.epoch * steps + i
+                factor = self.schedule(step, steps, self.epochs)
+                context = Context(self.epoch, self.epochs, step / (self.epochs * steps))
+                self._step(index, x, given, context, factor)
         self._after_epoch()
         self._score(factor, time.perf_counter() - started)
         self.epoch += 1
 
-    def _step(self, index: Tensor, context: Context, factor: float) -> None:
-        S, L, K, B = self.S, self.L, self.K, index.shape[1]
-        x = self.features[index]  # [S, B, D]
-        logits = self.adam.logits(x).mul_(self.rates).view(S, B, L, K).requires_grad_()
+    def _gather(self, index: Tensor) -> Iterable[tuple[Tensor, Tensor, Any]]:
+        """index [S, n B] of n steps -> for each index [S, B], features [S, B, D] and what each block is given."""
+        index = index.to(self.device)
         rows = (index[:, :, None] + self.label_rows).view(-1)
-        labels = self.labels.index_select(0, rows).view(S, B, L, K)
-        totals = [block.total(logits, labels, index, context) for block in self.blocks]
-        learned = [block for block in self.blocks if block.leaf is not None]
-        wanted = [logits, *(block.leaf for block in learned if block.leaf is not None)]
-        gradient, *of_states = torch.autograd.grad(totals, wanted, [block.weight for block in self.blocks])
-        self.adam.step(x, gradient.reshape(S, B, L * K), factor)
-        for block, slope in zip(learned, of_states, strict=True):
-            assert block.memory is not None
-            block.memory.step(slope, factor)
+        labels = self.labels.index_select(0, rows).view(*index.shape, self.L, self.K)
+        B = self.orders[0].batch_size
+        given = zip(*(block.given(labels, B) for block in self.blocks), strict=True)
+        return zip(index.split(B, 1), self.features[index].split(B, 1), given, strict=True)
+
+    def _step(self, index: Tensor, x: Tensor, given: Any, context: Context, factor: float) -> None:
+        """One step of all runs; index [S, B], x [S, B, D], given: of each block."""
+        logits = self.adam.logits(x).mul_(self.rates).unflatten(2, (self.L, self.K))  # [S, B, L, K]
+        slopes = [
+            block.learn(logits, mine, index, context, factor) for block, mine in zip(self.blocks, given, strict=True)
+        ]
+        gradient = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 2)
+        self.adam.step(x, gradient.flatten(2), factor)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """The weights [R, K, D] and biases [R, K] themselves."""
@@ -207,7 +227,7 @@ class Group:
     def _score(self, factor: float, seconds: float) -> None:
         weight, bias = self._weights()
         sound = torch.isfinite(weight.sum((1, 2)) + bias.sum(1)).cpu().numpy()  # [R]
-        scores = {} if self.validation is None else self.validation(weight, bias, self.device)
+        scores = {} if self.validation is None else self.validation(weight, bias)
         for r, (run, head) in enumerate(zip(self.runs, self.heads, strict=True)):
             if head.failed:
                 continue

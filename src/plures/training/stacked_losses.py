@@ -1,0 +1,232 @@
+"""The losses of runs trained together, called at once, and their label states in one table.
+
+A loss that knows its gradient (ClosedForm) is asked for that, for all runs at once. For any other, autograd sees only
+the logits: a loss whose value is a mean over images is called once for all runs that have it, on [R B, K] (ROW_WISE);
+the rest go through torch.vmap, or, where that refuses, run by run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from plures.labels import TensorLabels
+from plures.losses.assume_negative import AssumeNegative, SmoothedAssumeNegative, WeakAssumeNegative
+from plures.losses.asymmetric import Asymmetric
+from plures.losses.bce import BinaryCrossEntropy, SmoothedBinaryCrossEntropy
+from plures.losses.context import ClosedForm, Context, Loss, RemembersLabels
+from plures.losses.em import AsymmetricPseudoLabels, EntropyMaximisation
+from plures.losses.expected_negative import ExpectedNegatives
+from plures.losses.gce import GeneralisedCrossEntropy
+from plures.losses.gr import GeneralisedRobust
+from plures.losses.hill import Hill, SelfPacedLossCorrection
+from plures.losses.iu import IgnoreUnknown
+from plures.losses.pr import PairwiseRanking
+from plures.losses.vlpl import VisionLanguagePseudoLabels
+from plures.models.output import Output
+from plures.training.label_state import LabelMemory
+from plures.training.stacked import HeadRun, fused_adam
+
+ROW_WISE = (
+    AssumeNegative, SmoothedAssumeNegative, WeakAssumeNegative, Asymmetric, BinaryCrossEntropy,
+    SmoothedBinaryCrossEntropy, IgnoreUnknown, PairwiseRanking, Hill, SelfPacedLossCorrection, GeneralisedRobust,
+    GeneralisedCrossEntropy, EntropyMaximisation, AsymmetricPseudoLabels, ExpectedNegatives, VisionLanguagePseudoLabels,
+)  # fmt: skip
+"""Losses that are a mean (or sum) over images of something that depends on one image alone, at every epoch."""
+
+
+NO_INDEX = torch.empty(0, dtype=torch.long)  # for a label state whose rows are already at hand
+
+
+class LossBlock:
+    """The runs of a group that have one loss: columns [a, b) of the L runs of every order; R of them in all."""
+
+    def __init__(self, columns: list[int], runs: Sequence[HeadRun], S: int, L: int, device: torch.device) -> None:
+        self.columns, self.S, self.L = slice(columns[0], columns[-1] + 1), S, L
+        self.width, self.N = len(columns), len(runs[0].labels)
+        self.R = S * self.width
+        self.loss: Loss = runs[columns[0]].loss
+        self.row_wise = isinstance(self.loss, ROW_WISE)
+        mine = [runs[position] for _, position in self.places()]
+        self.memory = StackedMemory.of(self.loss, mine, device) if isinstance(self.loss, RemembersLabels) else None
+        self.offsets = (torch.arange(self.R, device=device) * self.N).view(S, 1, self.width)
+        self.mapped = True  # until vmap refuses the loss
+        averaged = self.row_wise and getattr(self.loss, "reduction", "mean") != "sum"
+        self.weight = torch.tensor(float(self.R) if averaged else 1.0, device=device)
+
+    def places(self) -> list[tuple[int, int]]:
+        """(place in this block, position in the group) of each run."""
+        columns = range(self.columns.start, self.columns.stop)
+        return [(s * self.width + c, s * self.L + j) for s in range(self.S) for c, j in enumerate(columns)]
+
+    def given(self, labels: Tensor, batch: int) -> list[tuple[Tensor, ...]]:
+        """What is learned from, made for many steps of this batch size at once: labels [S, n B, L, K] -> for each step
+        the labels [S, B, width, K], or, of a loss in closed form, the weights of its cells [B, S, width, K]."""
+        y = labels[:, :, self.columns]
+        if not isinstance(self.loss, ClosedForm):
+            return [(part,) for part in y.split(batch, 1)]
+        weights = self.loss.cell_weights(TensorLabels(y.movedim(1, 0)))
+        return list(zip(*(weight.split(batch) for weight in weights), strict=True))
+
+    def learn(
+        self, logits: Tensor, given: tuple[Tensor, ...], index: Tensor, context: Context, factor: float
+    ) -> Tensor:
+        """The gradient [S, B, width, K] of each run's loss by its logits; a label state is learned at once.
+
+        logits: [S, B, L, K]; given: of this step; index: [S, B]; factor: of the schedule.
+        """
+        x = logits if self.width == self.L else logits[:, :, self.columns]
+        state, rows = None, None
+        if self.memory is not None:
+            rows = (index[:, :, None] + self.offsets).view(-1)  # [S B width], in the stacked label state
+            state = self.memory.rows(rows)  # [S B width, K]
+        if isinstance(self.loss, ClosedForm):
+            by_logits, by_state = self._closed_form(self.loss, x, *given, state, context)
+        else:
+            by_logits, by_state = self._autograd(x, *given, index, rows, state, context)
+        if by_state is not None and self.memory is not None:
+            self.memory.step(by_state, factor)
+        return by_logits
+
+    @torch.no_grad()
+    def _closed_form(
+        self, loss: ClosedForm, x: Tensor, yes: Tensor, no: Tensor, state: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor | None]:
+        if state is not None:
+            kept = _Given(state.view(x.shape).movedim(1, 0))
+            context = replace(context, index=NO_INDEX, label_state=kept)
+        by_logits, by_state = loss.gradient(x.movedim(1, 0), yes, no, context)
+        return by_logits.movedim(0, 1), None if by_state is None else by_state.movedim(0, 1).reshape(-1, x.shape[-1])
+
+    def _autograd(
+        self, x: Tensor, y: Tensor, index: Tensor, rows: Tensor | None, state: Tensor | None, context: Context
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x.detach().requires_grad_()
+        wanted = [x] if state is None or not state.requires_grad else [x, state]
+        total = self._total(x, y, index, rows, state, context)
+        by_logits, *by_state = torch.autograd.grad(total, wanted, self.weight)
+        return by_logits, by_state[0] if by_state else None
+
+    def _total(
+        self, x: Tensor, y: Tensor, index: Tensor, rows: Tensor | None, state: Tensor | None, context: Context
+    ) -> Tensor:
+        """The losses of these runs; times `weight` their sum."""
+        S, B, width, K = x.shape
+        if self.row_wise:
+            kept = _Given(state)
+            value = self._value(x.reshape(-1, K), y.reshape(-1, K), rows, kept, context)
+            if kept.written is not None and self.memory is not None and rows is not None:
+                self.memory.write(rows, kept.written)
+            return value
+        each = [t.transpose(1, 2).reshape(self.R, B, K) for t in (x, y)]
+        each.append(index[:, None, :].expand(S, width, B).reshape(self.R, B))
+        if state is not None:
+            each.append(state.view(S, B, width, K).transpose(1, 2).reshape(self.R, B, K))
+        values, written = self._each_run(each, context)
+        if self.memory is not None and rows is not None and not self.memory.learned:
+            self.memory.write(rows, written.view(S, width, B, K).transpose(1, 2).reshape(-1, K))
+        return values.sum()
+
+    def _value(self, x: Tensor, y: Tensor, index: Tensor | None, state: _Given, context: Context) -> Tensor:
+        first, *others = self.loss(
+            Output(x), TensorLabels(y), replace(context, index=index, label_state=state)
+        ).values()
+        return sum(others, first)
+
+    def _each_run(self, given: list[Tensor], context: Context) -> tuple[Tensor, Tensor]:
+        """The loss of every run [R], and what each wrote into its label state [R, B, K] (its labels, if nothing)."""
+
+        def one(x: Tensor, y: Tensor, index: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            kept = _Given(state)
+            value = self._value(x, y, index, kept, context)
+            unwritten = y if state is None else state
+            return value, unwritten if kept.written is None else kept.written
+
+        if self.mapped:
+            try:
+                values, written = torch.vmap(one)(*given)
+                return values, written
+            except RuntimeError:  # data-dependent control flow, or an operation that cannot be batched
+                self.mapped = False
+        results = [one(*run) for run in zip(*given, strict=True)]
+        return torch.stack([value for value, _ in results]), torch.stack([state for _, state in results])
+
+
+class _Given:
+    """A label state of the rows in hand: what a loss reads, and what it then writes."""
+
+    def __init__(self, state: Tensor | None) -> None:
+        self.state = state
+        self.written: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Tensor:
+        assert self.state is not None
+        return self.state
+
+    def write(self, index: Tensor, values: Tensor) -> None:
+        self.written = values.detach()
+
+
+class StackedMemory:
+    """The label states of R runs in one table [R N, K]; a learned one is held over its rate, as weights are."""
+
+    def __init__(self, table: Tensor, rates: Tensor, learned: bool, dense_adam: bool, device: torch.device) -> None:
+        self.learned, self.dense = learned, dense_adam
+        self._rates = rates.repeat_interleave(len(table) // len(rates))[:, None].to(device)  # [R N, 1]
+        if learned:
+            table = table / self._rates.cpu()
+        self._read: tuple[Tensor, Tensor] | None = None
+        if dense_adam:
+            self._table = table.to(device)
+            self._slope, self._first, self._second = (torch.zeros_like(self._table) for _ in range(3))
+            self._steps = torch.zeros((), device=device)
+        else:
+            self._memory = LabelMemory(table, learned=learned, device=device)
+
+    @classmethod
+    def of(cls, loss: RemembersLabels, runs: Sequence[HeadRun], device: torch.device) -> StackedMemory:
+        """The first states of these runs, which have the same loss."""
+        table = torch.cat([loss.initial_state(run.labels, run.experiment.seed) for run in runs])
+        faster = getattr(loss, "state_lr_multiplier", 1.0)
+        rates = torch.tensor([run.experiment.lr * faster for run in runs])
+        return cls(table, rates, loss.learned, bool(getattr(loss, "dense_adam", False)), device)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """index [n] -> [n, K]; a leaf that wants gradient if the memory is learned."""
+        if not self.learned:
+            return self._memory.rows(index)
+        held = self._table.index_select(0, index) if self.dense else self._memory.rows(index)
+        self._read = index, held
+        return (held.detach() * self._rates.index_select(0, index)).requires_grad_()
+
+    def write(self, index: Tensor, values: Tensor) -> None:
+        self._memory.write(index, values)
+
+    def step(self, gradient: Tensor, factor: float) -> None:
+        """One Adam step with the gradient [n, K] of the rows last read."""
+        assert self._read is not None
+        index, held = self._read
+        if not self.dense:
+            held.grad = gradient
+            self._memory.apply_gradient(factor)
+            return
+        self._steps += 1
+        self._slope.index_copy_(0, index, gradient)
+        fused_adam([self._table], [self._slope], [self._first], [self._second], self._steps, factor)
+        self._slope.index_fill_(0, index, 0.0)
+
+
+class OneRun:
+    """The label state of one run of a block, as a loss that acts after the epoch sees it."""
+
+    def __init__(self, memory: StackedMemory, offset: int, N: int) -> None:
+        self.memory, self.offset = memory, offset
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.memory.rows(index + self.offset)
+
+    def write(self, index: Tensor, values: Tensor) -> None:
+        self.memory.write(index + self.offset, values)

@@ -1,20 +1,24 @@
 """The patch model (248,850 parameters) at 640 x 640, 130 patches an image: one training step and one inference.
 
-python benchmarks/patch_model.py               # batch 4, about a minute on one core
-python benchmarks/patch_model.py --batch 16    # the paper's batch: minutes, and 11 GB for the plain form
+python benchmarks/patch_model.py                                  # batch 4, some minutes on one core
+python benchmarks/patch_model.py --batch 8 --forms plain,plures   # 6 GB for the plain form
 
-Forms, all in one run and with the same weights: `plain` as one would write it (NCHW, float32, patches cut with unfold
-and copied, each level a batch of its own); `plures` as it is; `plures bf16` under bfloat16 autocast
-(precision=bf16-mixed); with --compile also `plures compiled` (compile=true). Beside each: FLOPs and bytes that its
-operators read and write (counted, not timed; a step as three inferences), and the share reached of what the machine
-can do, measured in the same run: float32 (or bfloat16) matrix products, and copying memory.
+Forms, each in a process of its own, in turns, with the same weights: `plain` as one would write it (NCHW, float32,
+patches cut with unfold and copied, each level a batch of its own); `plain kept` the same with
+`keep_freed_memory`; `plures` as it trains; `plures bf16` under bfloat16 autocast (precision=bf16-mixed); `plures
+compiled` (compile=true). Beside each: FLOPs and bytes that its operators read and write (counted at one image, not
+timed; a step as three inferences), and the share reached of what the machine can do, measured in the same run:
+float32 (or bfloat16) matrix products, and copying memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +34,7 @@ from plures.labels import TensorLabels
 from plures.losses import Context, losses
 from plures.models.model import Model, build_model
 from plures.models.output import Output, Tokens
+from plures.training.allocator import keep_freed_memory
 
 
 class Plain(nn.Module):
@@ -95,69 +100,115 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return found
 
 
+def made(form: str, batch: int) -> tuple[Any, Callable[[], None], Callable[[], None]]:
+    """The model of this form, its inference and its training step."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loss = losses.make("wn", reduction="image")
+    images = torch.randint(0, 256, (batch, 3, 640, 640), dtype=torch.uint8, device=device)
+    values = torch.full((batch, 80), -1, dtype=torch.int8, device=device)
+    values[:, 0] = 1
+    labels = TensorLabels(values)
+    torch.manual_seed(0)
+    model: Any = build_model("patches", "codebook", tuple(str(k) for k in range(80))).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    net = Plain(model) if "plain" in form else torch.compile(model) if "compiled" in form else model
+    half = "bf16" in form
+
+    def mode(training: bool) -> None:
+        model.train(training)
+        for module in model.modules() if "plain" in form else ():
+            if isinstance(module, nn.SiLU):
+                module.inplace = True  # as timm has it
+
+    def train() -> None:
+        mode(True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            output = net(images, maps=False)
+        sum(loss(output, labels, Context()).values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def infer() -> None:
+        mode(False)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+            net(images, maps=False)
+
+    return model, infer, train
+
+
+def measure(form: str, batch: int, steps: int, counted: bool) -> dict[str, Any]:
+    """Seconds of each step of this form, with the memory it took; or, counted, what it computes and moves an image."""
+    if form != "plain" and not torch.cuda.is_available():
+        keep_freed_memory()
+    _, infer, train = made(form, 1 if counted else batch)
+    found: dict[str, Any] = {}
+    for name, step in (("infer", infer), ("train", train)):
+        if counted:
+            with FlopCounterMode(display=False) as flops, Bytes() as moved:
+                step()
+            found[name] = (flops.get_total_flops() / 1e9, moved.total / 1e9)
+            continue
+        step()
+        found[name] = (best(step, steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    return found
+
+
+def apart(form: str, args: argparse.Namespace, counted: bool = False) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--forms", form, "--batch", str(args.batch), "--steps", str(args.steps)]
+    done = subprocess.run(
+        [*command, "--alone", *["--counted"] * counted], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def row_of(name: str, form: str, args: argparse.Namespace, times: dict[str, Any], counts: Any) -> dict[str, Any]:
+    seconds = min(times[form][name])
+    row = {"what": name, "form": form, "batch": args.batch, "threads": torch.get_num_threads()}
+    row |= {"seconds": round(seconds, 3), "slowest": round(max(times[form][name]), 3), "rounds": args.rounds}
+    row |= {"images_per_second": round(args.batch / seconds, 2)}
+    row["times_plain"] = round(min(times["plain"][name]) / seconds, 2) if "plain" in times else ""
+    if counts is None:
+        return row
+    gflop = counts["infer"][0] * (1 if name == "infer" else 3)  # torch counts grouped convolutions backwards as dense
+    top = args.machine["bfloat16" if "bf16" in form else "float32"]
+    row |= {"gflop_an_image": round(gflop, 2), "gb_an_image": round(counts[name][1], 2)}
+    row["share_of_flops"] = round(gflop * args.batch / seconds / top, 3)
+    row["share_of_bandwidth"] = round(counts[name][1] * args.batch / seconds / args.machine["copy"], 3)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=1, help="timed in each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--forms", default="plain,plain kept,plures,plures bf16")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = ceilings(device)
-    print({name: round(value, 1) for name, value in machine.items()})
-    loss = losses.make("wn", reduction="image")
-    images = torch.randint(0, 256, (args.batch, 3, 640, 640), dtype=torch.uint8, device=device)
-    values = torch.full((args.batch, 80), -1, dtype=torch.int8, device=device)
-    values[:, 0] = 1
-    labels = TensorLabels(values)
+    forms = args.forms.split(",")
+    if args.alone:
+        print(json.dumps(measure(forms[0], args.batch, args.steps, args.counted)))
+        return
+    args.machine = ceilings(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print({name: round(value, 1) for name, value in args.machine.items()})
+    times: dict[str, Any] = {form: {"infer": [], "train": []} for form in forms}
+    peaks: dict[tuple[str, str], int] = {}
+    for _ in range(args.rounds):
+        for form in forms:
+            for name, (seconds, peak) in apart(form, args).items():
+                times[form][name].append(seconds)
+                peaks[form, name] = peak
+                print(form, name, round(seconds, 3), flush=True)
     rows: list[dict[str, Any]] = []
-    forward = math.nan
-    for form in ("plain", "plures", "plures bf16", *(["plures compiled"] if args.compile else [])):
-        torch.manual_seed(0)
-        model: Any = build_model("patches", "codebook", tuple(str(k) for k in range(80))).to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        net = Plain(model) if form == "plain" else torch.compile(model) if "compiled" in form else model
-        half = "bf16" in form
-
-        def train(net: Any = net, optimizer: Any = optimizer, half: bool = half) -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                output = net(images, maps=False)
-            sum(loss(output, labels, Context()).values()).backward()  # type: ignore[union-attr]
-            optimizer.step()
-            optimizer.zero_grad()
-
-        def infer(net: Any = net, half: bool = half) -> None:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-                net(images, maps=False)
-
-        for name, step in (("infer", infer), ("train", train)):
-            model.train(name == "train")
-            counted: dict[str, Any] = {"gflop_an_image": "", "gb_an_image": ""}
-            if "compiled" not in form:
-                with FlopCounterMode(display=False) as flops, Bytes() as moved:
-                    step()
-                if name == "infer":  # torch counts grouped convolutions backwards as if they were dense
-                    forward = flops.get_total_flops() / args.batch / 1e9
-                counted = {
-                    "gflop_an_image": round(forward * (1 if name == "infer" else 3), 2),
-                    "gb_an_image": round(moved.total / args.batch / 1e9, 2),
-                }
-            else:
-                step()
-            seconds = best(step, args.steps)
-            row = {"what": name, "form": form, "batch": args.batch, "threads": torch.get_num_threads()}
-            row |= {"seconds": round(seconds, 3), "images_per_second": round(args.batch / seconds, 2)}
-            first = next((r for r in rows if r["what"] == name), row)
-            row["times_plain"] = round(first["seconds"] / seconds, 2)
-            row |= counted
-            if counted["gflop_an_image"]:
-                per_second = args.batch / seconds
-                top = machine["bfloat16" if half else "float32"]
-                row["share_of_flops"] = round(counted["gflop_an_image"] * per_second / top, 3)
-                row["share_of_bandwidth"] = round(counted["gb_an_image"] * per_second / machine["copy"], 3)
-            row |= {f"machine_{key}": round(value, 1) for key, value in machine.items()}
-            row["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            rows.append(row)
-            print(row, flush=True)
+    for form in forms:
+        counts = None if "compiled" in form else apart(form, args, counted=True)
+        for name in ("infer", "train"):
+            row = row_of(name, form, args, times, counts)
+            row |= {f"machine_{key}": round(value, 1) for key, value in args.machine.items()}
+            rows.append({**row, "peak_rss_mb": peaks[form, name]})
     print(write("patch_model", rows))
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 
 from plures.errors import PluresError
 from plures.models import build_model, embedders
-from plures.models.patches import Patches
+from plures.models.patches import Patches, folded
 
 
 def test_the_papers_setting_has_130_patches_and_248850_parameters():
@@ -80,3 +81,43 @@ def test_impossible_settings_are_refused(options, message):
 def test_an_image_smaller_than_a_patch_is_refused():
     with pytest.raises(ValueError, match="a patch has 64 pixels"):
         Patches()(torch.rand(1, 3, 63, 640))
+
+
+def test_without_gradient_patches_go_in_parts_and_norms_are_folded_to_the_same_end(monkeypatch):
+    embedder = Patches(image_size=64, levels=1, patch=16, stride=8)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(3):
+            embedder.train()(3 * images + 1)  # norms that do something
+    sizes = []
+    monkeypatch.setattr(torch.nn.SiLU, "forward", lambda self, x: sizes.append(len(x)) or torch.nn.functional.silu(x))
+    whole = embedder.eval()(images).features
+    sizes.clear()
+    with torch.no_grad():
+        parts = embedder(images).features
+    torch.testing.assert_close(parts, whole.detach(), rtol=1e-4, atol=1e-5)
+    assert set(sizes) == {16, len(whole.flatten(0, 1)) % 16}
+    assert sum(isinstance(module, BatchNormAct2d) for module in folded(embedder.cnn).modules()) == 0
+
+
+def test_activations_overwrite_their_input_only_without_gradient():
+    embedder = Patches(image_size=64, levels=0)
+    inplace = [
+        {m.inplace for m in embedder.train(on).modules() if isinstance(m, torch.nn.SiLU)} for on in (True, False)
+    ]
+    assert inplace == [{False}, {True}]
+
+
+def test_slow_depthwise_convolutions_are_trained_in_float32():
+    embedder = Patches(image_size=64, levels=0)
+    images = torch.rand(1, 3, 64, 64)
+    kinds = {}
+    for module in embedder.cnn.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
+            module.register_forward_hook(lambda m, given, result: kinds.update({m: result.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        embedder.train()(images).features.sum().backward()
+    slow = [m for m in kinds if m.stride[0] > 1 or m.kernel_size[0] > 3]
+    assert len(slow) == 3
+    assert {m: kind == torch.float32 for m, kind in kinds.items()} == {m: m in slow for m in kinds}
+    assert all(m.weight.grad.isfinite().all() for m in kinds)

@@ -8,16 +8,21 @@ codebook head for 80 classes. 640 x 640 pixels and three downsized levels are th
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from plures.models.output import Tokens
 from plures.models.parts import embedders
+
+PATCHES_AT_ONCE = 16  # on a CPU, without gradient: what lies between two layers then stays in its cache
 
 
 def variance_scaling(module: nn.Module) -> None:
@@ -27,6 +32,30 @@ def variance_scaling(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, in which each convolution does the work of the batch norm that follows it."""
+    copy = deepcopy(network).eval()
+    for parent in copy.modules():
+        before: tuple[str, nn.Module] = "", parent
+        for name, child in parent.named_children():
+            if isinstance(child, BatchNormAct2d) and isinstance(before[1], nn.Conv2d):
+                setattr(parent, before[0], fuse_conv_bn_eval(before[1], child))
+                setattr(parent, name, child.act)
+            before = name, child
+    return copy
+
+
+class _Depthwise(nn.Conv2d):
+    """A depthwise convolution that is trained in float32 on a CPU: oneDNN's backward pass in bfloat16 falls back to a
+    plain loop for strides and 5 x 5 kernels, 20 to 40 times slower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.is_cpu and self.training and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
 
 
 @embedders.part("patches", title="Multi-resolution patches", source="Jouanneau et al., blocks 1-2")
@@ -68,12 +97,27 @@ class Patches(nn.Module):
         self.project = nn.Linear(40, width)
         self.apply(variance_scaling)
         self.to(memory_format=torch.channels_last)
+        for module in self.cnn.modules():
+            if type(module) is nn.Conv2d and module.groups > 1 and (module.kernel_size[0] > 3 or module.stride[0] > 1):
+                module.__class__ = _Depthwise
 
     def forward(self, images: Tensor) -> Tokens:
         patches, boxes = self.extract(images)
-        features = self.cnn(patches.flatten(0, 1))  # [B * P, 40, patch / 8, patch / 8]
-        features = F.silu(self.project(features.mean((2, 3))))  # [B * P, D]
+        flat = patches.flatten(0, 1)  # [B * P, 3, patch, patch]
+        if flat.is_cpu and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            cnn = folded(self.cnn)
+            features = torch.cat([cnn(some).mean((2, 3)) for some in flat.split(PATCHES_AT_ONCE)])  # [B * P, 40]
+        else:
+            features = self.cnn(flat).mean((2, 3))  # of [B * P, 40, patch / 8, patch / 8]
+        features = F.silu(self.project(features))  # [B * P, D]
         return Tokens(features.view(*patches.shape[:2], self.width), boxes)  # [B, P, D]
+
+    def train(self, mode: bool = True) -> Patches:
+        """As nn.Module does. In place, an activation saves memory traffic without gradient, but costs a copy with."""
+        for module in self.modules():
+            if isinstance(module, nn.SiLU):
+                module.inplace = not mode
+        return super().train(mode)
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Block 1: images [B, 3, H, W] -> patches [B, P, 3, patch, patch] (channels last in memory), boxes [P, 4]."""

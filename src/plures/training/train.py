@@ -22,6 +22,7 @@ from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, CarriesState, ChecksLabels, PreparesForLabels
 from plures.models.model import Model, build_model, load, save
 from plures.models.parts import FitsFeatures, heads
+from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss
 from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
@@ -142,6 +143,8 @@ class Training:
         e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         if not self.fabric.is_global_zero:
             self.watch = Quiet()
         torch.manual_seed(e.seed)

@@ -88,6 +88,24 @@ def patch_part(rows: Rows) -> str:
     return f"{picture}\n\n{table(rows, columns)}"
 
 
+def grid_part(rows: Rows) -> str:
+    picture = bars(
+        "grid", "official MLSPL grid: official seconds over plures", [f"plures {row['loss']}" for row in rows],
+        [float(row["official_over_ours"]) for row in rows], limit=("aim", 100),
+    )  # fmt: skip
+    columns = {"loss": "loss", "runs": "runs", "epochs": "epochs", "threads": "threads", "seconds": "seconds"}
+    columns |= {"cpu": "CPU seconds", "official_seconds": "official, recorded", "official_over_ours": "times official"}
+    columns |= {"plain_seconds": "plain form", "plain_over_ours": "times plain", "differences": "mAP less plain's"}
+    columns["plain_permuted_differences"] = "first run: plain, columns permuted, less plain's"
+    parts = [picture, table(rows, columns)]
+    coco = results("coco_grid")
+    if coco:
+        columns = {"rows": "rows", "runs": "runs", "epochs": "epochs", "threads": "threads", "seconds": "seconds"}
+        columns |= {"whole_grid_seconds": "whole grid (25 epochs), s", "whole_grid_cpu": "whole grid, CPU s"}
+        parts += ["At the size of COCO (2,048 wide, 80 classes):", table(coco, {**columns, "peak_MB": "peak MB"})]
+    return "\n\n".join(parts)
+
+
 def metrics_part(rows: Rows) -> str:
     timed = [row for row in rows if row["images_x_classes"] == rows[0]["images_x_classes"]]
     labels = [row["what"] if row["what"].split()[0] in PEERS else f"plures {row['what']}" for row in timed]
@@ -112,6 +130,7 @@ def distributed_part(rows: Rows) -> str:
 PEERS = ("scikit-learn", "torchmetrics")
 PARTS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "images": ("Reading photos", images_part),
+    "grid": ("Linear heads on frozen features, trained together", grid_part),
     "patch_model": ("The patch model", patch_part),
     "metrics": ("Average precision", metrics_part),
     "predict": ("Prediction of long lists", predict_part),
@@ -121,6 +140,7 @@ PARTS: dict[str, tuple[str, Callable[[Rows], str]]] = {
 
 DRAWN = {
     "images": {"pipeline"},
+    "grid": {"differences"},
     "patch_model": {"form"},
     "metrics": {"extra_mb"},
     "predict": {"resume_s"},

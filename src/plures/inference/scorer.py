@@ -10,11 +10,12 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plures.data.images import Transform, Unreadable, to_image
 from plures.errors import PluresError
+from plures.inference.eight_bits import to_int8
 from plures.inference.heatmaps import region_weights
 from plures.inference.sources import Item
 from plures.models.model import Model, load
@@ -161,61 +162,7 @@ def _first(items: Iterable[Item], count: int) -> list[Item]:
     return [item for item, _ in zip(items, range(count), strict=False)]
 
 
-# --------------------------------------------------------------------------------------------------------- eight bits
-
-
-class _Features(nn.Module):
-    """A timm backbone up to its feature map, as a module that can be traced."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = cast(Any, self.backbone).forward_features(images)
-        return features
-
-
-def to_int8(model: Model, images: Tensor | None) -> None:
-    """Turn the embedder's network into 8-bit integers, its ranges measured on images uint8 [B, 3, H, W]; the head and
-    layers that have no 8-bit form stay as they are. Raises PluresError if the network cannot be traced."""
-    import warnings
-
-    from torch.ao.quantization import get_default_qconfig_mapping
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-
-    if images is None:
-        raise PluresError("--precision int8 wants readable images at the beginning of the source, to measure ranges on")
-    embedder = cast(Any, model.embedder)
-    place = next((name for name in ("backbone", "cnn") if hasattr(embedder, name)), None)
-    if place is None:
-        raise PluresError(f"--precision int8: embedder '{model.parts.embedder}' has no 8-bit form; use bfloat16")
-    network = getattr(embedder, place)
-    seen: list[Tensor] = []
-    network_input = model.normalise(images) if place == "backbone" else None
-    if network_input is None:
-        handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        with torch.inference_mode():
-            model.tokens(images[:8])
-        handle.remove()
-        network_input = seen[0].clone()
-    traced = _Features(network) if place == "backbone" else network
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            prepared = prepare_fx(traced.eval(), get_default_qconfig_mapping("x86"), (network_input[:1],))
-            with torch.no_grad():
-                for start in range(0, len(network_input), 32):
-                    prepared(network_input[start : start + 32])
-            quantised = convert_fx(prepared)
-    except Exception as error:  # tracing meets whatever a network's author wrote
-        line = " ".join(str(error).split())[:200]
-        raise PluresError(f"--precision int8: this network cannot be traced ({line}); use bfloat16") from None
-    if place == "backbone":
-        embedder.backbone.forward_features = quantised.forward
-        embedder.int8 = quantised
-    else:
-        setattr(embedder, place, quantised)
+# ------------------------------------------------------------------------------------------------- sent as bytes
 
 
 def run_bytes(run: Run) -> dict[str, bytes]:

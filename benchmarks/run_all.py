@@ -25,6 +25,7 @@ SCRIPTS = {  # name of the script: arguments that keep it short
     "metrics": ["--runs", "3"],
     "predict": [],
     "distributed": [],
+    "scaling": [],
     "label_state": [],
     "read_table": [],
 }
@@ -127,6 +128,37 @@ def distributed_part(rows: Rows) -> str:
     return table(rows, {**columns, "loss": "loss", "largest_difference_of_weights": "largest difference of weights"})
 
 
+def scaling_part(rows: Rows) -> str:
+    return f"{curves(rows)}\n\n" + table(rows, {
+        "what": "what", "over": "over", "value": "how many", "seconds": "seconds", "peak_mb": "peak MB", "runs": "n"
+    })  # fmt: skip
+
+
+def curves(rows: Rows) -> str:
+    """A picture docs/pictures/bench_scaling.png: seconds above, memory below, a column for each thing that grows."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    things = list(dict.fromkeys(row["over"] for row in rows))
+    figure, axes = plt.subplots(2, len(things), figsize=(3.1 * len(things), 5.2), layout="constrained", sharex="col")
+    for place, over in enumerate(things):
+        mine = [row for row in rows if row["over"] == over]
+        for what in dict.fromkeys(row["what"] for row in mine):
+            points = [row for row in mine if row["what"] == what]
+            for axis, measure in zip(axes[:, place], ("seconds", "peak_mb"), strict=True):
+                axis.loglog([float(r["value"]) for r in points], [float(r[measure]) for r in points], "o-", label=what)
+        axes[0, place].legend(fontsize=7)
+        axes[1, place].set_xlabel(over)
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("peak memory, MB")
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    figure.savefig(DOCS / "pictures" / "bench_scaling.png", dpi=110)
+    plt.close(figure)
+    return "![how seconds and memory grow](pictures/bench_scaling.png)"
+
+
 PEERS = ("scikit-learn", "torchmetrics")
 PARTS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "images": ("Reading photos", images_part),
@@ -135,6 +167,7 @@ PARTS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "metrics": ("Average precision", metrics_part),
     "predict": ("Prediction of long lists", predict_part),
     "distributed": ("Two processes as one", distributed_part),
+    "scaling": ("How cost grows", scaling_part),
 }
 
 
@@ -145,6 +178,7 @@ DRAWN = {
     "metrics": {"extra_mb"},
     "predict": {"resume_s"},
     "distributed": {"loss"},
+    "scaling": {"peak_mb"},
 }
 
 

@@ -18,6 +18,7 @@ from plures.training import features as features_module
 from plures.training import frozen_sweep
 from plures.training import sweep as sweep_module
 from plures.training.features import frozen_features
+from plures.training.run import Run
 from plures.training.sweep import sweep
 from plures.training.train import train
 
@@ -227,6 +228,34 @@ def test_command_line(plures, tmp_path):
     assert "say what to vary" in err
 
 
+def test_every_run_has_a_card_and_the_chosen_one_is_renewed(tmp_path):
+    found = sweep(FROZEN, tmp_path / "s", {"lr": ["1e-2", "1e-3"]}, seeds=1, dataset=coloured())
+    for folder in (tmp_path / "s" / "runs").iterdir():
+        text = (folder / "model_card.md").read_text()
+        report = json.loads((folder / "report.json").read_text())
+        assert f"- mAP {100 * report['map']:.1f} percent" in text
+        assert "squashed to 24 x 24 pixels" in text
+        whole = folder == found.chosen.folder
+        assert ("MB of weights" in text, "the head alone lies here" in text) == (whole, not whole)
+
+
+def test_a_kill_before_the_report_leaves_a_card_and_the_run_is_done_again(tmp_path, monkeypatch):
+    write_json = Run.write_json
+
+    def killed(self, name, content):
+        if name == "report.json":
+            raise KeyboardInterrupt
+        write_json(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(FROZEN, tmp_path / "s", {"lr": ["1e-2"]}, dataset=coloured())
+    (folder,) = (tmp_path / "s" / "runs").iterdir()
+    assert "percent (average precision" in (folder / "model_card.md").read_text()
+    assert sweep(FROZEN, tmp_path / "s", {"lr": ["1e-2"]}, dataset=coloured()).chosen.folder == folder
+
+
 def test_standardised_heads_trained_together_are_those_of_train(tmp_path):
     settings = FROZEN | {
         "head": {"name": "linear", "standardise": True}, "optimizer": "adamw", "weight_decay": 10.0, "loss": "auto",
@@ -234,6 +263,10 @@ def test_standardised_heads_trained_together_are_those_of_train(tmp_path):
     found = sweep(settings, tmp_path / "s", {"lr": ["1e-3"]}, seeds=1, dataset=coloured())
     assert (found.chosen.folder / frozen_sweep.HEAD).is_file()  # trained together
     alone = train(Experiment(**settings), tmp_path / "alone", dataset=coloured())
+    cards = [(folder / "model_card.md").read_text().splitlines() for folder in (found.chosen.folder, alone.path)]
+    mine, theirs = (next(line for line in card if line.startswith("Loss `")) for card in cards)
+    assert mine == theirs
+    assert "auto" not in mine
     images = torch.from_numpy(coloured().images[:4]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         torch.testing.assert_close(

@@ -79,15 +79,19 @@ class Report:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Report:
+        """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is no report."""
+        values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
+        report = read_as(cls, values | ({} if stored["interval"] else {"interval": None}))
+        if not set(AVERAGES) <= set(report.averages):
+            raise ValueError(f"averages of {', '.join(report.averages)}")
+        return report
+
+    @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read what `save` wrote (further keys in the file are ignored). Raises PluresError if it is no report."""
         try:
-            stored = parse_json(Path(path).read_text(encoding="utf-8"))
-            values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
-            report = read_as(cls, values | ({} if stored["interval"] else {"interval": None}))
-            if not set(AVERAGES) <= set(report.averages):
-                raise ValueError(f"averages of {', '.join(report.averages)}")
-            return report
+            return cls.from_dict(parse_json(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

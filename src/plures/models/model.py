@@ -116,17 +116,21 @@ def assemble(embedder: Embedder, parts: Parts, classes: tuple[str, ...], preproc
 def save(model: Model, folder: str | Path) -> None:
     """Write `model.safetensors` and `model.json`, each whole or not at all."""
     folder = Path(folder)
-    spec = {
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with writing(folder / WEIGHTS) as new:
+        save_file(tensors, new)
+    with writing(folder / SPEC) as new:
+        new.write_text(json.dumps(described(model), indent=2) + "\n", encoding="utf-8")
+
+
+def described(model: Model) -> dict[str, Any]:
+    """What `model.json` says: everything that the model is but its weights."""
+    return {
         "plures": plures.__version__,
         "classes": list(model.classes),
         "parts": asdict(model.parts),
         "preprocessing": asdict(model.preprocessing),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with writing(folder / WEIGHTS) as new:
-        save_file(tensors, new)
-    with writing(folder / SPEC) as new:
-        new.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:

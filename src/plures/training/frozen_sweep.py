@@ -1,6 +1,6 @@
 """The runs of a sweep that are linear heads on frozen features: features once, heads together, light run folders.
 
-A light run folder has everything that tables and reports read (experiment, environment, log, report) and
+A light run folder has everything that tables and reports read (experiment, environment, log, report), a model card, and
 head.safetensors, the head alone; `complete` makes an ordinary run folder of it, which predicts.
 """
 
@@ -29,11 +29,13 @@ from plures.files import writing
 from plures.labels import Labels
 from plures.losses import losses
 from plures.models.linear import Linear
-from plures.models.model import WEIGHTS, Model, build_model, save
+from plures.models.model import SPEC, WEIGHTS, Model, build_model, described, save
+from plures.training.auto import choose_loss
 from plures.training.data import Prepared, prepare, read_data, selection, with_splits
 from plures.training.evaluate import make_fabric, report_of
 from plures.training.features import feature_key, feature_statistics, frozen_features
 from plures.training.fit import Scores
+from plures.training.model_card import write_card
 from plures.training.run import Run, environment
 from plures.training.sweep_run import SweepRun
 from plures.training.together import FrozenData, HeadRun, TrainedHead, train_together, why_not
@@ -170,7 +172,10 @@ class Bench:
         run, made = runs[place], made_runs[place]
         shared, prepared = self._behind[id(made)]
         folder = Run(run.folder) if run.begun() else Run.create(run.folder, run.experiment)
-        folder.write_json("environment.json", environment(prepared.train))
+        part = run.experiment.loss
+        if part.name == AUTO:
+            part, _ = choose_loss(prepared.train.labels, run.experiment.head.name)
+        folder.write_json("environment.json", {**environment(prepared.train), "loss": part.name})
         if head.failed:
             run.failed(head.failed)
             return
@@ -178,14 +183,18 @@ class Bench:
         with writing(run.folder / HEAD) as temporary:
             state = {"classifier.weight": head.weight.contiguous(), "classifier.bias": head.bias}
             save_file({**state, **shared.buffers}, temporary)
-        where = "test" if prepared.test is not None else "val"
+        folder.write_json(SPEC, described(self._model(run.experiment)))
         if prepared.test is None and prepared.val is None:
+            write_card(folder)
             return
+        where = "test" if prepared.test is not None else "val"
         logits, judged = self.test_logits(made, head)
         report = report_of(logits, judged, run.experiment)
         score = None if math.isnan(head.best.score) else head.best.score
         selected = {"by": made.select, "epoch": head.best.epoch, "score": score}
-        folder.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})
+        evaluation = {**report.to_dict(), "split": where, "selected": selected}
+        write_card(folder, evaluation)
+        folder.write_json("report.json", evaluation)
 
 
 def untrained(e: Experiment, classes: tuple[str, ...]) -> Model:
@@ -205,6 +214,7 @@ def complete(folder: str | Path) -> None:
     model = untrained(run.experiment, classes)
     cast(nn.Module, model.head).load_state_dict(load_file(folder / HEAD))
     save(model, folder)
+    write_card(run)
 
 
 def _rows(features: Features, mask: NDArray[np.bool_]) -> Features:

@@ -26,20 +26,27 @@ KINDS = {
 }
 
 
-def write_card(run: Run) -> None:
-    """Write `model_card.md` into the run folder; one that a person has made their own is left alone."""
+def write_card(run: Run, evaluation: dict[str, Any] | None = None) -> None:
+    """Write `model_card.md` into the run folder; one that a person has made their own is left alone.
+
+    evaluation: what report.json is going to hold, where it is not written yet.
+    """
     path = run.path / CARD
     if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
         return
-    text = model_card(run)
+    text = model_card(run, evaluation)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def model_card(run: Run) -> str:
-    """The card of a trained run, as Markdown: made of the files in its folder and nothing else."""
-    spec, environment, evaluation = (_read(run.path / name) for name in (SPEC, "environment.json", "report.json"))
-    report = Report.load(run.path / "report.json") if evaluation else None
+def model_card(run: Run, evaluation: dict[str, Any] | None = None) -> str:
+    """The card of a trained run, as Markdown: made of the files in its folder (and of `evaluation`, if given)."""
+    spec, environment = _read(run.path / SPEC), _read(run.path / "environment.json")
+    report = None
+    if evaluation is not None:
+        report = Report.from_dict(evaluation)
+    elif evaluation := _read(run.path / "report.json"):
+        report = Report.load(run.path / "report.json")
     sections = {
         f"{len(spec['classes'])} tags for a photo": _model(run, spec),
         "What it was trained on": _trained_on(run, environment),
@@ -72,12 +79,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _model(run: Run, spec: dict[str, Any]) -> list[str]:
     e, shown = run.experiment, spec["preprocessing"]
-    megabytes = (run.path / WEIGHTS).stat().st_size / 1e6
+    weights = run.path / WEIGHTS
+    size = "of both, the head alone lies here"  # a run of a sweep that was not chosen
+    if weights.is_file():
+        size = f"{weights.stat().st_size / 1e6:.1f} MB of weights"
     side = shown["image_size"]
     return [
         f"It gives each of these classes a probability of its own: {', '.join(spec['classes'])}.",
         "",
-        f"Embedder {_part(e.embedder)}; head {_part(e.head)}; {megabytes:.1f} MB of weights. A photo is turned upright,"
+        f"Embedder {_part(e.embedder)}; head {_part(e.head)}; {size}. A photo is turned upright,"
         f" squashed to {side} x {side} pixels ({shown['interpolation']}) and normalised inside.",
     ]
 

@@ -1,7 +1,7 @@
 """Speed of exported files on a CPU against torch eager. (What 8 bits cost in mAP: benchmarks/export_int8.py.)
 
     OMP_NUM_THREADS=1 PLURES_SHARED=... python benchmarks/export.py [--rounds 15] [--threads 1]
-        [--only mobilenetv2] [--folder FILES]
+        [--only mobilenetv2] [--folder FILES] [--forms onnx openvino]
 
 --only: the models whose names begin so; rows of others stay. --folder: keeps the exported files, and takes those that
 lie there (with --rounds 0 they are made and nothing is timed).
@@ -20,6 +20,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,13 @@ FORMS: dict[str, tuple[formats.Format, Int8 | None]] = {
 }
 
 
-def runners(run: Run, folder: Path, calibration: str, threads: int) -> dict[str, tuple[formats.Runner, float]]:
-    """Each form of the model and its size in MB."""
+def runners(
+    run: Run, folder: Path, calibration: str, threads: int, wanted: Sequence[str]
+) -> dict[str, tuple[formats.Runner, float]]:
+    """Each wanted form of the model and its size in MB."""
     found: dict[str, tuple[formats.Runner, float]] = {}
-    for name, (to, int8) in FORMS.items():
+    for name in wanted:
+        to, int8 = FORMS[name]
         path = folder / f"{name.replace(' ', '_')}{room.SUFFIX[to]}"
         if not path.is_file():
             made = export(run, to, path, int8=int8, calibration=calibration if int8 == "static" else None)
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
@@ -130,13 +135,15 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 files = (args.folder or Path(folder)) / name.split()[0]
                 files.mkdir(parents=True, exist_ok=True)
-                rows += rows_of(name, Path(folder) / "run", files, args.rounds, args.threads)
+                rows += rows_of(name, Path(folder) / "run", files, args.rounds, args.threads, args.forms)
     if args.rounds:
         others = [row for row in read_rows("export_speed") if not row["model"].startswith(args.only)]
         print(write("export_speed", others + rows))
 
 
-def rows_of(name: str, folder: Path, files: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
+def rows_of(
+    name: str, folder: Path, files: Path, rounds: int, threads: int, wanted: Sequence[str]
+) -> list[dict[str, Any]]:
     """Make a model, its run folder and its files, and time them."""
     embedder, head, options, classes = MODELS[name]
     torch.manual_seed(0)
@@ -147,7 +154,7 @@ def rows_of(name: str, folder: Path, files: Path, rounds: int, threads: int) -> 
     print(name, flush=True)
     photos = str(SHARED / "data" / "voc12" / "VOCdevkit" / "VOC2012" / "JPEGImages")
     forms: dict[str, tuple[formats.Runner, float]] = {"torch eager": (eager(model), _megabytes(model))}
-    forms |= runners(run, files, photos, threads)
+    forms |= runners(run, files, photos, threads, wanted)
     return [row for batch in (1, 8) for row in measure(name, batch, forms, rounds)] if rounds else []
 
 

@@ -311,6 +311,12 @@ def test_eight_bits_are_smaller_and_their_cost_is_told(tmp_path, how):
     assert plain.agreement.exact < small.agreement.exact < 0.3
 
 
+@needs_openvino
+def test_what_openvino_cannot_run_is_one_line():
+    with pytest.raises(WorkFailed, match="this model cannot be exported to openvino"):
+        formats.run_openvino(b"<net/>", b"")
+
+
 def test_a_linear_head_becomes_bytes(tmp_path):
     model = make_model(head="linear")
     proto = formats.onnx_of(Graph(model, Thresholds.constant(CLASSES), maps=False))

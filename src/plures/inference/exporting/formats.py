@@ -143,11 +143,11 @@ def run_openvino(xml: bytes, weights: bytes, threads: int = 0) -> Runner:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(model=xml, weights=weights)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(model, "CPU", settings)
+    with one_line_failure("openvino"):  # its own passes trip over some graphs, such as the patch model's in 8 bits
+        compiled = core.compile_model(core.read_model(model=xml, weights=weights), "CPU", settings)
     names = [output.any_name for output in compiled.outputs]
     return lambda images: dict(zip(names, (np.array(v) for v in compiled(images).values()), strict=True))
 

@@ -1,11 +1,12 @@
 # Two commands do everything on a fresh machine with python 3.11+ and pip: `make demo` and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
+OLDEST ?= .venv-oldest
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 SHELL  := /bin/bash
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test test-oldest check format bench docs clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,9 +20,17 @@ demo: $(VENV)/.installed  ## train three models on built-in scenes and show them
 test: $(VENV)/.installed  ## every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+$(OLDEST)/.installed: pyproject.toml tests/oldest.txt
+	python3.11 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -e ".[dev]" -c tests/oldest.txt
+	touch $@
+
+test-oldest: $(OLDEST)/.installed  ## the fast tests with the oldest python and packages that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+
 check: $(VENV)/.installed  ## ruff, mypy and the fast tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/mypy tests/user_script.py
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 format: $(VENV)/.installed

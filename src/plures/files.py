@@ -9,7 +9,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +54,8 @@ def clear_left(folder: str | Path) -> None:
     for left in Path(folder).glob(f".*.{_HOST}.*.tmp"):
         process = left.name.split(".")[-2]
         if process.isdigit() and not _alive(int(process)):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk: what wants to write there will say so
+                left.unlink()
 
 
 def _alive(process: int) -> bool:

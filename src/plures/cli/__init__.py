@@ -62,5 +62,9 @@ def main() -> None:
         if os.environ.get("PLURES_TRACEBACK"):
             raise
         line = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
+            where = f"{error.filename}: " if error.filename else ""
+            errors.print(f"plures: {where}{error.strerror}", markup=False)
+            sys.exit(1)
         errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where", markup=False)
         sys.exit(1)

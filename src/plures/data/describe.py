@@ -173,7 +173,6 @@ def pictures(dataset: Dataset, description: Description, folder: str | Path) -> 
     from plures.data.plots import co_occurrence_plot, example_sheet
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return [
         example_sheet(dataset, folder / "examples.png"),
         co_occurrence_plot(description.classes, description.co_occurrence, description.counts.present, folder),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
 from plures.data.images import to_image
+from plures.files import writing
 
 COLUMNS, ROWS = 6, 4  # of the sheet
 MOST_CLASSES = 40  # in the co-occurrence plot: beyond, names cannot be read
@@ -31,7 +32,8 @@ def example_sheet(dataset: Dataset, path: Path, seed: int = 0) -> Path:
         below = {"transform": axes.transAxes, "ha": "center", "va": "top", "fontsize": 8}
         axes.text(0.5, -0.03, _plain(shorten(tags or "(no tag)", 34, placeholder=" ...")), **below)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return path
 
 
@@ -56,7 +58,8 @@ def co_occurrence_plot(
     figure.colorbar(shown, ax=axes, label="percent of the images", fraction=0.046)
     figure.tight_layout()
     path = folder / "co_occurrence.png"
-    figure.savefig(path, dpi=110)
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return path
 
 

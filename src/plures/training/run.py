@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from plures.data.dataset import Dataset
-from plures.errors import PluresError
+from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.files import clear_left, parse_json, read_json_lines, writing
 from plures.metrics.report import kind_of
@@ -87,7 +87,11 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process at a time writes into a run folder; the lock goes with the process, however it ends."""
-        with (self.path / ".lock").open("w") as handle:
+        try:
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise WorkFailed(f"{self.path}: cannot be written ({error.strerror}); what is there is intact") from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -15,8 +15,13 @@ from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.files import clear_left, writing
+from plures.inference.predict import predict
 from plures.labels import Labels
+from plures.models import memory
+from plures.models.model import Model, build_model
 from plures.training import fit as fit_module
+from plures.training.evaluate import scored_split
+from plures.training.features import frozen_features
 from plures.training.label_state import LabelMemory
 from plures.training.progress import Quiet
 from plures.training.run import Run
@@ -148,9 +153,107 @@ def test_out_of_memory_is_one_line_and_what_was_kept_stays(tmp_path, monkeypatch
         return real(self, *arguments)
 
     monkeypatch.setattr(fit_module.Step, "forward", forward)
-    with pytest.raises(WorkFailed, match=r"out of memory in epoch 2 .* smaller batch_size or image_size"):
+    with pytest.raises(
+        WorkFailed, match=r"out of memory in epoch 2 .* use accumulate=2 .* smaller batch_size or image_size"
+    ):
         train(Experiment(**SMALL), tmp_path / "run", dataset=data)
     assert Run(tmp_path / "run").load_checkpoint()["epoch"] == 0
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: not enough memory")])  # fmt: skip
+def test_the_optimizer_may_run_out_of_memory(tmp_path, monkeypatch, error):
+    def step(*arguments):
+        raise error
+
+    monkeypatch.setattr(fit_module, "_optimizer_step", step)
+    with pytest.raises(WorkFailed, match="out of memory in epoch 1"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=photos(tmp_path))
+
+
+class Small:
+    """A memory in which at most `most` images fit; `seen`: sizes of the batches that did."""
+
+    def __init__(self, monkeypatch, most, error):
+        self.seen, real = [], Model.tokens
+
+        def tokens(model, images):
+            if len(images) > most:
+                raise error
+            self.seen.append(len(images))
+            return real(model, images)
+
+        monkeypatch.setattr(Model, "tokens", tokens)
+        memory._say.cache_clear()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run on 64 photos, the whole of them for validation or test."""
+    data = photos(tmp_path, 64)
+    return train(Experiment(**SMALL | {"epochs": 1}), tmp_path / "run", dataset=data), data
+
+
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_evaluation_goes_on_in_halves_where_memory_is_short(trained, monkeypatch, caplog):
+    run, data = trained
+    whole, _ = scored_split(run, data, "train", None, False)
+    small = Small(monkeypatch, 10, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    halved, _ = scored_split(run, data, "train", None, False)
+    np.testing.assert_allclose(halved, whole, atol=1e-5)
+    assert small.seen == [8, 8, 8, 8]  # 32 do not fit, nor do 16
+    assert [r.getMessage() for r in caplog.records if r.name == "plures"] == [
+        "out of memory on a batch of 32 images; going on in halves, slower but with the same scores"
+    ]
+
+
+def test_predictions_go_on_in_halves_where_memory_is_short(trained, tmp_path, monkeypatch, caplog):
+    run, _ = trained
+    (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(23)))
+
+    def predicted(name):
+        predict(run, tmp_path / "list.txt", tmp_path / name, batch_size=9, heatmaps=tmp_path / f"{name} maps")
+        rows = [line.split(",") for line in (tmp_path / name).read_text().splitlines()[1:]]
+        pictures = sorted(p.name for p in (tmp_path / f"{name} maps").glob("*"))
+        return [r[0] for r in rows], np.array([r[2:] for r in rows], float), pictures
+
+    names, scores, pictures = predicted("whole.csv")
+    small = Small(monkeypatch, 5, OUT)
+    again, halved, painted = predicted("halved.csv")
+    np.testing.assert_allclose(halved, scores, atol=1e-5)
+    assert (again, painted) == (names, pictures)
+    assert small.seen == [4, 4, 1, 4, 4, 1, 4, 1]
+    assert [r.name for r in caplog.records].count("plures") == 1
+
+
+@pytest.mark.parametrize("head", ["linear", "codebook"])  # the mean of the tokens, and all of them
+def test_features_are_computed_in_halves_where_memory_is_short(tmp_path, monkeypatch, head):
+    data = photos(tmp_path)
+    model = build_model("small_conv", head, data.classes, {"image_size": 16})
+    tables = []
+    for most in (99, 3):
+        monkeypatch.setenv("PLURES_CACHE", str(tmp_path / f"cache{most}"))
+        small = Small(monkeypatch, most, OUT)
+        tables.append(frozen_features(model, data, pooled=head == "linear", device=torch.device("cpu")))
+    np.testing.assert_allclose(tables[1], tables[0], rtol=1e-2 if head == "codebook" else 1e-4, atol=1e-5)
+    assert set(small.seen) == {2}
+
+
+def test_a_single_image_too_large_for_memory_is_one_line(trained, monkeypatch):
+    run, data = trained
+    Small(monkeypatch, 0, OUT)
+    with pytest.raises(WorkFailed, match="out of memory on a single image; use a smaller image_size"):
+        scored_split(run, data, "test", None, False)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(trained, monkeypatch):
+    run, data = trained
+    small = Small(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        scored_split(run, data, "test", None, False)
+    assert small.seen == []
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from plures.errors import PluresError
 from plures.inference.eight_bits import to_int8
 from plures.inference.heatmaps import region_weights
 from plures.inference.sources import Item
+from plures.models.memory import Halving, joined
 from plures.models.model import Model, load
 from plures.models.output import Output
 from plures.training.evaluate import make_fabric, thresholds_of
@@ -65,6 +67,8 @@ class Scorer:
         self.model: Model = load(run.path).to(self.device).eval()
         self.thresholds = thresholds_of(run, self.model.classes, threshold)
         self.precision = precision
+        self._with_maps = Halving(partial(self._run, maps=True), joined)  # maps need more memory
+        self._without = Halving(partial(self._run, maps=False), joined)
         if precision == "int8":
             if self.device.type != "cpu":
                 raise PluresError("--precision int8 is for CPUs; on a GPU use --precision bfloat16")
@@ -87,6 +91,9 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, images: Tensor, maps: bool = False) -> Output:
         """uint8 images [B, 3, H, W] -> Output."""
+        return (self._with_maps if maps else self._without)(images)
+
+    def _run(self, images: Tensor, maps: bool) -> Output:
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             output: Output = self.model(images.to(self.device, non_blocking=True), maps=maps)

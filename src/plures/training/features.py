@@ -22,6 +22,7 @@ from plures.data.images import Transform
 from plures.data.loading import ImageBatches, Order
 from plures.errors import WorkFailed
 from plures.files import claim, clear_left, writing
+from plures.models.memory import Halving
 from plures.models.model import Model
 from plures.models.output import grid_boxes
 
@@ -111,10 +112,14 @@ def _compute(
     batches = ImageBatches(left, transform, Order(len(left), batch_size), workers)
     model = model.to(device).eval()
     saved = time.monotonic()
+
+    def run(images: Tensor) -> Tensor:
+        features = model.tokens(images.to(device)).features  # [B, P, D]
+        return (features.mean(1, keepdim=True).float() if pooled else features.half()).cpu()
+
+    compute = Halving(run, torch.cat)
     for batch in batches.epoch(0) if len(left) else ():
-        features = model.tokens(batch.inputs.to(device)).features  # [B, P, D]
-        features = features.mean(1, keepdim=True).float() if pooled else features.half()
-        rows = features.cpu().numpy()
+        rows = compute(batch.inputs).numpy()
         if table is None:
             table = _claimed(part, rows.dtype, (len(dataset), *rows.shape[1:]))
         table[done : done + len(rows)] = rows

@@ -25,6 +25,7 @@ from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
 from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, RemembersLabels
+from plures.models.memory import Halving, out_of_memory
 from plures.models.output import Output, Tokens
 from plures.training.history import ScoreHistory
 from plures.training.label_state import LabelMemory, load_table
@@ -205,7 +206,8 @@ def train_epoch(
             sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
         images += batch.total or len(batch.index)
         if batch.last:
-            _optimizer_step(machine, experiment, fabric)
+            with _clear_errors(phase.name, epoch):  # the first step allocates what the optimizer keeps
+                _optimizer_step(machine, experiment, fabric)
             if machine.memory is not None and machine.memory.learned:
                 state_lr = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
                 machine.memory.apply_gradient(state_lr, loss_scale=scale)
@@ -240,10 +242,15 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
     net.eval()
     table: Scores | None = None
     seen = 0
-    for batch in batches.epoch(0):
+
+    def run(inputs: Tensor) -> Tensor:
         with fabric.autocast():
-            output: Output = net(batch.to(fabric.device).inputs, maps=False)
-        logits = gather(output.logits.float(), batch.total).cpu().numpy()
+            output: Output = net(inputs.to(fabric.device, non_blocking=True), maps=False)
+        return output.logits.float()
+
+    score = Halving(run, torch.cat)
+    for batch in batches.epoch(0):
+        logits = gather(score(batch.inputs), batch.total).cpu().numpy()
         if table is None:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
         table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits
@@ -345,9 +352,10 @@ class _clear_errors:  # noqa: N801 (used as a statement)
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+        if out_of_memory(error):
             raise WorkFailed(
-                f"out of memory in {self.where}; the epochs before it are kept; use a smaller batch_size or image_size"
+                f"out of memory in {self.where}; the epochs before it are kept; use accumulate=2 or more (the same"
+                " batch in pieces), or a smaller batch_size or image_size"
             ) from None
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise PluresError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plures.data.images import Transform
 from plures.inference.heatmaps import COLOURS, OPACITY, paint, region_weights
+from plures.models.memory import Halving, joined
 from plures.models.model import load
 from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
@@ -49,12 +50,14 @@ class Scoring:
         p = self.model.preprocessing
         self.transform = Transform(p.image_size, "none", p.interpolation)
         self.boxes: NDArray[Any] = np.empty((0, 4))
+        self._with_maps = Halving(lambda pixels: self.model(pixels.to(self.device), maps=True), joined)
+        self._without = Halving(lambda pixels: self.model(pixels.to(self.device), maps=False), joined)
         self(torch.zeros(1, 3, p.image_size, p.image_size, dtype=torch.uint8), True)  # the first call is a slow one
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, maps: bool) -> list[tuple[NDArray[np.float64], NDArray[Any] | None]]:
         """uint8 pixels [B, 3, S, S] -> for each image probabilities [K] and, if wanted, weights of regions [K, P]."""
-        output = self.model(pixels.to(self.device), maps=maps)
+        output = (self._with_maps if maps else self._without)(pixels)
         scores = self.thresholds.probabilities(output.logits.double().cpu().numpy())
         if not maps:
             return [(s, None) for s in scores]

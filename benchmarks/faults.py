@@ -374,8 +374,9 @@ def attacked(name: str, kills: int, root: Path) -> list[dict[str, Any]]:
     """The rows of one kind of command."""
     small: dict[str, Any] = {"device": "cpu", "workers": 0, "loss": "role", "supervision": "single_positive"}
     if name == "train":
-        data = {"name": "scenes", "train": 64, "val": 24, "test": 24}
-        return [killed("train", training(Experiment(data=data, epochs=3, **small).to_settings()), kills, True, root)]
+        data = {"name": "scenes", "train": 24, "val": 8, "test": 8, "size": 32}
+        small |= {"embedder": {"name": "small_conv", "image_size": 32}, "epochs": 2}
+        return [killed("train", training(Experiment(data=data, **small).to_settings()), kills, True, root)]
     if name == "features":
         for i, kind in enumerate(("cat", "dog", "sofa")):
             (root / "classes").mkdir(exist_ok=True)

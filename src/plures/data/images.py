@@ -65,6 +65,8 @@ def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """
     try:
         with Image.open(opened(path)) as image:
+            if image.format == "EPS":  # which Pillow would let Ghostscript run
+                raise Unreadable(f"{path}: PostScript, which is a program and no image")
             if image.width * image.height > MAX_PIXELS:
                 raise Unreadable(f"{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
             if at_least is not None:

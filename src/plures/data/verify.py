@@ -76,6 +76,8 @@ def _look(path: str, decode: bool, max_pixels: int) -> Problem | None:
             with Image.open(source) as image:
                 width, height = image.size
                 kind = image.format
+                if kind == "EPS":  # which Pillow would let Ghostscript run
+                    return Problem(path, None, "PostScript, which is a program and no image", expected)
                 if width * height > max_pixels:
                     expected = f"at most {max_pixels:,} pixels"
                     return Problem(path, None, f"image of {width:,} x {height:,} pixels is too large", expected)

@@ -41,10 +41,15 @@ def is_address(path: str) -> bool:
 def opened(path: str | Path) -> str | Path | BytesIO:
     """What Pillow can open: the path itself, or the bytes at an address or in a stretch of a file.
 
-    `FILE#OFFSET:LENGTH` is a stretch, as of a tar that is not unpacked (see `data/shards.py`).
+    `FILE#OFFSET:LENGTH` is a stretch, as of a tar that is not unpacked (see `data/shards.py`);
+    `FILE.parquet#GROUP/ROW` a cell (see `data/parquet_shards.py`).
     """
     text = str(path)
     file, mark, stretch = text.rpartition("#")
+    if mark and file.endswith(".parquet"):
+        from plures.data.parquet_shards import photo  # which reads tables, and these look at images
+
+        return photo(file, stretch)
     offset, colon, length = stretch.partition(":")
     if mark and colon and offset.isdigit() and length.isdigit():
         with fsspec.open(file, "rb", cache_type="none") if is_address(file) else open(file, "rb") as handle:

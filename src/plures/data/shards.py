@@ -1,4 +1,5 @@
-"""Shards: tar files of photos and their tags (the WebDataset form), read where they lie and never unpacked.
+"""Shards: files of many photos and their tags, read where they lie and never unpacked: tars (the WebDataset form) here,
+Parquet in `data/parquet_shards.py`.
 
 A sample is the files of a tar that share a name up to the first dot: a photo (`000017.jpg`) and its tags, as JSON
 (`000017.json`: {"tags": ["cat"], "absent": ["dog"], "split": "train"}) or as text (`000017.txt` or `.cls`: cat;sofa).
@@ -20,10 +21,12 @@ import numpy as np
 
 from plures.data.dataset import Dataset, formats
 from plures.data.images import IMAGE_SUFFIXES
+from plures.data.parquet_shards import holds_images, read_parquet
 from plures.errors import BadData, PluresError, Problem
 from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
+KINDS = (".tar", ".parquet")
 BLOCK = 1 << 16  # bytes fetched at once while headers are read: photos in between are jumped over
 
 
@@ -37,9 +40,9 @@ class _Sample:
     split: str = ""
 
 
-@formats.part("shards", title="Tar shards of photos and tags, on a disk or at an address (WebDataset)")
+@formats.part("shards", title="Shards of photos and tags, on a disk or at an address: tar (WebDataset) or Parquet")
 class Shards:
-    """complete: a tag that is not given is absent, not unknown. separator: between tags in a text file."""
+    """complete: a tag that is not given is absent, not unknown. separator: between tags in a text file or cell."""
 
     def __init__(self, *, complete: bool = False, separator: str = ";") -> None:
         if not separator:
@@ -47,12 +50,16 @@ class Shards:
         self.complete, self.separator = complete, separator
 
     def recognises(self, path: str) -> bool:
-        """A tar, or a folder with tars directly in it."""
-        return bool(path) and (path.endswith(".tar") or (os.path.isdir(path) and any(Path(path).glob("*.tar"))))
+        """A tar, a Parquet file with photos in it, or a folder with one of these directly in it."""
+        if os.path.isdir(path):
+            return any(Path(path).glob("*.tar")) or holds_images(next(Path(path).glob("*.parquet"), ""))
+        return path.endswith(".tar") or (path.endswith(".parquet") and holds_images(path))
 
     def read(self, path: str) -> tuple[Dataset, list[Problem]]:
-        """path: a tar, a folder of tars, or an address of either; `*` stands for anything."""
-        files = find_shards(path)
+        """path: a tar or Parquet file, a folder of such, or an address of either; `*` stands for anything."""
+        files, name = find_shards(path), path.rstrip("/").rsplit("/", 1)[-1]
+        if files[0].endswith(".parquet"):
+            return read_parquet(files, self.separator, self.complete, name)
         samples, problems = list[_Sample](), list[Problem]()
         for file in files:
             samples += [s for s in self._samples(file, problems).values() if s.image]
@@ -64,7 +71,7 @@ class Shards:
             values[row, [column[t] for t in sample.tags]] = PRESENT
         splits = np.array([s.split for s in samples], np.str_) if any(s.split for s in samples) else None
         images = [s.image for s in samples]
-        return Dataset(images, Labels(values), classes, splits, name=path.rstrip("/").rsplit("/", 1)[-1]), problems
+        return Dataset(images, Labels(values), classes, splits, name=name), problems
 
     def _samples(self, file: str, problems: list[Problem]) -> dict[str, _Sample]:
         """The samples of a tar by name."""
@@ -107,16 +114,19 @@ class Shards:
 
 
 def find_shards(path: str) -> list[str]:
-    """The tars that a path or address means, in order. Raises PluresError if there is none."""
+    """The tars, or else the Parquet files, that a path or address means, in order. Raises PluresError if there is none
+    or if they are of both kinds."""
     fs, root = fsspec.core.url_to_fs(path)
     if "*" in root:
         found = fs.glob(root)
     elif fs.isdir(root):
-        found = [name for name in fs.ls(root, detail=False) if name.endswith(".tar")]
+        found = [name for name in fs.ls(root, detail=False) if name.endswith(KINDS)]
     else:
         found = [root] if fs.exists(root) else []
     if not found:
-        raise PluresError(f"{path}: no shards there; expected a .tar, a folder of .tar files, or an address of these")
+        raise PluresError(f"{path}: no shards there; expected .tar or .parquet, a folder of these, or an address")
+    if len({name.rpartition(".")[2] for name in found}) > 1:
+        raise PluresError(f"{path}: shards of two kinds; name one, as in {path.rstrip('/')}/*.tar")
     _, mark, _ = path.partition("://")
     return [fs.unstrip_protocol(name) if mark else name for name in sorted(map(str, found))]
 

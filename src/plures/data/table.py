@@ -82,27 +82,7 @@ class Table:
         problems: list[Problem] = []
         layout, batches = self._open(file, problems)
         problems[:0] = layout.notices
-        gathered = Gathered()
-        tags, absent = TagPairs(self.separator), TagPairs(self.separator)
-        for rows in batches:
-            first = len(gathered.images)
-            keep = _usable(rows, layout, file, problems)
-            if rows.codes is not None:
-                gathered.codes.append(rows.codes[keep] if not keep.all() else rows.codes)
-            else:
-                for pairs, column in ((tags, rows.tags), (absent, rows.absent)):
-                    if column is not None:
-                        _add(pairs, column.filter(pa.array(keep)), first, file)
-            gathered.numbers.append(rows.numbers[keep])
-            gathered.images += [image for image, good in zip(rows.images, keep.tolist(), strict=True) if good]
-            if rows.splits is not None:
-                gathered.splits.append(np.array(rows.splits, np.str_)[keep])
-        if not gathered.images and not problems:
-            problems.append(Problem(str(file), None, "the table has no rows", "an image a row"))
-        if layout.classes:
-            values, classes = _stack(gathered.codes, len(layout.classes)), tuple(layout.classes)
-        else:
-            values, classes = _scatter(tags, absent, gathered, file, problems)
+        gathered, values, classes = gather(batches, layout, self.separator, file, problems)
         return self._finish(file, gathered, values, classes, problems)
 
     # ------------------------------------------------------------------------------------------------- the two files
@@ -158,6 +138,33 @@ class Table:
         return str(file.parent)
 
 
+def gather(
+    batches: Iterator[Rows], layout: Layout, separator: str, file: Path, problems: list[Problem]
+) -> tuple[Gathered, NDArray[np.int8], tuple[str, ...]]:
+    """The usable rows of a table, their labels int8 [N, K] and the classes; the other rows become problems. A row that
+    contradicts itself is marked with a code above 1, see `merge_duplicates`."""
+    gathered = Gathered()
+    tags, absent = TagPairs(separator), TagPairs(separator)
+    for rows in batches:
+        first = len(gathered.images)
+        keep = _usable(rows, layout, file, problems)
+        if rows.codes is not None:
+            gathered.codes.append(rows.codes[keep] if not keep.all() else rows.codes)
+        else:
+            for pairs, column in ((tags, rows.tags), (absent, rows.absent)):
+                if column is not None:
+                    _add(pairs, column.filter(pa.array(keep)), first, file)
+        gathered.numbers.append(rows.numbers[keep])
+        gathered.images += [image for image, good in zip(rows.images, keep.tolist(), strict=True) if good]
+        if rows.splits is not None:
+            gathered.splits.append(np.array(rows.splits, np.str_)[keep])
+    if not gathered.images and not problems:
+        problems.append(Problem(str(file), None, "the table has no rows", "an image a row"))
+    if layout.classes:
+        return gathered, _stack(gathered.codes, len(layout.classes)), tuple(layout.classes)
+    return gathered, *_scatter(tags, absent, gathered, file, problems)
+
+
 def _below(folder: str, images: list[str]) -> list[str]:
     """Paths of the images, those that are not absolute below the folder (os.path.join, much faster for a million)."""
     start = os.path.join(folder, "")
@@ -191,7 +198,7 @@ def _text_rows(file: Path, header: delimited.Header, layout: Layout, problems: l
             continue
         numbers, table, found = delimited.parse(block, line, header, layout.wanted, file)
         problems += found
-        yield _rows_of(numbers, table, layout)
+        yield rows_of(numbers, table, layout)
 
 
 def parquet_batches(parquet: Any, columns: list[str], file: Path) -> Iterator[Any]:
@@ -210,10 +217,12 @@ def _parquet_rows(parquet: Any, layout: Layout, file: Path) -> Iterator[Rows]:
     for batch in parquet_batches(parquet, layout.wanted, file):
         numbers = np.arange(first, first + batch.num_rows)
         first += batch.num_rows
-        yield _rows_of(numbers, pa.Table.from_batches([batch]).combine_chunks(), layout)
+        yield rows_of(numbers, pa.Table.from_batches([batch]).combine_chunks(), layout)
 
 
-def _rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
+def rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
+    """A batch from a pyarrow table with the layout's columns."""
+
     def column(name: str) -> Any:
         return table.column(name).combine_chunks()
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from plures.data import delimited
 from plures.data.images import IMAGE_SUFFIXES, is_address
+from plures.data.parquet_shards import holds_images
 from plures.data.read import read
 from plures.data.table import parquet_batches
 from plures.errors import BadData, PluresError, Problem
@@ -42,7 +43,7 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
         )
     if path.is_file() and suffix in LISTS:
         return _not_empty(lambda: _named(_lines(path)), f"{source}: no image in this list; expected a path a line")
-    if path.is_file() and suffix in TABLES:
+    if path.is_file() and suffix in TABLES and not holds_images(path):
         return _not_empty(lambda: _named(_cells(path)), f"{source}: no image in this table")
     dataset = read(text, skip_bad=skip_bad, labelled=False)
     if isinstance(dataset.images, np.ndarray):

@@ -38,7 +38,8 @@ def experiment(loss: str, seed: int, supervision: Any) -> Any:
 
 
 def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
-    """Logits in-sample, cross-fit and their mean over epochs, the label state if any, the observed and the full labels of the training rows."""
+    """Of the training rows: logits in-sample, cross-fit, and their mean over the epochs, the label state if any, the
+    observed and the full labels."""
     import torch
 
     from plures import train

@@ -1,8 +1,8 @@
 """The whole network trained for three epochs on real photographs: four heads under four losses, and more losses.
 
 Data, splits, single positives and heads as in benchmarks/voc12_heads.py, but the pretrained MobileNetV2 learns along
-(not its batch norms; Adam, 1e-4; the new head at 5 or 10 times that; one cycle; flips), at 128 pixels, so that a run takes
-some minutes of one CPU core. The last epoch counts, so no clean label chooses anything. Nothing was tuned.
+(not its batch norms; Adam, 1e-4; the new head at 5 or 10 times that; one cycle; flips), at 128 pixels, so that a run
+takes some minutes of one CPU core. The last epoch counts, so no clean label chooses anything. Nothing was tuned.
 
     PLURES_SHARED=... OMP_NUM_THREADS=1 python benchmarks/voc12_end_to_end.py --processes 2
 

@@ -78,7 +78,7 @@ def _quantised(network: nn.Module, inputs: Tensor) -> nn.Module:
         warnings.simplefilter("ignore")  # torch announces that this interface will move
         traced = plain_layers(copy.deepcopy(network).eval(), inputs[:1])
         prepared = prepare_fx(traced, get_default_qconfig_mapping(engine), (inputs[:1],))
-        for batch in torch.split(inputs, AT_ONCE):  # type: ignore[no-untyped-call]
+        for batch in torch.split(inputs, AT_ONCE):
             prepared(batch)
         quantised: nn.Module = convert_fx(prepared)
     return quantised

@@ -15,7 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -52,7 +52,7 @@ class _Depthwise(nn.Conv2d):
     plain loop for strides and 5 x 5 kernels, 20 to 40 times slower."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.is_cpu and self.training and torch.is_autocast_enabled("cpu")):
+        if not (self.training and torch.is_autocast_enabled("cpu") and x.is_cpu):  # last: a tracer's x has no value
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
@@ -106,7 +106,7 @@ class Patches(nn.Module):
         flat = patches.flatten(0, 1)  # [B * P, 3, patch, patch]
         if flat.is_cpu and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
             cnn = folded(self.cnn)
-            features = torch.cat([cnn(some).mean((2, 3)) for some in flat.split(PATCHES_AT_ONCE)])  # [B * P, 40]
+            features = torch.cat([cnn(some).mean((2, 3)) for some in torch.split(flat, PATCHES_AT_ONCE)])  # [B * P, 40]
         else:
             features = self.cnn(flat).mean((2, 3))  # of [B * P, 40, patch / 8, patch / 8]
         features = F.silu(self.project(features))  # [B * P, D]

@@ -50,7 +50,7 @@ def model_card(run: Run, evaluation: dict[str, Any] | None = None) -> str:
     sections = {
         f"{len(spec['classes'])} tags for a photo": _model(run, spec),
         "What it was trained on": _trained_on(run, environment),
-        "How well it does": _measured(report, evaluation),
+        "How well it does": _measured(report, evaluation or {}),
         "From which probability a tag is called": _thresholds(run, tuple(spec["classes"])),
         "What it is for, and what it is not for": _limits(report, environment),
         "How it was made": _made(run, environment),

@@ -67,9 +67,9 @@ class LossBlock:
         the labels [S, B, width, K], or, of a loss in closed form, the weights of its cells [B, S, width, K]."""
         y = labels[:, :, self.columns]
         if not isinstance(self.loss, ClosedForm):
-            return [(part,) for part in y.split(batch, 1)]
+            return [(part,) for part in torch.split(y, batch, 1)]
         weights = self.loss.cell_weights(TensorLabels(y.movedim(1, 0)))
-        return list(zip(*(weight.split(batch) for weight in weights), strict=True))
+        return list(zip(*(torch.split(weight, batch) for weight in weights), strict=True))
 
     def learn(
         self, logits: Tensor, given: tuple[Tensor, ...], index: Tensor, context: Context, factor: float
@@ -84,9 +84,11 @@ class LossBlock:
             rows = (index[:, :, None] + self.offsets).view(-1)  # [S B width], in the stacked label state
             state = self.memory.rows(rows)  # [S B width, K]
         if isinstance(self.loss, ClosedForm):
-            by_logits, by_state = self._closed_form(self.loss, x, *given, state, context)
+            yes, no = given
+            by_logits, by_state = self._closed_form(self.loss, x, yes, no, state, context)
         else:
-            by_logits, by_state = self._autograd(x, *given, index, rows, state, context)
+            (y,) = given
+            by_logits, by_state = self._autograd(x, y, index, rows, state, context)
         if by_state is not None and self.memory is not None:
             self.memory.step(by_state, factor)
         return by_logits

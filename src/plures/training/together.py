@@ -192,11 +192,11 @@ class Group:
         labels = self.labels.index_select(0, rows).view(*index.shape, self.L, self.K)
         B = self.orders[0].batch_size
         given = zip(*(block.given(labels, B) for block in self.blocks), strict=True)
-        return zip(index.split(B, 1), self.features[index].split(B, 1), given, strict=True)
+        return zip(torch.split(index, B, 1), torch.split(self.features[index], B, 1), given, strict=True)
 
     def _step(self, index: Tensor, x: Tensor, given: Any, context: Context, factor: float) -> None:
         """One step of all runs; index [S, B], x [S, B, D], given: of each block."""
-        logits = self.adam.logits(x).mul_(self.rates).unflatten(2, (self.L, self.K))  # [S, B, L, K]
+        logits = self.adam.logits(x).mul_(self.rates).view(*x.shape[:2], self.L, self.K)  # [S, B, L, K]
         slopes = [
             block.learn(logits, mine, index, context, factor) for block, mine in zip(self.blocks, given, strict=True)
         ]

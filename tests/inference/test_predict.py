@@ -178,7 +178,7 @@ def test_int8_of_a_timm_backbone_and_of_the_patch_model(tmp_path, photos):
     from plures.inference.scorer import Scorer
 
     for name, options in (
-        ("timm", {"model": "mobilenetv2_050", "image_size": 64}),
+        ("timm", {"model": "mobilenetv2_050", "image_size": 64, "model_options": {"pad_type": "same"}}),
         ("patches", {"image_size": 128, "levels": 1}),
     ):
         torch.manual_seed(0)
@@ -191,6 +191,27 @@ def test_int8_of_a_timm_backbone_and_of_the_patch_model(tmp_path, photos):
         rough = Scorer(run, precision="int8", calibration=iter(items))(images).logits
         assert (exact - rough).abs().max() > 0
         assert torch.corrcoef(torch.stack([exact.flatten(), rough.flatten()]))[0, 1] > 0.8
+
+
+def test_timm_layers_that_cannot_be_traced_become_plain_ones_with_the_same_outputs():
+    import timm
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.norm_act import BatchNormAct2d
+
+    from plures.inference.eight_bits import plain_layers
+
+    torch.manual_seed(0)
+    network = timm.create_model("mobilenetv2_050", pad_type="same", bn_eps=1e-3, num_classes=0).eval()
+    for norm in network.modules():
+        if isinstance(norm, BatchNormAct2d):
+            torch.nn.init.uniform_(norm.running_mean)
+            torch.nn.init.uniform_(norm.weight)
+    images = torch.randn(2, 3, 71, 52)
+    exact = network(images)
+    plain = plain_layers(network, images[:1])
+    assert not any(isinstance(layer, Conv2dSame | BatchNormAct2d) for layer in plain.modules())
+    torch.testing.assert_close(plain(images), exact, rtol=0, atol=1e-5)
+    assert exact.std() > 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------- sources

@@ -1,11 +1,12 @@
 """`plures predict` into parts: memory as the list grows, and the cost of bookkeeping on resume.
 
-    python benchmarks/predict.py           # lists of 1,000 to 20,000; about a minute
-    python benchmarks/predict.py --large   # also 1,000,000 (an hour or so on one core; memory is the question)
+    python benchmarks/predict.py                  # lists of 1,000, 10,000 and 100,000; some minutes on one core
+    python benchmarks/predict.py --most 1000000   # also a million: half an hour, memory is the question
 
-A generated list names one small picture over and over; the model is the built-in small network at 16 pixels, so that
-what is measured is the streaming. Each list runs in a process of its own; `peak_rss_mb` is that process's peak.
-`resume_s`: the same command again with --resume on the finished folder (nothing to do but to look at every part).
+A generated list names sixteen small JPEGs of the built-in scenes over and over; the model is the built-in small network
+at 16 pixels, so that what is measured is the streaming. Each list runs in a process of its own; `peak_rss_mb` is that
+process's peak. `resume_s`: the same command again with --resume on the finished folder (nothing to do but to look at
+every part). `rows`: counted in the parts afterwards.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from environment import write
 
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
 CHILD = """
 import json, resource, sys, time
 import torch
@@ -30,6 +33,18 @@ summary = predict(sys.argv[1], sys.argv[2], sys.argv[3], parts=1000, batch_size=
 print(json.dumps({"images": summary.images, "seconds": time.perf_counter() - started,
                   "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 """
+
+
+def pictures(folder: Path) -> list[str]:
+    """Sixteen scenes as JPEGs of 16 pixels a side; their names."""
+    from PIL import Image
+
+    from plures.data.read import read
+
+    scenes = read("scenes", train=16, val=1, test=1).images[:16]
+    for number, scene in enumerate(scenes):
+        Image.fromarray(scene).resize((16, 16)).save(folder / f"{number:02d}.jpg")
+    return [f"{number:02d}.jpg" for number in range(len(scenes))]
 
 
 def made_run(folder: Path) -> Path:
@@ -50,28 +65,27 @@ def child(run: Path, names: Path, out: Path, mode: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="also 1,000,000 images")
+    parser.add_argument("--most", type=int, default=100_000, help="the longest list (100,000)")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        import numpy as np
-        from PIL import Image
-
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "a.bmp")
+        names = pictures(folder)
         run = made_run(folder / "run")
-        for count in (1_000, 5_000, 20_000, *([1_000_000] if args.large else [])):
-            names = folder / f"{count}.txt"
-            with names.open("w") as handle:
-                handle.writelines("a.bmp\n" for _ in range(count))
-            first = child(run, names, folder / f"out{count}", "new")
-            again = child(run, names, folder / f"out{count}", "resume")
-            assert first["images"] == again["images"] == count
-            row = {"images": count, "seconds": round(first["seconds"], 2), "peak_rss_mb": first["peak_rss_mb"]}
-            row |= {"images_per_second": round(count / first["seconds"]), "resume_s": round(again["seconds"], 2)}
-            rows.append(row)
-            print(row, flush=True)
-    print(write("predict", rows))
+        for count in (size for size in SIZES if size <= args.most):
+            listed = folder / f"{count}.txt"
+            with listed.open("w") as handle:
+                handle.writelines(f"{names[row % len(names)]}\n" for row in range(count))
+            first = child(run, listed, folder / f"out{count}", "new")
+            again = child(run, listed, folder / f"out{count}", "resume")
+            found = sum(pq.read_metadata(part).num_rows for part in (folder / f"out{count}").glob("*.parquet"))
+            assert first["images"] == again["images"] == found == count
+            row = {"images": count, "rows": found, "seconds": round(first["seconds"], 2)}
+            row |= {"peak_rss_mb": first["peak_rss_mb"], "images_per_second": round(count / first["seconds"])}
+            rows.append(row | {"resume_s": round(again["seconds"], 2), "resume_peak_rss_mb": again["peak_rss_mb"]})
+            print(rows[-1], flush=True)
+            write("predict", rows)
+    print("benchmarks/results/predict.csv")
 
 
 if __name__ == "__main__":

@@ -59,10 +59,23 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
     if isinstance(dataset.images, np.ndarray):
         digest.update(np.ascontiguousarray(dataset.images).data)
     else:
-        for path in dataset.images:
-            stat = os.stat(path) if os.path.exists(path) else None
-            digest.update(f"{os.path.abspath(path)} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+        shards: dict[str, str] = {}
+        for path in map(str, dataset.images):
+            file, _, place = path.rpartition("#")  # FILE#PLACE: a photo in a shard
+            if not place or os.path.exists(path):
+                state = state_of(path)
+            elif file in shards:
+                state = shards[file]
+            else:
+                state = shards[file] = state_of(file)
+            digest.update(f"{os.path.abspath(path)} {state}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def state_of(path: str) -> str:
+    """Size and time of a file, None of what is not on this machine's disks."""
+    stat = os.stat(path) if os.path.exists(path) else None
+    return f"{stat and (stat.st_size, stat.st_mtime_ns)}"
 
 
 @torch.inference_mode()

@@ -97,7 +97,6 @@ def grid_part(rows: Rows) -> str:
     columns = {"loss": "loss", "runs": "runs", "epochs": "epochs", "threads": "threads", "seconds": "seconds"}
     columns |= {"cpu": "CPU seconds", "official_seconds": "official, recorded", "official_over_ours": "times official"}
     columns |= {"plain_seconds": "plain form", "plain_over_ours": "times plain", "differences": "mAP less plain's"}
-    columns["plain_permuted_differences"] = "first run: plain, columns permuted, less plain's"
     parts = [picture, table(rows, columns)]
     coco = results("coco_grid")
     if coco:

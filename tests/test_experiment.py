@@ -106,7 +106,10 @@ def test_the_rows_of_liu2021_name_embedders_that_exist():
         assert published["coco14"] > 84
         part = Experiment(**recipe.settings(row)).embedder
         options = {name: value for name, value in part.options.items() if name != "pretrained"}
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                embedder = embedders.make(part.name, **options)
+        except NotImplementedError:  # timm 1.0.20 cannot make a TResNet there
             embedder = embedders.make(part.name, **options)
         assert embedder.image_size == int(row[-3:])
         frozen = {name.split(".")[1] for name, p in embedder.named_parameters() if not p.requires_grad}

@@ -269,7 +269,7 @@ def test_linear_init_carries_the_estimates_of_the_best_frozen_epoch(tmp_path, mo
         return machine
 
     monkeypatch.setattr(fit_module, "_build", spy)
-    settings = {"mode": "frozen_then_end_to_end", "frozen_epochs": 3, "frozen_lr": 0.5, "epochs": 1}
+    settings = {"mode": "frozen_then_end_to_end", "frozen_epochs": 3, "frozen_lr": 2.0, "epochs": 1}
     experiment = Experiment(**{**SMALL, **settings}, loss="role", supervision="single_positive")
     run = train(experiment, tmp_path / "run", dataset=coloured())
     kept = load_file(run.path / "label_state.safetensors")["table"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -177,11 +177,14 @@ def _add_rest(app: FastAPI, scoring: Scoring, batcher: Batcher, meters: Meters) 
 
     for path, (name, kind) in PAGE.items():
         content = (files("plures.web") / name).read_text(encoding="utf-8")
-        app.add_api_route(path, partial(_page, content, kind), include_in_schema=False)
+        app.add_api_route(path, _page(content, kind), include_in_schema=False)
 
 
-async def _page(content: str, kind: str) -> Response:
-    return Response(content, media_type=f"{kind}; charset=utf-8")
+def _page(content: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, media_type=f"{kind}; charset=utf-8")
+
+    return page
 
 
 def _add_errors(app: FastAPI) -> None:

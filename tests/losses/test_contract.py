@@ -286,13 +286,15 @@ def test_auto_never_learns_the_true_number_from_single_positives():
     assert losses.make("epr", expected_positives=2.9).prepare(full).expected_positives == 2.9
 
 
+@pytest.mark.parametrize("size", [3, 20])
 @pytest.mark.parametrize("options", [{}, {"eps": 1e-5}, {"reduction": "image"}, {"reduction": "sum"}])
 @pytest.mark.parametrize("name", [n for n in NAMES if isinstance(ready(n, some_labels())[0], ClosedForm)])
-def test_gradient_in_closed_form_is_that_of_autograd(name, options):
-    """For one run, and for three at once that do not know of each other."""
+def test_gradient_in_closed_form_is_that_of_autograd(name, options, size):
+    """For one run, and for three at once that do not know of each other; in float32 where p rounds to 0 and 1, too."""
     loss = ready(name, some_labels(), **options)[0]
     runs = [ready(name, some_labels(seed), **options)[1:] for seed in range(3)]
-    x = 3 * torch.randn(B, 3, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = size * torch.randn(B, 3, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x if size == 3 else x.float()
     by_logits, by_state = [], []
     for run, (labels, state) in enumerate(runs):
         leaf = x[:, run].clone().requires_grad_()
@@ -303,6 +305,8 @@ def test_gradient_in_closed_form_is_that_of_autograd(name, options):
     states = None if runs[0][1] is None else Table(torch.stack([state.values for _, state in runs], 1))
     weights = loss.cell_weights(TensorLabels(values))
     found, of_state = loss.gradient(x, *weights, Context(0, 8, 0.0, torch.arange(B), states))
-    torch.testing.assert_close(found, torch.stack(by_logits, 1), rtol=1e-6, atol=1e-9)
+    least = 1e-9 if states is not None else 1e-12  # with a state, terms of both signs cancel
+    near = {"rtol": 1e-6, "atol": 1e-9} if size == 3 else {"rtol": 1e-4, "atol": least, "check_dtype": False}
+    torch.testing.assert_close(found, torch.stack(by_logits, 1), **near)
     if states is not None:
-        torch.testing.assert_close(of_state, torch.stack(by_state, 1), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(of_state, torch.stack(by_state, 1), **near)

@@ -38,14 +38,12 @@ def slope(logits: Tensor, yes: Tensor, no: Tensor, eps: float, reduction: Reduct
 
     yes, no: weights of the cells. What stands between B and K are runs apart from each other.
     pull: from the p to what is added to the gradient by p [B, ..., K] of this sum.
+    Where p rounds to 1 its slope p (1 - p) is 0, as in autograd; Adam would make much of the 1e-9 that it really is.
     """
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
-    if eps == 0:
-        cells = no * p - yes * q
-        cells = cells if pull is None else cells + p * q * pull(p)
-    else:
-        by_p = no / (q + eps) - yes / (p + eps)
-        cells = p * q * (by_p if pull is None else by_p + pull(p))
+    cells = no * p - yes * q if eps == 0 else no * (q * (1 - q)) / (q + eps) - yes * (p * (1 - p)) / (p + eps)
+    if pull is not None:
+        cells = cells + p * (1 - p) * pull(p)
     return cells.mul_(scale(logits.shape, reduction) / (len(logits) * logits.shape[-1]))
 
 

@@ -218,6 +218,10 @@ def doors(folder: Path) -> dict[str, Door]:
 
         return go
 
+    def photos_of_parquet(at: Path) -> None:
+        for skip_bad in (True, False):
+            read(f"shards:{at}/x.parquet", skip_bad=skip_bad, verify=True)
+
     def verified(at: Path) -> None:
         for file in at.glob("photos/*/*"):
             with suppress(PluresError):
@@ -234,6 +238,7 @@ def doors(folder: Path) -> dict[str, Door]:
     forms = {"a.png": "PNG", "b.jpg": "JPEG", "c.gif": "GIF", "d.bmp": "BMP", "e.tif": "TIFF", "f.webp": "WEBP"}
     shard = {"a.png": photo(1), "a.json": b'{"tags": ["cat"], "absent": ["dog"], "split": "train"}'}
     shard |= {"b.txt": b"dog; cat\n", "b.png": photo(2)}
+    bytes_of = {"image": [photo(1), photo(2)], "tags": ["cat", "dog;cat"], "absent": ["dog", None]}
     report = json.dumps(_report()).encode()
     return {
         "table csv, tags": Door(table, data("table:{}/tags.csv")),
@@ -252,6 +257,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "nuswide npy": Door(_mlspl(), data("nuswide:{}")),
         "cub": Door(_cub(), data("cub:{}")),
         "shards": Door({"x.tar": _tar(shard)}, data("shards:{}/x.tar")),
+        "parquet shards": Door({"x.parquet": _parquet(bytes_of)}, photos_of_parquet),
         "list to predict": Door({"list.txt": b"0.png\n1.png\n"}, predict_list("list.txt")),
         "table to predict": Door(table, predict_list("tags.csv")),
         "parquet to predict": Door({"t.parquet": _parquet(lists)}, predict_list("t.parquet")),

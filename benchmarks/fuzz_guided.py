@@ -79,9 +79,11 @@ def attack(name: str, seconds: int, notes: Path) -> None:
 
     def mutator(data: bytes, most: int, seed: int) -> bytes:
         if seed % 2:
-            made: bytes = atheris.Mutate(data, most)
-            return made
-        return fuzz.mutated(data, kind, random.Random(seed))[:most] if data else b"x"
+            return bytes(atheris.Mutate(data, most))
+        try:
+            return fuzz.mutated(data, kind, random.Random(seed))[:most] if data else b"x"
+        except (ValueError, RecursionError):  # no tree any more
+            return bytes(atheris.Mutate(data, most))
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + fuzz.MEMORY, used + fuzz.MEMORY))

@@ -5,7 +5,9 @@ learning rates in all its rows: the one with the better clean validation mAP at 
 drawn uniformly. The best epoch of a run is chosen by clean validation mAP, never on test. A seed changes the draw of
 labels, mistakes and sources, and the training; test mAP is over the 13 classes with 10 or more test positives.
 
-    PLURES_SHARED=... python benchmarks/stress.py            # about 15 minutes on one core
+    PLURES_SHARED=... python benchmarks/stress.py            # about 25 minutes on one core
+
+Runs that stress_runs.csv has are not done again; remove it to start anew.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import write
+from environment import read_rows, write
 from voc12 import FREQUENT, photographs, settings
 
 EPOCHS, BATCH, LRS = 8, 32, (2e-3, 5e-4)
@@ -71,11 +73,22 @@ def one_run(loss: str, scenario: str, lr: float, seed: int) -> dict[str, Any]:
     }
 
 
+def run_once(loss: str, scenario: str, lr: float, seed: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of this run in `runs`, where it is added if it was not there."""
+    asked = (scenario, loss, lr, seed)
+    found = [r for r in runs if (r["scenario"], r["loss"], r["lr"], r["seed"]) == asked]
+    if not found:
+        found = [one_run(loss, scenario, lr, seed)]
+        runs += found
+    return found[0]
+
+
 def best_lr(loss: str, scenario: str, seeds: int, runs: list[dict[str, Any]]) -> float:
     """The learning rate with the better validation mAP at seed 0; its runs of all seeds are added to `runs`."""
-    tried = {lr: one_run(loss, scenario, lr, 0) for lr in LRS}
+    tried = {lr: run_once(loss, scenario, lr, 0, runs) for lr in LRS}
     best = max(LRS, key=lambda lr: float(tried[lr]["val"]))
-    runs += [*tried.values(), *(one_run(loss, scenario, best, seed) for seed in range(1, seeds))]
+    for seed in range(1, seeds):
+        run_once(loss, scenario, best, seed, runs)
     return best
 
 
@@ -109,13 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    runs: list[dict[str, Any]] = []
+    runs = read_rows("stress_runs")
     chosen = {"bce": best_lr("bce", FULL, args.seeds, runs)}
     chosen |= {loss: best_lr(loss, PLAIN, args.seeds, runs) for loss in LOSSES}
     for scenario in SCENARIOS:
         if scenario != PLAIN:
             for loss in LOSSES:
-                runs += [one_run(loss, scenario, chosen[loss], seed) for seed in range(args.seeds)]
+                for seed in range(args.seeds):
+                    run_once(loss, scenario, chosen[loss], seed, runs)
         print(scenario, *(r for r in summary(runs, chosen) if r["scenario"] == scenario), sep="\n  ", flush=True)
         write("stress_runs", runs)  # after each scenario: what is done stays if the rest is not
         write("stress", summary(runs, chosen))

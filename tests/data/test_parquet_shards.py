@@ -114,3 +114,18 @@ def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "y.tar").write_bytes(b"")
     with pytest.raises(PluresError, match="shards of two kinds"):
         read(f"shards:{tmp_path}")
+
+
+def test_a_row_whose_labels_are_wrong_goes_with_its_photo(tmp_path):
+    columns = {"image": PHOTOS[:3], "tags": ["cat", "dog;cat", "dog"], "absent": ["dog", "cat", "cat"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    data = read(str(tmp_path), skip_bad=True)
+    assert [image.rpartition("#")[2] for image in data.images] == ["0/0", "0/2"]
+    assert data.labels.values.tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_file_written_anew_is_read_anew(tmp_path):
+    for row in (0, 1):
+        pq.write_table(pa.table({"image": PHOTOS[row : row + 1], "tags": ["cat"]}), tmp_path / "x.parquet")
+        data = read(str(tmp_path))
+        assert np.array_equal(np.asarray(open_image(data.images[0])), PIXELS[row])

@@ -138,7 +138,7 @@ def test_losses_batch_sizes_and_lengths_side_by_side(tmp_path):
         run_of("epr", options={"reduction": "image"}), run_of("an", head_lr=3.0), run_of("role", weight_decay=0.05),
         run_of("wan", schedule={"name": "cosine"}), run_of("an", drop_last=True, average_precision="mlspl"),
         run_of("ll_ct", seed=5, epochs=4), run_of("an", weight_decay=0.1, lr=1e-2),
-        run_of("em", weight_decay=5.0, optimizer="adamw"),
+        run_of("em", weight_decay=5.0, optimizer="adamw"), run_of("epr", draw=2), run_of("wan", draw=3),
     ]  # fmt: skip
     finished = {}
     for run, together in zip(runs, train_together(runs, threads=2, kept=finished.__setitem__), strict=True):

@@ -247,3 +247,19 @@ def test_thresholds_and_definitions_are_checked(plures, run, photos, command, me
     code, _, err = plures(*(places.get(word, word) for word in command))
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_names_are_shown_as_they_are(plures, tmp_path, monkeypatch, there):
+    """A file's name may hold what a terminal obeys, or what rich reads as markup or emoji."""
+    monkeypatch.chdir(tmp_path)
+    name, tag = "a[r]\x1b[1m:cat:.png", "do[/b]g\x1b[1m:cow:"
+    if there:
+        Image.new("RGB", (8, 8)).save(name)
+    (tmp_path / "t.csv").write_text(f"image,tags\n{name},{tag}\n")
+    code, out, err = plures("check", "t.csv")
+    assert code == (0 if there else 2)
+    assert "do[/b]g\\x1b[1m:cow:" in out if there else "a[r]\\x1b[1m:cat:.png" in err
+    assert "\x1b" not in out + err
+    _, _, err = plures("train", "no\x1b[1msuch[/b]", "--out", "run")
+    assert "'no\\x1b[1msuch[/b]'" in err

@@ -7,12 +7,21 @@ The command line prints the message alone and ends with the error's exit code: 2
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a file's name may hold and a terminal obeys, written as escapes."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def clipped(text: str, most: int = 300) -> str:
@@ -26,7 +35,7 @@ class PluresError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        return clipped(super().__str__(), LONGEST)
+        return clipped(printable(super().__str__()), LONGEST)
 
 
 class WorkFailed(PluresError):

@@ -49,7 +49,7 @@ def doors(tmp_path_factory):
 
 
 NAMES = ["table csv, tags", "table parquet, tags", "coco", "voc", "nuswide official", "nuswide npy", "cub", "shards",
-         "list to predict", "experiment", "merge spec", "thresholds", "report", "model", "checkpoint",
+         "parquet shards", "list to predict", "experiment", "merge spec", "thresholds", "report", "model", "checkpoint",
          "weights of others", "run's log", "review journal", "suggestions", "parts of predictions"]  # fmt: skip
 
 
@@ -154,6 +154,14 @@ def test_a_carriage_return_in_a_cell_and_a_name_of_any_length(tmp_path):
     file.write_bytes(b"image," + b"x" * 200_000 + b"\n0.png,1\n")
     with pytest.raises(BadData, match="not a table"):
         read(str(file))
+
+
+@pytest.mark.parametrize("image", ["a\0b.png", "a\0b/c.png", "\0"])
+def test_a_null_character_in_a_path(tmp_path, image):
+    (tmp_path / "tags.csv").write_text(f"image,tags\n{image},cat\n")
+    with pytest.raises(BadData) as caught:
+        read(f"table:{tmp_path}/tags.csv")
+    assert "\0" not in str(caught.value)
 
 
 def test_a_list_may_hold_a_name_of_any_bytes(tmp_path):

@@ -56,7 +56,7 @@ def main() -> None:
         errors.print(f"plures: {count}; mend the data{skip}")
         sys.exit(bad.exit_code)
     except PluresError as error:
-        errors.print(f"plures: {error}", markup=False)
+        errors.print(f"plures: {error}")
         sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("PLURES_TRACEBACK"):
@@ -64,7 +64,7 @@ def main() -> None:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
             where = f"{error.filename}: " if error.filename else ""
-            errors.print(f"plures: {where}{error.strerror}", markup=False)
+            errors.print(f"plures: {where}{error.strerror}")
             sys.exit(1)
-        errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where", markup=False)
+        errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where")
         sys.exit(1)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from plures.errors import PluresError
+from plures.errors import PluresError, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -17,8 +18,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-screen = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Screen(Console):
+    """A console that shows names as people gave them: no markup, no emoji codes, control characters as escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+screen = Screen()
+errors = Screen(stderr=True, highlight=False)
 
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
 Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]

@@ -65,7 +65,7 @@ def merge(
         for c in merged.conflicts[:5]:
             what = "in splits" if c.name is None else f"'{c.name}' present in"
             absent = f", absent in {'; '.join(c.absent)}" if c.absent else ""
-            errors.print(f"  {c.image}: {what} {'; '.join(c.present)}{absent}", markup=False)
+            errors.print(f"  {c.image}: {what} {'; '.join(c.present)}{absent}")
     screen.print(f"provenance: {', '.join(path.name for path in paths[1:])}", highlight=False)
 
 

@@ -66,4 +66,4 @@ def predict(
     screen.print(f"{out}: {summary.images:,} images, {summary.tags_per_image:.2f} tags an image", highlight=False)
     if summary.skipped:
         first = f", the first: {summary.problems[0].file}: {summary.problems[0].what}" if summary.problems else ""
-        errors.print(f"left out {summary.skipped:,} unusable images{first}", markup=False)
+        errors.print(f"left out {summary.skipped:,} unusable images{first}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plures.data.dataset import Dataset
-from plures.errors import Problem
+from plures.errors import Problem, printable
 from plures.labels import Counts, co_occurrence, count
 
 PAIRS = 10  # of the most correlated classes
@@ -115,7 +115,7 @@ def _overview(d: Description) -> RenderableType:
     size = f"{d.name or 'data'}: {d.images:,} images, {len(d.classes):,} classes; splits: {splits}"
     if d.boxes is not None:
         size += f"; {d.boxes:,} boxes"
-    lines = [Text(size, style="bold")]
+    lines = [_text(size, style="bold")]
     strongest = f"; strongest: {d.pairs[0].first} with {d.pairs[0].second}" if d.pairs else ""
     facts = {
         "label correlation": f"{d.correlated:,} pairs of classes come together at least twice as often as by chance"
@@ -125,8 +125,13 @@ def _overview(d: Description) -> RenderableType:
         "sparse supervision": f"{counts.per_image:.2f} tags an image, {100 * counts.known_share:.1f} % of the labels"
         f" known, {d.without_tag:,} images without a tag",
     }
-    lines += [Text(f"  {name:<19} {fact}") for name, fact in facts.items()]
+    lines += [_text(f"  {name:<19} {fact}") for name, fact in facts.items()]
     return Group(*lines)
+
+
+def _text(words: str, style: str = "") -> Text:
+    """These words and nothing else, whatever a file calls its classes and images."""
+    return Text(printable(words), style)
 
 
 def _class_table(d: Description) -> RenderableType:
@@ -136,7 +141,7 @@ def _class_table(d: Description) -> RenderableType:
     order = np.argsort(-d.counts.present, kind="stable")
     for column in order[:ROWS_SHOWN].tolist():
         cells = (d.counts.present[column], d.counts.absent[column], d.counts.unknown[column])
-        table.add_row(Text(d.classes[column]), *(f"{cell:,}" for cell in cells))
+        table.add_row(_text(d.classes[column]), *(f"{cell:,}" for cell in cells))
     if len(order) > ROWS_SHOWN:
         table.caption = f"and {len(order) - ROWS_SHOWN:,} rarer classes"
     return table
@@ -148,7 +153,7 @@ def _pair_table(pairs: tuple[Pair, ...]) -> RenderableType:
         table.add_column(name, justify="left" if len(name) == 1 else "right")
     for pair in pairs:
         shares = (f"{100 * share:.0f} %" for share in (pair.second_given_first, pair.first_given_second))
-        table.add_row(Text(pair.first), Text(pair.second), f"{pair.images:,}", *shares, f"{pair.lift:.1f}")
+        table.add_row(_text(pair.first), _text(pair.second), f"{pair.images:,}", *shares, f"{pair.lift:.1f}")
     return table
 
 
@@ -159,7 +164,7 @@ def problem_table(problems: tuple[Problem, ...], most: int | None = None) -> Ren
         table.add_column(name, justify="right" if name == "row" else "left", overflow="fold")
     for problem in problems[:most]:
         row = "" if problem.row is None else f"{problem.row:,}"
-        table.add_row(problem.severity, *map(Text, (problem.file, row, problem.what, problem.expected)))
+        table.add_row(problem.severity, *map(_text, (problem.file, row, problem.what, problem.expected)))
     if most is not None and len(problems) > most:
         table.caption = f"and {len(problems) - most:,} more"
     return table

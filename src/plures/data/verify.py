@@ -48,7 +48,7 @@ def _names(folder: str) -> frozenset[str]:
     try:
         with os.scandir(folder or ".") as entries:
             return frozenset(entry.name for entry in entries)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character
         return frozenset()
 
 

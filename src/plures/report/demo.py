@@ -65,7 +65,7 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
     table = Table("training labels", "loss", "mAP", "tags/image", "true", "seconds", box=None)
     runs: list[Run] = []
     for row in ROWS:
-        console.print(f"[bold]{row.title}")
+        console.print(row.title, style="bold")
         experiment = Experiment(data=data, epochs=epochs, **SETTINGS, **row.settings)
         run = train(experiment, out / row.folder, dataset=dataset, watch=Show(console))
         runs.append(run)

@@ -82,7 +82,7 @@ def attack(name: str, seconds: int, notes: Path) -> None:
             return bytes(atheris.Mutate(data, most))
         try:
             return fuzz.mutated(data, kind, random.Random(seed))[:most] if data else b"x"
-        except (ValueError, RecursionError):  # no tree any more
+        except Exception:  # no tree any more; each format has its own error for that
             return bytes(atheris.Mutate(data, most))
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -97,7 +97,10 @@ def campaign(name: str, seconds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         notes = Path(folder) / "notes.json"
         command = [sys.executable, __file__, "--door", name, "--seconds", str(seconds), "--notes", str(notes)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=4 * seconds + 120)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"{name}: the process did not end")
         found = json.loads(notes.read_text()) if notes.is_file() else {"counts": {}, "examples": {}}
     defects = {k: n for k, n in found["counts"].items() if k not in ("read", "refused")}
     if done.returncode:

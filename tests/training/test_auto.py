@@ -13,16 +13,18 @@ from plures.training.train import train
 
 
 @pytest.mark.parametrize(
-    ("values", "head", "loss"),
+    ("values", "head", "mode", "loss"),
     [
-        ([[1, 0], [0, 1]], "linear", "bce"),
-        ([[1, -1], [-1, 1]], "linear", "wan"),
-        ([[1, 0], [-1, 1]], "query2label", "wan"),
-        ([[1, -1], [-1, 1]], "codebook", "gr"),
+        ([[1, 0], [0, 1]], "linear", "frozen", "bce"),
+        ([[1, -1], [-1, 1]], "linear", "end_to_end", "wan"),
+        ([[1, 0], [-1, 1]], "query2label", "end_to_end", "wan"),
+        ([[1, -1], [-1, 1]], "codebook", "end_to_end", "gr"),
+        ([[1, -1], [-1, 1]], "codebook", "frozen", "wan"),
+        ([[1, -1], [-1, 1]], "codebook", "frozen_then_end_to_end", "wan"),
     ],
 )
-def test_the_choice(values, head, loss):
-    part, reason = choose_loss(Labels(np.array(values, np.int8)), head)
+def test_the_choice(values, head, mode, loss):
+    part, reason = choose_loss(Labels(np.array(values, np.int8)), Experiment(head=head, mode=mode))
     assert part == Part(name=loss)
     assert reason.startswith("every training label" if loss == "bce" else ("some", "nothing"))
 

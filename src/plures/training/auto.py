@@ -1,20 +1,20 @@
-"""`loss=auto`: the loss that plures chooses for these labels and this head, and why.
+"""`loss=auto`: the loss that plures chooses for these labels and this model, and why.
 
 The choice rests on the tables of docs/choosing.md: one positive an image, three data sets, chosen on validation rows.
 """
 
 from __future__ import annotations
 
-from plures.experiment import Part
+from plures.experiment import Experiment, Part
 from plures.labels import Labels
 
 
-def choose_loss(labels: Labels, head: str) -> tuple[Part, str]:
-    """The loss for these observed training labels [N, K] under the head of this name, and the reason in words."""
+def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:
+    """The loss for these observed training labels [N, K] in this experiment, and the reason in words."""
     if labels.complete:
         return Part(name="bce"), "every training label is known"
     absent = bool(labels.absent.any())
     what = "some labels are unknown" if absent else "nothing is known to be absent"
-    if head == "codebook":
-        return Part(name="gr"), f"{what}; with codebooks GR leaves the plateau where other losses stay"
+    if experiment.head.name == "codebook" and experiment.mode == "end_to_end":
+        return Part(name="gr"), f"{what}; end to end, GR lets codebooks leave the plateau where others stay"
     return Part(name="wan"), f"{what}; WAN was best or close to it on all data measured"

@@ -174,7 +174,7 @@ class Bench:
         folder = Run(run.folder) if run.begun() else Run.create(run.folder, run.experiment)
         part = run.experiment.loss
         if part.name == AUTO:
-            part, _ = choose_loss(prepared.train.labels, run.experiment.head.name)
+            part, _ = choose_loss(prepared.train.labels, run.experiment)
         folder.write_json("environment.json", {**environment(prepared.train), "loss": part.name})
         if head.failed:
             run.failed(head.failed)

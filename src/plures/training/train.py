@@ -81,7 +81,7 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
     """
     part = experiment.loss
     if part.name == AUTO:
-        part, _ = choose_loss(labels, experiment.head.name)
+        part, _ = choose_loss(labels, experiment)
     loss = losses.make(part.name, **part.options)
     missing = set(loss.needs) - FROM_TRAINING - set(head.gives)  # type: ignore[arg-type]
     if missing:
@@ -165,7 +165,7 @@ class Training:
             )
         part = e.loss
         if e.loss.name == AUTO:
-            part, reason = choose_loss(prepared.train.labels, e.head.name)
+            part, reason = choose_loss(prepared.train.labels, e)
             self.watch.say(f"loss=auto: {part.name}, since {reason}")
         self.loss_name = part.name
         self.loss = make_loss(e, prepared.train.labels, self.head)

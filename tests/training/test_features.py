@@ -4,12 +4,14 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.labels import Labels
 from plures.models.model import build_model
-from plures.training.features import feature_key
+from plures.training import features
+from plures.training.features import feature_key, frozen_features
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,24 @@ def test_photos_of_one_shard_differ_by_their_place(model, tmp_path):
     keys = {feature_key(model, photos(f"{tmp_path}/x.tar#{n}:5"), True) for n in range(3)}
     assert len(keys) == 3
     assert len({feature_key(model, photos(f"s3://bucket/x.tar#{n}:5"), True) for n in range(2)}) == 2
+
+
+def test_a_kill_as_the_features_take_their_place_leaves_no_count_of_rows(model, tmp_path, monkeypatch):
+    """The count would vouch for the next table that is begun under this name, and its empty rows be taken for done."""
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path))
+    monkeypatch.setattr(features, "SAVED_EVERY", 0.0)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    data = Dataset(images, Labels(np.array([[1, 0]] * 40, np.int8)), ("a", "b"))
+    replace = os.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if str(target).endswith(".npy"):
+            raise SystemExit
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):
+        frozen_features(model, data, pooled=True, device=torch.device("cpu"))
+    (file,) = (tmp_path / "features").glob("*.npy")
+    assert not list(file.parent.glob("*.rows"))
+    assert np.load(file).any(axis=2).all()

@@ -141,8 +141,8 @@ def _compute(
             _save_progress(table, progress, done)
             saved = time.monotonic()
     table.flush()
+    progress.unlink(missing_ok=True)  # first: left behind by a kill, it would vouch for the next table begun here
     os.replace(part, path)
-    progress.unlink(missing_ok=True)
 
 
 def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:

@@ -3,7 +3,7 @@
     python benchmarks/export_int8.py RUN... [--forms onnx:dynamic onnx:static openvino:static]
 
 Exports each run with `plures export --int8` (200 training images measure the ranges) and writes what it tells to
-benchmarks/results/export_int8.csv; rows of other runs stay.
+benchmarks/results/export_int8.csv; rows of other runs and forms stay.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def main() -> None:
                 }
             )  # fmt: skip
             print(rows[-1], flush=True)
-            others = [row for row in read_rows("export_int8") if row["run"] not in {p.name for p in args.runs}]
-            write("export_int8", others + rows)
+            made = {(row["run"], row["format"], row["int8"]) for row in rows}
+            known = [r for r in read_rows("export_int8") if (r["run"], r["format"], r["int8"]) not in made]
+            write("export_int8", known + rows)
 
 
 if __name__ == "__main__":

@@ -64,10 +64,8 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
             file, _, place = path.rpartition("#")  # FILE#PLACE: a photo in a shard
             if not place or os.path.exists(path):
                 state = state_of(path)
-            elif file in shards:
-                state = shards[file]
             else:
-                state = shards[file] = state_of(file)
+                state = shards[file] = shards.get(file) or state_of(file)
             digest.update(f"{os.path.abspath(path)} {state}\n".encode())
     return digest.hexdigest()[:32]
 

@@ -19,7 +19,7 @@ from plures.training.fit import HeadOnFeatures, Phase, fit
 from plures.training.label_state import LabelMemory
 from plures.training.many_scores import Curves
 from plures.training.progress import Quiet
-from plures.training.stacked_losses import ROW_WISE
+from plures.training.stacked_losses import ROW_WISE, LossBlock
 from plures.training.together import FrozenData, HeadRun, _groups, train_together, why_not
 from plures.training.train import make_loss
 
@@ -172,6 +172,30 @@ def test_a_loss_called_row_wise_is_a_mean_over_rows(name, tmp_path):
             loss(halves[:8], labels[:8], index[:8], state=state) + loss(halves[8:], labels[8:], index[8:], state=state)
         ).backward()
         torch.testing.assert_close(2 * both.grad, halves.grad)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "image", "sum"])
+@pytest.mark.parametrize("name", ["bce", "iu", "an", "an_ls", "wan", "epr"])
+def test_a_block_knows_the_gradient_of_its_loss_in_every_size(name, reduction, eps):
+    """Adam hides a wrong scale, so the gradient itself is compared: of two runs, of a whole and of a last batch."""
+    runs = [run_of(name, draw=draw, options={"reduction": reduction, "eps": eps}, lr=lr)
+            for draw, lr in ((1, 0.5), (1, 0.25), (2, 0.125))]  # fmt: skip
+    for some in (runs, runs[:2], runs[:1]):  # the first two see the same labels
+        L = len(some)
+        rates = torch.tensor([run.experiment.lr for run in some]).repeat_interleave(K).view(1, 1, L * K)
+        block = LossBlock(list(range(L)), some, rates, torch.device("cpu"))
+        index = torch.arange(13)[None]
+        seen = [torch.from_numpy(run.labels.values[:13]) for run in some]
+        alike = len({id(run.labels) for run in some}) == 1 or L == 2
+        labels = (seen[0][:, None].expand(-1, L, -1) if alike else torch.stack(seen, 1))[None]
+        logits = 4 * torch.randn(1, 13, L * K, generator=torch.Generator().manual_seed(0))
+        for given, rows in zip(block.given(labels, 8), (slice(0, 8), slice(8, 13)), strict=True):
+            slope = block.learn(logits[:, rows] / rates, given, index[:, rows], Context(), 1.0)
+            for i, run in enumerate(some):
+                x = logits[0, rows, i * K : (i + 1) * K].clone().requires_grad_()
+                sum(run.loss(Output(x), TensorLabels(seen[i][rows]), Context()).values()).backward()
+                torch.testing.assert_close(slope[0, :, i * K : (i + 1) * K], x.grad)
 
 
 def test_a_loss_that_vmap_refuses_is_called_run_by_run(monkeypatch, tmp_path):

@@ -41,9 +41,13 @@ def slope(logits: Tensor, yes: Tensor, no: Tensor, eps: float, reduction: Reduct
     Where p rounds to 1 its slope p (1 - p) is 0, as in autograd; Adam would make much of the 1e-9 that it really is.
     """
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
-    cells = no * p - yes * q if eps == 0 else no * (q * (1 - q)) / (q + eps) - yes * (p * (1 - p)) / (p + eps)
+    if eps == 0:
+        cells = torch.addcmul(no * p, yes, q, value=-1)
+    else:
+        falls = torch.ops.aten.sigmoid_backward  # (weight, p): weight p (1 - p)
+        cells = falls(no, q).div_(q + eps).sub_(falls(yes, p).div_(p + eps))
     if pull is not None:
-        cells = cells + p * (1 - p) * pull(p)
+        cells = cells.add_(p * (1 - p) * pull(p))
     return cells.mul_(scale(logits.shape, reduction) / (len(logits) * logits.shape[-1]))
 
 

@@ -24,7 +24,7 @@ from plures.training.data import Select
 
 Features = NDArray[np.floating[Any]]
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own
-AT_ONCE = 2**17  # weights whose gradient is computed and applied while it is in the processor's cache
+AT_ONCE = 2**20  # weights whose gradient is computed and then applied, as room is needed for it
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from plures.losses.gce import GeneralisedCrossEntropy
 from plures.losses.gr import GeneralisedRobust
 from plures.losses.hill import Hill, SelfPacedLossCorrection
 from plures.losses.iu import IgnoreUnknown
+from plures.losses.log_terms import scale
 from plures.losses.pr import PairwiseRanking
 from plures.losses.vlpl import VisionLanguagePseudoLabels
 from plures.models.output import Output
@@ -38,18 +40,29 @@ ROW_WISE = (
 """Losses that are a mean (or sum) over images of something that depends on one image alone, at every epoch."""
 
 
+ClassWise = AssumeNegative | SmoothedAssumeNegative | WeakAssumeNegative | BinaryCrossEntropy | IgnoreUnknown
+CLASS_WISE = get_args(ClassWise)
+"""Losses in closed form in which nothing joins cells."""
+
 NO_INDEX = torch.empty(0, dtype=torch.long)  # for a label state whose rows are already at hand
 
 
 class LossBlock:
     """The runs of a group that have one loss: columns [a, b) of the L runs of every order; R of them in all."""
 
-    def __init__(self, columns: list[int], runs: Sequence[HeadRun], S: int, L: int, device: torch.device) -> None:
-        self.columns, self.S, self.L = slice(columns[0], columns[-1] + 1), S, L
+    def __init__(self, columns: list[int], runs: Sequence[HeadRun], rates: Tensor, device: torch.device) -> None:
+        """rates: [S, 1, L K], of every output of the group."""
+        S, _, M = rates.shape
+        self.K = runs[0].labels.classes
+        self.columns, self.S, self.L = slice(columns[0], columns[-1] + 1), S, M // self.K
         self.width, self.N = len(columns), len(runs[0].labels)
+        self.outputs = slice(self.columns.start * self.K, self.columns.stop * self.K)
+        self.rates = rates[..., self.outputs].to(device)
         self.R = S * self.width
         self.loss: Loss = runs[columns[0]].loss
         self.row_wise = isinstance(self.loss, ROW_WISE)
+        self.closed_form = self.loss if isinstance(self.loss, ClosedForm) else None
+        self.class_wise = self.loss if isinstance(self.loss, CLASS_WISE) else None
         mine = [runs[position] for _, position in self.places()]
         self.memory = StackedMemory.of(self.loss, mine, device) if isinstance(self.loss, RemembersLabels) else None
         self.offsets = (torch.arange(self.R, device=device) * self.N).view(S, 1, self.width)
@@ -64,34 +77,62 @@ class LossBlock:
 
     def given(self, labels: Tensor, batch: int) -> list[tuple[Tensor, ...]]:
         """What is learned from, made for many steps of this batch size at once: labels [S, n B, L, K] -> for each step
-        the labels [S, B, width, K], or, of a loss in closed form, the weights of its cells [B, S, width, K]."""
+        the labels [S, B, width, K]; of a loss in closed form the weights of its cells [B, S, width, K]; of a
+        class-wise one what `_turns_and_weights` makes of these."""
         y = labels[:, :, self.columns]
-        if not isinstance(self.loss, ClosedForm):
+        once = y[:, :, :1] if y.stride(2) == 0 else y
+        if self.class_wise is not None:
+            return self._turns_and_weights(self.class_wise, TensorLabels(once), batch)
+        if self.closed_form is None:
             return [(part,) for part in torch.split(y, batch, 1)]
-        weights = self.loss.cell_weights(TensorLabels(y.movedim(1, 0)))
-        return list(zip(*(torch.split(weight, batch) for weight in weights), strict=True))
+        weights = self.closed_form.cell_weights(TensorLabels(once.movedim(1, 0)))
+        parts = (torch.split(weight.expand(-1, -1, self.width, -1).contiguous(), batch) for weight in weights)
+        return list(zip(*parts, strict=True))
 
     def learn(
         self, logits: Tensor, given: tuple[Tensor, ...], index: Tensor, context: Context, factor: float
     ) -> Tensor:
-        """The gradient [S, B, width, K] of each run's loss by its logits; a label state is learned at once.
+        """The gradient [S, B, width K] of each run's loss by its logits; a label state is learned at once.
 
-        logits: [S, B, L, K]; given: of this step; index: [S, B]; factor: of the schedule.
+        logits: [S, B, L K], over their rates; given: of this step; index: [S, B]; factor: of the schedule.
         """
-        x = logits if self.width == self.L else logits[:, :, self.columns]
+        held = logits if self.width == self.L else logits[..., self.outputs]
+        if self.class_wise is not None:
+            turn, weight = given
+            return _class_wise(held, turn, weight, self.class_wise.eps)
+        x = (held * self.rates).view(*index.shape, self.width, self.K)
         state, rows = None, None
         if self.memory is not None:
             rows = (index[:, :, None] + self.offsets).view(-1)  # [S B width], in the stacked label state
             state = self.memory.rows(rows)  # [S B width, K]
-        if isinstance(self.loss, ClosedForm):
+        if self.closed_form is not None:
             yes, no = given
-            by_logits, by_state = self._closed_form(self.loss, x, yes, no, state, context)
+            by_logits, by_state = self._closed_form(self.closed_form, x, yes, no, state, context)
         else:
             (y,) = given
             by_logits, by_state = self._autograd(x, y, index, rows, state, context)
         if by_state is not None and self.memory is not None:
             self.memory.step(by_state, factor)
-        return by_logits
+        return by_logits.flatten(2)
+
+    def _turns_and_weights(self, loss: ClassWise, labels: TensorLabels, batch: int) -> list[tuple[Tensor, ...]]:
+        """Labels [S, n B, width, K], or [S, n B, 1, K] if all runs see the same -> what `_class_wise` takes, by step."""
+        yes, no = loss.cell_weights(labels)
+        shape = torch.Size((batch, self.K))
+        share = scale(shape, loss.reduction) / shape.numel()
+        rates = self.rates.view(self.S, 1, self.width, self.K)
+        absent = rates if loss.eps == 0 else -rates  # what turns a held logit into z where a cell counts as absent
+        if isinstance(loss, SmoothedAssumeNegative):
+            turn, weight = torch.stack([-absent, absent]), torch.stack([-yes, no])
+        else:  # a cell counts as one of the two
+            turn, weight = torch.where(yes > 0, -absent, absent)[None], (no - yes)[None]
+        full = (len(turn), self.S, yes.shape[1], self.width * self.K)
+        turn, weight = (t.expand(-1, -1, full[2], self.width, -1).reshape(full) for t in (turn, weight * share))
+        turns, weights = torch.split(turn, batch, 2), list(torch.split(weight, batch, 2))
+        left = weights[-1].shape[2]
+        if left < batch and loss.reduction != "sum":  # the last batch of an epoch
+            weights[-1] = weights[-1] * (batch / left)
+        return list(zip(turns, weights, strict=True))
 
     @torch.no_grad()
     def _closed_form(
@@ -155,6 +196,14 @@ class LossBlock:
                 self.mapped = False
         results = [one(*run) for run in zip(*given, strict=True)]
         return torch.stack([value for value, _ in results]), torch.stack([state for _, state in results])
+
+
+def _class_wise(held: Tensor, turn: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`slope` in fewer steps. held: logits [S, B, M] over their rates; turn, weight: [1 or 2, S, B, M], of each way in
+    which a cell counts what makes it z, the logit of the error (of being right, if there is an eps), and how much."""
+    p = torch.sigmoid(held * turn)
+    each = p.mul_(weight) if eps == 0 else torch.ops.aten.sigmoid_backward(weight, p).div_(p + eps)
+    return each[0] if len(each) == 1 else each.sum(0)
 
 
 class _Given:

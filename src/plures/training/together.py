@@ -29,13 +29,14 @@ from plures.losses.context import ActsAfterEpoch, Context
 from plures.training.fit import Best
 from plures.training.many_scores import Validation
 from plures.training.schedules import schedules
-from plures.training.stacked import AT_ONCE, FrozenData, HeadRun, Rows, StackedAdam, denormals_as_zero, stack_labels
+from plures.training.stacked import FrozenData, HeadRun, Rows, StackedAdam, denormals_as_zero, stack_labels
 from plures.training.stacked_losses import LossBlock, OneRun
 
 __all__ = ["FrozenData", "HeadRun", "TrainedHead", "train_together", "why_not"]
 ADAMS = ("adam", "adamw")  # adamw: weight decay apart from the gradient
 RUNS_AT_ONCE = 64  # of one group: beyond, the weights of all leave the cache and nothing is gained
-STEPS_AT_ONCE = 16  # whose rows are gathered at once
+WORTH_A_THREAD = 2**17  # weights: with fewer, two threads are in each other's way
+STEPS_AT_ONCE = 32  # whose rows are gathered at once
 
 
 @dataclass(eq=False)
@@ -133,7 +134,7 @@ def _divided(places: list[int], runs: Sequence[HeadRun], threads: int) -> list[l
     orders = len({runs[i].experiment.seed for i in places})
     lanes = np.array(places).reshape(orders, -1)  # [S, L]
     along = 0 if orders >= threads else 1
-    parts = min(threads, lanes.shape[along], weights // AT_ONCE)
+    parts = min(threads, lanes.shape[along], weights // WORTH_A_THREAD)
     return [part.ravel().tolist() for part in np.array_split(lanes, max(parts, 1), axis=along)]
 
 
@@ -152,18 +153,20 @@ class Group:
         self.features = Rows(first.data.train, device)
         self.labels, starts = stack_labels([run.labels for run in runs], device)
         self.label_rows = starts.view(self.S, 1, self.L)
-        rates = torch.tensor([run.experiment.lr * run.experiment.head_lr for run in runs], dtype=torch.float64)
-        self.rates = rates.repeat_interleave(self.K).float().view(self.S, 1, self.L * self.K).to(device)
+        if bool((self.label_rows == self.label_rows[..., :1]).all()):
+            self.label_rows = self.label_rows[..., :1]  # looked up once for all L runs
+        per_run = torch.tensor([run.experiment.lr * run.experiment.head_lr for run in runs], dtype=torch.float64)
+        self.rates = per_run.repeat_interleave(self.K).float().view(self.S, 1, self.L * self.K).to(device)
         self.adam = StackedAdam(
-            torch.stack([r.weight for r in runs]).double() / rates[:, None, None],
-            torch.stack([r.bias for r in runs]).double() / rates[:, None],
-            torch.tensor([r.experiment.weight_decay for r in runs]).double() * rates,
+            torch.stack([r.weight for r in runs]).double() / per_run[:, None, None],
+            torch.stack([r.bias for r in runs]).double() / per_run[:, None],
+            torch.tensor([r.experiment.weight_decay for r in runs]).double() * per_run,
             torch.tensor([r.experiment.optimizer.name == "adamw" for r in runs]),
             (self.S, self.L * self.K, self.D),
             device,
         )
         self.blocks = [
-            LossBlock(list(range(i, j)), runs, self.S, self.L, device)
+            LossBlock(list(range(i, j)), runs, self.rates, device)
             for i, j in _stretches([repr(run.loss) for run in runs[: self.L]])
         ]
         self.validation = Validation(runs, device) if first.data.val is not None else None
@@ -189,19 +192,19 @@ class Group:
         """index [S, n B] of n steps -> for each index [S, B], features [S, B, D] and what each block is given."""
         index = index.to(self.device)
         rows = (index[:, :, None] + self.label_rows).view(-1)
-        labels = self.labels.index_select(0, rows).view(*index.shape, self.L, self.K)
+        labels = self.labels.index_select(0, rows).view(*index.shape, -1, self.K)
+        labels = labels.expand(-1, -1, self.L, -1)
         B = self.orders[0].batch_size
         given = zip(*(block.given(labels, B) for block in self.blocks), strict=True)
         return zip(torch.split(index, B, 1), torch.split(self.features[index], B, 1), given, strict=True)
 
     def _step(self, index: Tensor, x: Tensor, given: Any, context: Context, factor: float) -> None:
         """One step of all runs; index [S, B], x [S, B, D], given: of each block."""
-        logits = self.adam.logits(x).mul_(self.rates).view(*x.shape[:2], self.L, self.K)  # [S, B, L, K]
+        logits = self.adam.logits(x)
         slopes = [
             block.learn(logits, mine, index, context, factor) for block, mine in zip(self.blocks, given, strict=True)
         ]
-        gradient = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 2)
-        self.adam.step(x, gradient.flatten(2), factor)
+        self.adam.step(x, slopes[0] if len(slopes) == 1 else torch.cat(slopes, 2), factor)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """The weights [R, K, D] and biases [R, K] themselves."""

@@ -116,7 +116,7 @@ class LossBlock:
         return by_logits.flatten(2)
 
     def _turns_and_weights(self, loss: ClassWise, labels: TensorLabels, batch: int) -> list[tuple[Tensor, ...]]:
-        """Labels [S, n B, width, K], or [S, n B, 1, K] if all runs see the same -> what `_class_wise` takes, by step."""
+        """Labels [S, n B, width, K], or [S, n B, 1, K] if all runs see the same -> what `_class_wise` takes by step."""
         yes, no = loss.cell_weights(labels)
         shape = torch.Size((batch, self.K))
         share = scale(shape, loss.reduction) / shape.numel()

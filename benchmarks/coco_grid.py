@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--loss", default="an")
+    parser.add_argument("--device", default="cpu", help="cuda needs one thread")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = round(args.share * N)
@@ -58,11 +59,11 @@ def main() -> None:
         for lr in (1e-2, 1e-3, 1e-4, 1e-5)
     ]  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
-    found = train_together(runs, threads=args.threads)
+    found = train_together(runs, args.device, threads=args.threads)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     times = EPOCHS / args.epochs / args.share
     row = {
-        "loss": args.loss, "runs": len(runs), "rows": rows, "epochs": args.epochs, "threads": args.threads,
+        "loss": args.loss, "runs": len(runs), "rows": rows, "epochs": args.epochs, "threads": args.threads, "device": args.device,
         "seconds": round(wall, 2), "cpu": round(cpu, 2), "whole_grid_seconds": round(wall * times),
         "whole_grid_cpu": round(cpu * times), "extrapolated": "no" if times == 1 else f"x {times:.0f}",
         "peak_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

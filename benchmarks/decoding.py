@@ -32,7 +32,7 @@ from plures.metrics.average_precision import mean_average_precision
 from plures.metrics.intervals import bootstrap_difference
 from plures.training.run import Run
 
-SIZES = (128, 96)
+SIZES = (128, 96, 64)
 MARGINS = (1.0, 1.5, 2.0)
 
 

@@ -166,10 +166,11 @@ def test_large_jpegs_are_decoded_smaller_and_look_the_same(tmp_path):
     assert open_image(tmp_path / "a.png", 224).size == (1200, 900)
 
 
-def test_the_smallest_crop_still_has_its_pixels():
-    assert Transform(100, "flip").decoding_size == 100
-    least = Transform(100, "crop").decoding_size
-    assert least * np.sqrt(0.5 * 3 / 4) >= 100 > (least - 2) * np.sqrt(0.5 * 3 / 4)
+def test_a_scaled_image_has_twice_the_pixels_and_its_smallest_crop_still_enough():
+    assert Transform(100, "flip").decoding_size == Transform(100, "crop").decoding_size == 200
+    least = Transform(100, "crop", crop_area=(0.1, 1.0)).decoding_size
+    area = 0.1
+    assert least * np.sqrt(area * 3 / 4) >= 100 > (least - 2) * np.sqrt(area * 3 / 4)
 
 
 def test_images_at_addresses_and_in_stretches_of_files(tmp_path):

@@ -12,7 +12,7 @@ from plures.metrics.average_precision import average_precision
 from plures.models.model import build_model
 from shared import SHARED, needs_shared
 
-SIZE, TRAINED, JUDGED = 96, 400, 200
+SIZE, TRAINED, JUDGED = 64, 400, 1000  # photos of 384 pixels are decoded at a half
 
 
 def _features(model, files, at_least):
@@ -62,5 +62,5 @@ def test_scaled_decoding_moves_map_by_less_than_a_tenth_of_a_percent():
             scores[:, k] = classifier.decision_function(features)
         found.append(100 * average_precision(scores, test.labels)[frequent].mean())
     print(f"{smaller} of {JUDGED} scaled, mAP of {len(frequent)} classes {found[0]:.3f} and {found[1]:.3f}")
-    assert found[0] > 40  # the model knows something to lose
+    assert found[0] > 25  # the model knows something to lose
     assert abs(found[1] - found[0]) < 0.1

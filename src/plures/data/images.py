@@ -18,6 +18,7 @@ from torch import Tensor
 from plures.data.randaugment import cutout_randaugment
 from plures.errors import PluresError
 
+DECODED_OVER_WANTED = 2  # with 2, scaled decoding moves mAP by less than 0.1; with less, by up to 0.5 (docs/scale.md)
 MAX_PIXELS = 100_000_000  # a 12,000 x 8,000 scan passes; a decompression bomb is refused before it is decoded
 Image.MAX_IMAGE_PIXELS = None  # we refuse by our own limit, with our own words
 
@@ -118,11 +119,12 @@ class Transform:
 
     @property
     def decoding_size(self) -> int:
-        """The fewest pixels a side that an image must have before this transform, see `open_image`: as many as come
-        out, and for crops so many that the smallest crop still has them."""
+        """The fewest pixels a side that a scaled image must have before this transform, see `open_image`: twice as many
+        as come out, and for crops so many that the smallest crop still has as many as come out."""
+        whole = DECODED_OVER_WANTED * self.size
         if self.augment != "crop":
-            return self.size
-        return math.ceil(self.size / math.sqrt(self.crop_area[0] * NARROWEST))
+            return whole
+        return max(whole, math.ceil(self.size / math.sqrt(self.crop_area[0] * NARROWEST)))
 
     def with_view(self, image: Image.Image, random: np.random.Generator | None = None) -> tuple[Tensor, View]:
         """The result, and where in the image it lies. What RandAugment shears or turns the view does not say."""

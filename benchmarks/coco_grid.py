@@ -64,7 +64,8 @@ def main() -> None:
     times = EPOCHS / args.epochs / args.share
     row = {
         "loss": args.loss, "runs": len(runs), "rows": rows, "epochs": args.epochs, "threads": args.threads,
-        "device": args.device, "seconds": round(wall, 2), "cpu": round(cpu, 2), "whole_grid_seconds": round(wall * times),
+        "device": args.device, "seconds": round(wall, 2), "cpu": round(cpu, 2),
+        "whole_grid_seconds": round(wall * times),
         "whole_grid_cpu": round(cpu * times), "extrapolated": "no" if times == 1 else f"x {times:.0f}",
         "peak_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "best_val_map": round(max(head.best.score for head in found), 2),

@@ -97,6 +97,7 @@ def jobs_in_order(seeds: int, epochs: int, side: int) -> list[Job]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="of the losses under the linear head")
+    parser.add_argument("--losses", default="", help="only these")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--processes", type=int, default=1)
@@ -105,6 +106,8 @@ def main() -> None:
     runs = read_rows(f"{name}_runs")
     done = {tuple(r[k] for k in ("head", "loss", "seed", "epochs", "image_size")) for r in runs}
     jobs = [job for job in jobs_in_order(args.seeds, args.epochs, args.side) if job not in done]
+    if args.losses:
+        jobs = [job for job in jobs if job[1] in args.losses.split(",")]
     order = {(h, n): i for i, (h, n) in enumerate((h, n) for h in HEADS for n in MORE_LOSSES)}
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         for run in pool.imap_unordered(one_run, jobs):

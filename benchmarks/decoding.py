@@ -4,9 +4,9 @@
     python benchmarks/decoding.py RUN --limit 200  # fewer photographs
 
 `open_image` takes a JPEG at a half, a quarter or an eighth of its size where that leaves `margin` times the pixels that
-the model wants on both sides; then comes the antialiased resize. plures asks for 2. The
-photographs of the sample are 384 pixels long, so at the model's own 224 none is scaled: the model is given 128, 96 and
-64 pixels, where nearly all are, as a 12-megapixel photo is for 448. A linear head on pooled features takes any size; it scores lower
+the model wants on both sides; then comes the antialiased resize. plures asks for 2. The photographs of the sample are
+384 pixels long, so at the model's own 224 none is scaled: the model is given 128, 96 and 64 pixels, where nearly all
+are, as a 12-megapixel photo is for 448. A linear head on pooled features takes any size; it scores lower
 there than at the size it was trained for. `difference` is mAP less mAP with full decoding, in percent points, with its
 95% interval (paired bootstrap over images, 1,000 resamples), over the classes with 10 photographs or more; `pixels` the
 mean difference of a pixel, of 255.

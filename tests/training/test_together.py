@@ -187,8 +187,7 @@ def test_a_block_knows_the_gradient_of_its_loss_in_every_size(name, reduction, e
         block = LossBlock(list(range(L)), some, rates, torch.device("cpu"))
         index = torch.arange(13)[None]
         seen = [torch.from_numpy(run.labels.values[:13]) for run in some]
-        alike = len({id(run.labels) for run in some}) == 1 or L == 2
-        labels = (seen[0][:, None].expand(-1, L, -1) if alike else torch.stack(seen, 1))[None]
+        labels = (seen[0][:, None].expand(-1, L, -1) if L < 3 else torch.stack(seen, 1))[None]
         logits = 4 * torch.randn(1, 13, L * K, generator=torch.Generator().manual_seed(0))
         for given, rows in zip(block.given(labels, 8), (slice(0, 8), slice(8, 13)), strict=True):
             slope = block.learn(logits[:, rows] / rates, given, index[:, rows], Context(), 1.0)

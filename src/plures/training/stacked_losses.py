@@ -1,8 +1,9 @@
 """The losses of runs trained together, called at once, and their label states in one table.
 
-A loss that knows its gradient (ClosedForm) is asked for that, for all runs at once. For any other, autograd sees only
-the logits: a loss whose value is a mean over images is called once for all runs that have it, on [R B, K] (ROW_WISE);
-the rest go through torch.vmap, or, where that refuses, run by run.
+A loss that knows its gradient (ClosedForm) is asked for that, for all runs at once; where nothing joins its cells
+(CLASS_WISE), what does not change from step to step is worked out for many steps beforehand. For any other, autograd
+sees only the logits: a loss whose value is a mean over images is called once for all runs that have it, on [R B, K]
+(ROW_WISE); the rest go through torch.vmap, or, where that refuses, run by run.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class LossBlock:
         self.columns, self.S, self.L = slice(columns[0], columns[-1] + 1), S, M // self.K
         self.width, self.N = len(columns), len(runs[0].labels)
         self.outputs = slice(self.columns.start * self.K, self.columns.stop * self.K)
-        self.rates = rates[..., self.outputs].to(device)
+        self.rates = rates[..., self.outputs]
         self.R = S * self.width
         self.loss: Loss = runs[columns[0]].loss
         self.row_wise = isinstance(self.loss, ROW_WISE)

@@ -80,8 +80,15 @@ def some_output(logits, seed=0):
     )
 
 
-def evaluate(loss, logits, labels, state, epoch=(0, 8), **output):
-    context = Context(epoch[0], epoch[1], epoch[0] / epoch[1], torch.arange(len(logits)), state)
+def some_changed(logits):
+    """Logits of changed inputs: random whole numbers, which half precision holds too."""
+    return (4 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(7))).round().to(logits.dtype)
+
+
+def evaluate(loss, logits, labels, state, epoch=(0, 8), changed=None, **output):
+    changed = some_changed(logits) if changed is None else changed
+    rows = torch.arange(len(logits))
+    context = Context(epoch[0], epoch[1], epoch[0] / epoch[1], rows, state, changed_logits=changed)
     out = replace(some_output(logits), **output)
     return loss(out, TensorLabels(torch.from_numpy(labels.values)), context)
 
@@ -142,7 +149,7 @@ def test_order_of_images_and_classes_does_not_matter(name, epoch):
     rows, columns = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([5, 2, 0, 1, 4, 3])
 
     def shuffled(values):
-        return values[rows][:, columns]
+        return (values[rows] if len(values) == B else values)[:, columns]  # a state may have one row for all
 
     loss, labels, state = ready(name, some_labels())
     mixed = Labels(shuffled(torch.from_numpy(labels.values)).numpy())
@@ -154,7 +161,7 @@ def test_order_of_images_and_classes_does_not_matter(name, epoch):
     out = some_output(x)
     other = {"embeddings": shuffled(out.embeddings), "attention": shuffled(out.attention)}
     other["region_logits"] = shuffled(out.region_logits)
-    crossed = evaluate(loss_2, y, mixed, state_2, epoch, **other)
+    crossed = evaluate(loss_2, y, mixed, state_2, epoch, shuffled(some_changed(x)), **other)
     assert straight.keys() == crossed.keys()
     for term in straight:
         torch.testing.assert_close(straight[term], crossed[term])
@@ -230,7 +237,8 @@ def test_never_waits_for_the_gpu(name, epoch):
         x = fake.from_tensor(normal()).requires_grad_()
         if state is not None:
             state.values = fake.from_tensor(state.values)
-        context = Context(epoch[0], epoch[1], 0.5, fake.from_tensor(torch.arange(B)), state)
+        changed = fake.from_tensor(some_changed(normal()))
+        context = Context(epoch[0], epoch[1], 0.5, fake.from_tensor(torch.arange(B)), state, None, changed)
         values = fake.from_tensor(torch.from_numpy(labels.values))
         terms = loss(some_output(x), TensorLabels(values), context)
         sum(terms.values()).backward()
@@ -248,7 +256,8 @@ def test_by_hand(name):
     x = torch.tensor([[0.0, np.log(3), -np.log(3)]], dtype=torch.float64)
     embeddings = torch.tensor([[[2.0, 0], [1, 1], [-1, 0]]], dtype=torch.float64)
     regions = x.detach()[:, :, None].repeat(1, 1, P)  # every region says what the image says
-    terms = evaluate(loss, x, labels, state, case.epoch, embeddings=embeddings, region_logits=regions)
+    changed = x.detach() - torch.tensor([[1.0, 2, 3]])
+    terms = evaluate(loss, x, labels, state, case.epoch, changed, embeddings=embeddings, region_logits=regions)
     assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(case.terms, rel=1e-12, abs=1e-15)
 
 

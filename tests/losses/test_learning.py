@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels, observe_single_positive
 from plures.losses import Context, losses
-from plures.losses.context import ActsAfterEpoch, ChecksLabels, PreparesForLabels
+from plures.losses.context import ActsAfterEpoch, ChecksLabels, LooksAgain, PreparesForLabels
 from plures.models.output import Output, grid_boxes
 from plures.training.label_state import LabelMemory
 
@@ -48,7 +48,11 @@ def fit(name, features, labels):
             logits = model(features[index])  # of the whole image as its one region
             embeddings, boxes = features[index][:, None, :] * classes, grid_boxes(1, 1)
             output = Output(logits, region_logits=logits[..., None], embeddings=embeddings, boxes=boxes)
-            context = Context(epoch, EPOCHS, epoch / EPOCHS, index, memory)
+            changed = None
+            if isinstance(loss, LooksAgain):
+                tokens = loss.changed_inputs(features[index][:, None], output, TensorLabels(values[index]))
+                changed = model(tokens[:, 0]).detach()
+            context = Context(epoch, EPOCHS, epoch / EPOCHS, index, memory, None, changed)
             adam.zero_grad()
             sum(loss(output, TensorLabels(values[index]), context).values()).backward()
             adam.step()

@@ -24,6 +24,7 @@ from plures.data.splits import stratified_split
 from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.labels import Labels
+from plures.losses.context import OF_REGIONS
 from plures.models.model import Model, load
 from plures.models.parts import heads
 from plures.training.evaluate import logits_of_dataset, make_fabric
@@ -74,7 +75,7 @@ class _HeadOnly:
         self.fabric = make_fabric(run.experiment)
         self.model: Model = load(run.path).to(self.fabric.device)
         loss = make_loss(run.experiment, dataset.labels, cast(nn.Module, self.model.head))
-        pooled = needs_only_mean(self.model) and "region_logits" not in loss.needs
+        pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
         self.features = frozen_features(self.model, dataset, pooled=pooled, device=self.fabric.device, workers=workers)
         log = run.log

@@ -11,8 +11,9 @@ from plures.labels import Labels, TensorLabels
 from plures.models.output import Output
 from plures.shelf import Shelf
 
-Need = Literal["embeddings", "attention", "region_logits", "label_state", "views"]
-FROM_TRAINING: frozenset[Need] = frozenset({"label_state", "views"})  # given by the loop, not by a head
+Need = Literal["embeddings", "attention", "region_logits", "label_state", "views", "changed_logits"]
+FROM_TRAINING: frozenset[Need] = frozenset({"label_state", "views", "changed_logits"})  # by the loop, not by a head
+OF_REGIONS: frozenset[Need] = frozenset({"attention", "region_logits", "changed_logits"})  # want tokens and maps
 
 
 class LabelState(Protocol):
@@ -35,6 +36,7 @@ class Context:
     index: [B], row of each image in the training set; label_state: the memory of a loss that asked for one.
     views: [B, 4], where in its image each input lies after augmentation: left, top, right, bottom in [0, 1], left
       and right exchanged if mirrored; None: the whole image as it is. Regions' boxes are shares of this view.
+    changed_logits: [B, K] without gradient, of the inputs that the loss had changed (see LooksAgain).
     """
 
     epoch: int = 0
@@ -43,6 +45,7 @@ class Context:
     index: Tensor | None = None
     label_state: LabelState | None = None
     views: Tensor | None = None
+    changed_logits: Tensor | None = None
 
 
 @runtime_checkable
@@ -109,6 +112,15 @@ class CarriesState(Protocol):
     """A loss whose label state goes over from the frozen phase of training to the end-to-end phase."""
 
     def carry_state(self, values: Tensor) -> Tensor: ...  # of the best frozen epoch, [N, K] -> initial one, [N, K]
+
+
+@runtime_checkable
+class LooksAgain(Protocol):
+    """A loss that runs the network a second time, without gradient, on inputs it has changed ("changed_logits")."""
+
+    def changed_inputs(self, inputs: Tensor, output: Output, labels: TensorLabels) -> Tensor: ...
+
+    # images [B, 3, H, W] (uint8, or float in [0, 1]) or features [B, P, D]; what the head said of them, maps included
 
 
 @runtime_checkable

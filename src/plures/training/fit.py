@@ -24,7 +24,7 @@ from plures.data.loading import FeatureBatches, ImageBatches
 from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import ActsAfterEpoch, CarriesState, Context, Loss, RemembersLabels
+from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
 from plures.models.memory import Halving, out_of_memory
 from plures.models.output import Output, Tokens
 from plures.training.history import ScoreHistory
@@ -65,7 +65,7 @@ class Step(nn.Module):
     def __init__(self, net: nn.Module, loss: Loss, memory: LabelMemory | None) -> None:
         super().__init__()
         self.net, self.loss, self.memory = net, loss, memory
-        self.maps = bool({"attention", "region_logits"} & set(loss.needs))
+        self.maps, self.looks_again = bool(OF_REGIONS & loss.needs), isinstance(loss, LooksAgain)
 
     def forward(
         self,
@@ -79,12 +79,22 @@ class Step(nn.Module):
         total: int,
     ) -> dict[str, Tensor]:
         output: Output = self.net(inputs, maps=self.maps)
+        changed = self._look_again(inputs, output, TensorLabels(labels))
         if world_size() > 1:
             output = gather_output(output, frozenset(self.loss.needs), total)
             labels, index = gather(labels, total), gather(index, total)
             views = None if views is None else gather(views, total)
-        context = Context(epoch, epochs, progress, index, self.memory, views)
+            changed = None if changed is None else gather(changed, total)
+        context = Context(epoch, epochs, progress, index, self.memory, views, changed)
         return self.loss(output, TensorLabels(labels), context)
+
+    @torch.no_grad()
+    def _look_again(self, inputs: Tensor, output: Output, labels: TensorLabels) -> Tensor | None:
+        """Logits [b, K] of the inputs as the loss changes them, if it does."""
+        if not self.looks_again:
+            return None
+        again: Output = self.net(cast(LooksAgain, self.loss).changed_inputs(inputs, output, labels), maps=False)
+        return again.logits
 
 
 @dataclass

@@ -19,7 +19,7 @@ from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
-from plures.losses.context import FROM_TRAINING, CarriesState, ChecksLabels, PreparesForLabels
+from plures.losses.context import FROM_TRAINING, OF_REGIONS, CarriesState, ChecksLabels, PreparesForLabels
 from plures.models.model import Model, build_model, load, save
 from plures.models.parts import FitsFeatures, heads
 from plures.training.allocator import keep_freed_memory
@@ -272,7 +272,7 @@ class Training:
 
     @property
     def _pooled(self) -> bool:
-        return needs_only_mean(self.model) and "region_logits" not in self.loss.needs
+        return needs_only_mean(self.model) and not OF_REGIONS & self.loss.needs
 
     def _start_from_best(self) -> None:
         """The second phase starts with the best weights of the first."""

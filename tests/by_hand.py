@@ -139,4 +139,10 @@ BY_HAND: dict[str, Case] = {
         {"momentum": 0.5, "warmup_epochs": 0},
         state=[[0.0, 1.0], [-2.0, 1.0], [2.0, 1.0]],
     ),
+    # targets 1 and -1: the logits 0, ln 3 and -ln 3 are 1, 1 + ln 3 and 1 - ln 3 away; the third class is known
+    "least_squares": Case(
+        {"present": 1 / 3, "absent": (1 - log(3)) ** 2 / 3, "assumed_absent": 0.5 * (1 + log(3)) ** 2 / 3},
+        {"target": 1.0, "negative_weight": 0.5},
+        others=(-1, 0),
+    ),
 }

@@ -18,6 +18,8 @@ from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
 
 AUTO = "auto"  # the loss that training chooses for the labels and the head
+EXACT = "exact"  # the optimizer that solves for a linear head
+EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
 
 
 class Part(BaseModel):
@@ -61,7 +63,8 @@ class Experiment(BaseModel):
       cutout_randaugment; auto: flip end to end.
     batch_size: images a step learns from, over all processes; accumulate: in how many pieces, one after another, to
       save memory (a loss that looks at a batch as a whole then sees a piece).
-    optimizer: any name that timm or torch knows; lr: of the embedder; head_lr: times lr for the head.
+    optimizer: any name that timm or torch knows, or `exact` (no steps: a linear head on frozen features and the loss
+      least_squares are solved for each strength of its option l2); lr: of the embedder; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
@@ -132,6 +135,8 @@ class Experiment(BaseModel):
                 shelf.check(part.name, part.options)
             elif part.options:
                 raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
+        if self.optimizer.name == EXACT:
+            _check_exact(self)
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
             raise PluresError(f"mode=frozen uses features computed once: augment={self.augment} has no effect there")
         return self
@@ -217,6 +222,31 @@ def _spell(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _check_exact(e: Experiment) -> None:
+    """Raise PluresError unless optimizer=exact can solve this experiment."""
+    wrong = {
+        f"mode={e.mode}": e.mode != "frozen",
+        f"head={e.head.name}": e.head.name != "linear",
+        "head.boost": e.head.options.get("boost", 1) != 1,
+        f"loss={e.loss.name}": e.loss.name not in (AUTO, "least_squares"),
+        "history=true": e.history,
+        "ema": e.ema is not None,
+    }
+    found = [what for what, holds in wrong.items() if holds]
+    if found:
+        raise PluresError(
+            f"optimizer=exact solves least squares of a linear head on frozen features, not {', '.join(found)};"
+            " use mode=frozen head=linear loss=least_squares, or another optimizer"
+        )
+    unknown = e.optimizer.options.keys() - {"l2"}
+    l2 = e.optimizer.options.get("l2", list(EXACT_L2))
+    if unknown or not isinstance(l2, list) or not l2 or not all(isinstance(x, int | float) and x > 0 for x in l2):
+        raise PluresError(
+            f"optimizer=exact has one option, l2: a list of strengths above 0 such as [0.3, 1, 3],"
+            f" got {e.optimizer.options}"
+        )
 
 
 def _explain(error: ValidationError) -> str:

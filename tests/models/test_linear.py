@@ -77,3 +77,18 @@ def test_standardised_features_by_hand(tmp_path):
     model.head.fit_features(torch.full((width,), 0.5), torch.full((width,), 2.0))
     save(model, tmp_path)
     assert load(tmp_path).head.feature_scale.unique().tolist() == [0.5]
+
+
+def test_normalised_features_by_hand():
+    """The mean token (3, 4) is 5 long, and becomes sqrt 2 long; its regions are divided by the same number."""
+    head = Linear(2, 1, normalise=True)
+    with torch.no_grad():
+        head.classifier.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        head.classifier.bias.fill_(1.0)
+    tokens = torch.tensor([[[6.0, 0.0], [0.0, 8.0]]])
+    output = head(Tokens(tokens, grid_boxes(1, 2)))
+    factor = 2**0.5 / 5
+    torch.testing.assert_close(output.logits, torch.tensor([[1 + 3 * factor]]))
+    torch.testing.assert_close(output.region_logits, torch.tensor([[[1 + 6 * factor, 1.0]]]))
+    torch.testing.assert_close(head(Tokens(100 * tokens, grid_boxes(1, 2))).logits, output.logits)
+    assert head(Tokens(torch.zeros(1, 2, 2), grid_boxes(1, 2))).logits.tolist() == [[1.0]]

@@ -256,9 +256,11 @@ def test_a_kill_before_the_report_leaves_a_card_and_the_run_is_done_again(tmp_pa
     assert sweep(FROZEN, tmp_path / "s", {"lr": ["1e-2"]}, dataset=coloured()).chosen.folder == folder
 
 
-def test_standardised_heads_trained_together_are_those_of_train(tmp_path):
+@pytest.mark.parametrize("normalise", [False, True])
+def test_standardised_heads_trained_together_are_those_of_train(tmp_path, normalise):
+    head = {"name": "linear", "standardise": True, "normalise": normalise}
     settings = FROZEN | {
-        "head": {"name": "linear", "standardise": True}, "optimizer": "adamw", "weight_decay": 10.0, "loss": "auto",
+        "head": head, "optimizer": "adamw", "weight_decay": 10.0, "loss": "auto",
     }  # fmt: skip
     found = sweep(settings, tmp_path / "s", {"lr": ["1e-3"]}, seeds=1, dataset=coloured())
     assert (found.chosen.folder / frozen_sweep.HEAD).is_file()  # trained together

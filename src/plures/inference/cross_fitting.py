@@ -22,13 +22,14 @@ from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, Order
 from plures.data.splits import stratified_split
 from plures.errors import PluresError
-from plures.experiment import Experiment
+from plures.experiment import EXACT, Experiment
 from plures.labels import Labels
 from plures.losses.context import OF_REGIONS
 from plures.models.model import Model, load
-from plures.models.parts import heads
+from plures.models.parts import FitsFeatures, heads
 from plures.training.evaluate import logits_of_dataset, make_fabric
-from plures.training.features import frozen_features, needs_only_mean, token_boxes
+from plures.training.exact import fit_exactly
+from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import HeadOnFeatures, Net, Phase, Scores, fit, logits_of
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Run
@@ -89,12 +90,16 @@ class _HeadOnly:
         given = {"width": self.model.embedder.width, "classes": len(self.model.classes)}
         head = heads.make(parts.head, given, **parts.head_options)
         labels = self.dataset.labels.take(rest)
+        order = Order(len(rest), e.batch_size, shuffle_seed=seed, drop_last=e.drop_last)
+        learning = self._batches(rest, order)
+        if isinstance(head, FitsFeatures):
+            head.fit_features(*feature_statistics(learning.features))
         phase = Phase(
             name="cross-fit",
             number=0,
             net=HeadOnFeatures(cast(nn.Module, head), self.boxes).to(self.fabric.device),
             head=cast(nn.Module, head),
-            batches=self._batches(rest, Order(len(rest), e.batch_size, shuffle_seed=seed, drop_last=e.drop_last)),
+            batches=learning,
             train_labels=labels,
             epochs=e.epochs,
             lr=e.lr,
@@ -102,7 +107,8 @@ class _HeadOnly:
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            train_phase = fit_exactly if e.optimizer.name == EXACT else fit
+            train_phase(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 

@@ -6,8 +6,9 @@ BoostLU: "Bridging the Gap between Model Explanations in Partially Annotated Mul
 Jeong, Schmid, Akata, Lee, 2023, arXiv 2304.01804: region logits above zero count five times (`boost: 5`) before the
 mean is taken, in training and at test alike; meant for the losses ll_r, ll_ct and ll_cp.
 
-`standardise` brings every feature to mean 0 and standard deviation 1 over the training images before the classifier.
-With strong decoupled weight decay (adamw, 10) that is worth more than the choice of a loss: see docs/choosing.md.
+`standardise` brings every feature to mean 0 and standard deviation 1 over the training images before the classifier;
+`normalise` then gives every image features of the same length. With strong decoupled weight decay (adamw, 10), or with
+optimizer=exact, that is worth more than the choice of a loss: see docs/choosing.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Linear(nn.Module):
 
     boost: factor on region logits above zero, as in BoostLU (there 5); the image's logit is the mean after it.
     standardise: features less their mean over their standard deviation, which training on frozen features fills in.
+    normalise: then all features of an image are divided by one number, so that their mean has the length sqrt(D).
     """
 
     gives = frozenset({"region_logits"})
@@ -32,12 +34,14 @@ class Linear(nn.Module):
     feature_mean: Tensor
     feature_scale: Tensor
 
-    def __init__(self, width: int, classes: int, boost: float = 1.0, standardise: bool = False) -> None:
+    def __init__(
+        self, width: int, classes: int, boost: float = 1.0, standardise: bool = False, normalise: bool = False
+    ) -> None:
         super().__init__()
         if not boost > 0:
             raise ValueError(f"boost is a positive factor (1: none, BoostLU: 5), got {boost!r}")
         self.classifier = nn.Linear(width, classes)
-        self.boost, self.standardise = boost, standardise
+        self.boost, self.standardise, self.normalise = boost, standardise, normalise
         if standardise:
             self.register_buffer("feature_mean", torch.zeros(width))
             self.register_buffer("feature_scale", torch.ones(width))
@@ -50,12 +54,17 @@ class Linear(nn.Module):
             self.feature_mean.copy_(mean)
             self.feature_scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
 
-    def standardised(self, features: Tensor) -> Tensor:
-        """Features [..., D] less their mean, over their standard deviation."""
-        return (features - self.feature_mean) * self.feature_scale
+    def prepared(self, features: Tensor) -> Tensor:
+        """Features [B, P, D] as the classifier sees them: standardised and normalised, as far as wanted."""
+        if self.standardise:
+            features = (features - self.feature_mean) * self.feature_scale
+        if self.normalise:
+            length = torch.linalg.vector_norm(features.mean(1, keepdim=True), dim=2, keepdim=True)  # [B, 1, 1]
+            features = features * (features.shape[2] ** 0.5 / length.clamp(min=1e-6))
+        return features
 
     def forward(self, tokens: Tokens, maps: bool = True) -> Output:
-        features = self.standardised(tokens.features) if self.standardise else tokens.features  # [B, P, D]
+        features = self.prepared(tokens.features)  # [B, P, D]
         if self.boost == 1:
             logits = self.classifier(features.mean(1))  # [B, K]
             region_logits = self.classifier(features).transpose(1, 2) if maps else None  # [B, K, P]

@@ -5,12 +5,14 @@ The choice rests on the tables of docs/choosing.md: one positive an image, three
 
 from __future__ import annotations
 
-from plures.experiment import Experiment, Part
+from plures.experiment import EXACT, Experiment, Part
 from plures.labels import Labels
 
 
 def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:
     """The loss for these observed training labels [N, K] in this experiment, and the reason in words."""
+    if experiment.optimizer.name == EXACT:
+        return Part(name="least_squares"), "it is what optimizer=exact can solve"
     if labels.complete:
         return Part(name="bce"), "every training label is known"
     absent = bool(labels.absent.any())

@@ -152,16 +152,19 @@ class Bench:
             self._features[key] = found[:, 0]
         splits = with_splits(self.dataset, e).splits
         assert splits is not None
-        standardise = bool(e.head.options.get("standardise"))
-        place = (key, splits.tobytes(), standardise)
+        standardise, normalise = (bool(e.head.options.get(name)) for name in ("standardise", "normalise"))
+        place = (key, splits.tobytes(), standardise, normalise)
         if place not in self._shared:
             train, val, test = (_rows(self._features[key], splits == name) for name in ("train", "val", "test"))
             buffers: dict[str, Tensor] = {}
+            head = cast(Linear, model.head)
             if standardise:
-                head = cast(Linear, model.head)
                 head.fit_features(*feature_statistics(train))
                 buffers = {"feature_mean": head.feature_mean, "feature_scale": head.feature_scale}
-                train, val, test = (head.standardised(torch.tensor(x).float()).numpy() for x in (train, val, test))
+            if standardise or normalise:
+                train, val, test = (
+                    head.prepared(torch.tensor(x[:, None]).float())[:, 0].numpy() for x in (train, val, test)
+                )
             known = None if prepared.val is None else prepared.val.labels
             data = FrozenData(train, None if prepared.val is None else val, known)
             self._shared[place] = Shared(data, None if prepared.test is None else test, buffers)

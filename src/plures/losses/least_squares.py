@@ -1,0 +1,51 @@
+"""Least squares on logits, which a linear head on frozen features can minimise exactly (optimizer=exact).
+
+"Regularized Least-Squares Classification", Rifkin, Yeo, Poggio, 2003. Hidden labels, counted as absent, move the mean
+of a class's negatives towards that of its positives, along the line between the two. The direction of least squares is
+that line seen through the inverse covariance of all images, so it stays where it is if the hidden ones are a random
+part (for ranking, the argument of Elkan and Noto 2008, "Learning classifiers from only positive and unlabeled data").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from plures.labels import TensorLabels
+from plures.losses.context import Context, Need, losses
+from plures.losses.log_terms import Reduction, check_common, check_range, reduce, widen
+from plures.models.output import Output
+
+
+@losses.part(
+    "least_squares", title="Least squares", source="Rifkin et al. 2003, Regularized Least-Squares Classification"
+)
+@dataclass(frozen=True)
+class LeastSquares:
+    """(logit - target)^2, the target of all cells but the present ones being minus `target`.
+
+    target: 3 is a probability of 95 %. negative_weight: of unknown cells, as absent ones; below 1 where images carry
+    several labels, as their hidden ones then weigh less.
+    """
+
+    target: float = 3.0
+    negative_weight: float = 0.3
+    reduction: Reduction = "mean"
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_common(self.reduction, 0.0)
+        check_range("target", self.target, 1e-3, 100.0)
+        check_range("negative_weight", self.negative_weight, 0.0, 100.0)
+
+    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+        x = widen(output.logits)
+        below = (x + self.target).square()
+        return {
+            "present": reduce(labels.present * (x - self.target).square(), self.reduction),
+            "absent": reduce(labels.absent * below, self.reduction),
+            "assumed_absent": self.negative_weight * reduce(labels.unknown * below, self.reduction),
+        }

@@ -50,10 +50,10 @@ class Show:
             self._bar.update(self._task, description=self._describe())
         maps = {"val mAP": "val_map", "val mAP (observed)": "val_map_observed"}
         shown = "".join(f"  {label} {record[key]:5.1f}" for label, key in maps.items() if key in record)
+        pace = f"l2 {record['l2']:g}" if "l2" in record else f"{record['images_per_second']:,.0f} images/s"
         best = "  *" if record["best_epoch"] == record["epoch"] else ""
         self.console.print(
-            f"{self._name} {self._epoch:>3}/{self._epochs}  loss {record['loss']:8.4f}{shown}"
-            f"  {record['images_per_second']:,.0f} images/s{best}",
+            f"{self._name} {self._epoch:>3}/{self._epochs}  loss {record['loss']:8.4f}{shown}  {pace}{best}",
             highlight=False,
         )
         if self._epoch == self._epochs:

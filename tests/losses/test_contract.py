@@ -276,6 +276,8 @@ def test_wrong_options_are_named():
         losses.make("wn", theta=-0.5)
     with pytest.raises(PluresError, match=r"a positive number or 'auto', got 'many'"):
         losses.make("epr", expected_positives="many")
+    with pytest.raises(PluresError, match=r"negative_weight is one of a number, auto, got 'many'"):
+        losses.make("least_squares", negative_weight="many")
     with pytest.raises(ValueError, match=r"call loss = loss.prepare\(labels\)"):
         evaluate(losses.make("epr"), normal(), some_labels(), None)
 

@@ -115,7 +115,7 @@ def test_pretrained_without_network_is_one_line_and_quick(monkeypatch, tmp_path)
     ("options", "message"),
     [
         ({"model": "resnet5"}, "timm has no model 'resnet5'; did you mean 'resnet"),
-        ({"model": "test_resnet", "pretrained": True, "weights": "x"}, "exclude each other"),
+        ({"model": "test_resnet", "pretrained": True, "weights": "no such file"}, "there is no file no such file"),
         ({"model": "resnet18", "model_options": {"no_such": 1}}, "no_such"),
     ],
 )

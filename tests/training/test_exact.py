@@ -136,6 +136,7 @@ def test_trains_keeps_the_best_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert [record["l2"] for record in run.log] == [0.1, 1.0, 10.0]
     report = json.loads((run.path / "report.json").read_text())
     assert report["map"] > 0.9
+    assert "solved exactly for several strengths" in (run.path / "model_card.md").read_text()
     assert json.loads((run.path / "environment.json").read_text())["loss"] == "least_squares"
     best = report["selected"]["epoch"]
     key = json.loads((run.path / "report.json").read_text())["selected"]["by"]

@@ -9,13 +9,13 @@ part (for ranking, the argument of Elkan and Noto 2008, "Learning classifiers fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from plures.labels import TensorLabels
 from plures.losses.context import Context, Need, losses
-from plures.losses.log_terms import Reduction, check_common, check_range, reduce, widen
+from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, reduce, widen
 from plures.models.output import Output
 
 
@@ -26,12 +26,11 @@ from plures.models.output import Output
 class LeastSquares:
     """(logit - target)^2, the target of all cells but the present ones being minus `target`.
 
-    target: 3 is a probability of 95 %. negative_weight: of unknown cells, as absent ones; below 1 where images carry
-    several labels, as their hidden ones then weigh less.
+    target: 3 is a probability of 95 %. negative_weight: of unknown cells, as absent ones; auto: 1 / (K - 1), as in wan.
     """
 
     target: float = 3.0
-    negative_weight: float = 0.3
+    negative_weight: float | Literal["auto"] = "auto"
     reduction: Reduction = "mean"
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -39,7 +38,14 @@ class LeastSquares:
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("target", self.target, 1e-3, 100.0)
-        check_range("negative_weight", self.negative_weight, 0.0, 100.0)
+        if isinstance(self.negative_weight, str):
+            check_choice("negative_weight", self.negative_weight, ("a number", "auto"))
+        else:
+            check_range("negative_weight", self.negative_weight, 0.0, 100.0)
+
+    def unknown_weight(self, K: int) -> float:
+        """The weight of unknown cells among K classes."""
+        return 1 / max(K - 1, 1) if isinstance(self.negative_weight, str) else self.negative_weight
 
     def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
@@ -47,5 +53,5 @@ class LeastSquares:
         return {
             "present": reduce(labels.present * (x - self.target).square(), self.reduction),
             "absent": reduce(labels.absent * below, self.reduction),
-            "assumed_absent": self.negative_weight * reduce(labels.unknown * below, self.reduction),
+            "assumed_absent": self.unknown_weight(x.shape[1]) * reduce(labels.unknown * below, self.reduction),
         }

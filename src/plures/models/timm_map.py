@@ -28,9 +28,9 @@ class TimmMap(nn.Module):
     """Images [B, 3, H, W] -> the backbone's last feature map, one token [D] for each cell of its grid.
 
     model: a name of timm.list_models(). pretrained: with the weights that timm downloads for it. weights: with those of
-    a local safetensors file, which must fit exactly (a classifier in it is left out). image_size: the side in pixels;
-    None for the backbone's own. model_options: passed on to timm.create_model. mean, std: of the channels for images
-    in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
+    a local safetensors file instead, which must fit exactly (a classifier in it is left out). image_size: the side in
+    pixels; None for the backbone's own. model_options: passed on to timm.create_model. mean, std: of the channels for
+    images in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
     (`("conv1", "bn1", "layer1")` for a ResNet's stem and first stage); their batch norms keep their statistics.
     frozen_norm: all batch norms keep their weights and statistics, as detectors and Query2Label train a ResNet.
 
@@ -51,9 +51,7 @@ class TimmMap(nn.Module):
         frozen_norm: bool = False,
     ) -> None:
         super().__init__()
-        if pretrained and weights:
-            raise ValueError("pretrained=true and weights=FILE exclude each other")
-        self.backbone = create(model, pretrained, image_size, dict(model_options or {}))
+        self.backbone = create(model, pretrained and not weights, image_size, dict(model_options or {}))
         cfg = self.backbone.pretrained_cfg
         if weights:
             load_weights(self.backbone, model, Path(weights))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import plures
 from plures.errors import PluresError
-from plures.experiment import Part
+from plures.experiment import EXACT, Part
 from plures.files import writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
@@ -135,6 +135,8 @@ def trained_on(s: Scored) -> dict[str, str]:
     rows["model"] = f"{spell_part(e.embedder)}; head {spell_part(e.head)}"
     rows["loss"] = spell_part(e.loss)
     rows["mode"] = f"{e.mode}, {len(s.run.log)} epochs, batches of {e.batch_size}, lr {e.lr:g}"
+    if e.optimizer.name == EXACT:
+        rows["mode"] = f"{e.mode}, solved exactly for {len(s.run.log)} strengths of l2"
     return rows
 
 

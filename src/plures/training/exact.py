@@ -99,9 +99,10 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: list[float]
     Raises WorkFailed if a feature is no number.
     """
     D, K = rows.width, labels.classes
+    lightly = loss.unknown_weight(K)
     everywhere = np.arange(len(labels))
-    gram, sums = _zeros(rows, D, D), _zeros(rows, D, K)  # of all rows, weighted as unknown; of weight times target
-    weight = np.where(labels.unknown, loss.negative_weight, 1.0)  # [N, K]
+    gram, sums = _zeros(rows, D, D), _zeros(rows, D, K)  # of all rows, unweighted; of weight times target
+    weight = np.where(labels.unknown, lightly, 1.0)  # [N, K]
     target = np.where(labels.present, loss.target, -loss.target)
     for some, x in rows.pieces(everywhere):
         gram += x.T @ x
@@ -112,11 +113,11 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: list[float]
     sums /= total
     found = _zeros(rows, len(strengths), K, D)
     costs = _zeros(rows, len(strengths))
-    if labels.complete or loss.negative_weight == 1:  # the same for all classes
+    if labels.complete or lightly == 1:  # the same for all classes
         _solve_for(gram / total[0], sums, strengths, loss, found, costs)
     else:
         for k in range(K):
-            own = _weighted(gram, rows, labels.unknown[:, k], loss.negative_weight) / total[k]
+            own = _weighted(gram, rows, labels.unknown[:, k], lightly) / total[k]
             _solve_for(own, sums[:, k : k + 1], strengths, loss, found[:, k : k + 1], costs)
     return found[..., :-1].float(), found[..., -1].float(), costs / K
 
@@ -135,9 +136,10 @@ def _solve_for(
 ) -> None:
     """Fill `found` [L, k, D] for the classes of `sums` [D, k]; add the loss each class is left with to `costs` [L]."""
     for place, l2 in enumerate(strengths):
-        penalty = torch.full_like(gram[0], l2)
-        penalty[-1] = 1e-9  # the bias is free
-        a = torch.cholesky_solve(sums, torch.linalg.cholesky(gram + penalty.diag()))  # [D, k]
+        penalised = gram.clone()
+        penalised.diagonal()[:-1] += l2
+        penalised[-1, -1] += 1e-9  # the bias is free
+        a = torch.cholesky_solve(sums, torch.linalg.cholesky(penalised))  # [D, k]
         found[place] = a.T
         costs[place] += ((a * (gram @ a)).sum(0) - 2 * (a * sums).sum(0) + loss.target**2).sum()
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plures.experiment import AUTO, Part
+from plures.experiment import AUTO, EXACT, Part
 from plures.files import writing
 from plures.metrics.report import ClassResult, Report, percent
 from plures.metrics.thresholds import Thresholds
@@ -182,11 +182,13 @@ def _made(run: Run, environment: dict[str, Any]) -> list[str]:
     e = run.experiment
     loss = e.loss if e.loss.name != AUTO else Part(name=environment.get("loss", AUTO))
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
+    steps = f"epochs: {e.epochs}, batches of {e.batch_size}; {_part(e.optimizer)} at {e.lr:g}"
+    if e.optimizer.name == EXACT:
+        steps = "solved exactly for several strengths of regularisation, of which the best on validation was kept"
     return [
         f"    {environment.get('command', 'not recorded')}",
         "",
-        f"Loss {_part(loss)}; mode {e.mode}; epochs: {e.epochs}, batches of {e.batch_size}; {_part(e.optimizer)} at"
-        f" {e.lr:g}; seed {e.seed}. Everything else: `experiment.yaml`.",
+        f"Loss {_part(loss)}; mode {e.mode}; {steps}; seed {e.seed}. Everything else: `experiment.yaml`.",
         "",
         f"{versions}; {environment.get('machine', '')}; {environment.get('device', '')}. Hash of the training labels:"
         f" `{environment.get('train_labels_sha256', 'not recorded')}`.",

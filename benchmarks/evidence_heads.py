@@ -1,5 +1,7 @@
 """Every loss, one positive an image, under heads that look at regions: codebook and query2label on frozen features.
 
+The linear head on the same maps (not pooled) is for losses that want regions of it: ignore and en_scl.
+
 Data, features and heads as in benchmarks/voc12_heads.py (query2label for 5 epochs here); the best epoch is chosen by
 validation mAP on the observed positives, so that no clean label is used; bce has all labels and clean validation.
 Expected numbers of labels are estimated from the data (`auto`), where a loss wants them.
@@ -24,7 +26,7 @@ from environment import read_rows, write
 from voc12 import FREQUENT, photographs, settings
 from voc12_heads import HEADS
 
-EPOCHS = {"codebook": 4, "query2label": 5}
+EPOCHS = {"codebook": 4, "query2label": 5, "linear": 10}  # linear on maps: for losses that look at regions
 
 
 def losses_for(head: str) -> list[str]:

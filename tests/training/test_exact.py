@@ -30,23 +30,24 @@ SMALL = {
 }  # fmt: skip
 
 
-def some(kind, seed=0):
-    random = np.random.default_rng(seed)
+def some(kind, width=D):
+    random = np.random.default_rng(0)
     truth = random.random((N, K)) < 0.4
-    features = truth @ random.normal(size=(K, D)) + random.normal(size=(N, D)) + 2
+    features = truth @ random.normal(size=(K, width)) + random.normal(size=(N, width)) + 2
     full = Labels.from_masks(truth)
     partial = np.where(random.random((N, K)) < {"few": 0.2, "many": 0.8}.get(kind, 1), full.values, -1)
     labels = {"single": observe_single_positive(full), "full": full}.get(kind, Labels(partial.astype(np.int8)))
     return features.astype(np.float32)[:, None], labels
 
 
-@pytest.mark.parametrize("negative_weight", [1.0, 0.25])
+@pytest.mark.parametrize("width", [D, 90])  # fewer features than labels of a class, and more
+@pytest.mark.parametrize("negative_weight", [1.0, 0.25, 0.0])
 @pytest.mark.parametrize("kind", ["full", "single", "few", "many"])
-def test_is_the_ridge_regression_of_scikit_learn(kind, negative_weight, monkeypatch):
+def test_is_the_ridge_regression_of_scikit_learn(kind, negative_weight, width, monkeypatch):
     monkeypatch.setattr(exact, "ROWS_AT_ONCE", 17)
-    features, labels = some(kind)
+    features, labels = some(kind, width)
     loss = losses.make("least_squares", target=2.0, negative_weight=negative_weight)
-    head = Linear(D, K)
+    head = Linear(width, K)
     weights, biases, _ = solve(Rows(features, head, torch.device("cpu")), labels, loss, [0.01, 2.0])
     for place, l2 in enumerate((0.01, 2.0)):
         for k in range(K):

@@ -4,15 +4,19 @@ For every class the weights a and the bias b minimise, with t = +-target and the
 
     sum_i w_i (a x_i + b - t_i)^2 / sum_i w_i + l2 |a|^2
 
-by one Cholesky factorisation. There is no learning rate, and there are no epochs: each strength of `l2` is scored like
-an epoch, and the best by `select` is kept. Features pass once, in pieces, so their number costs no memory: D x D
-numbers are kept, whatever N. Standardised features make one l2 fit all (head.standardise, head.normalise).
+exactly. There is no learning rate, and there are no epochs: each strength of `l2` is scored like an epoch, and the best
+by `select` is kept. Features are read in pieces; D x D numbers are kept, whatever their number. Standardised features
+make one l2 fit all (head.standardise, head.normalise).
+
+In the eigenvectors of X'X, weights that are the same for all images make every system diagonal. The cells of a class
+that weigh otherwise (its known ones, or its unknown ones where they are fewer) change it by as many rank-one terms, as
+does the bias, so Woodbury's identity leaves a system of that size instead of D.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -75,74 +79,91 @@ def fit_exactly(
 
 
 class Rows:
-    """Pooled features as the head's classifier sees them, with a one behind for the bias; [n, D + 1] float64."""
+    """Pooled features as the head's classifier sees them, [n, D] float64."""
 
     def __init__(self, features: NDArray[np.floating[Any]], head: Linear, device: torch.device) -> None:
         self.features, self.head, self.device = features, head, device
 
-    @property
-    def width(self) -> int:
-        return int(self.features.shape[2]) + 1
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def pieces(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Some thousand of these rows at a time, with their numbers."""
         for some in np.array_split(rows, max(1, -(-len(rows) // ROWS_AT_ONCE))):
             x = torch.from_numpy(np.asarray(self.features[some])).to(self.device).float()  # [n, P, D]
-            x = self.head.prepared(x).mean(1).double()
-            yield some, torch.cat([x, x.new_ones(len(x), 1)], 1)
+            yield some, self.head.prepared(x).mean(1).double()
 
 
 @torch.no_grad()
-def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [L, K, D] and biases [L, K] for every l2, and the loss [L] that each leaves (mean over the classes).
 
     Raises WorkFailed if a feature is no number.
     """
-    D, K = rows.width, labels.classes
+    N, K, D = len(labels), labels.classes, int(rows.features.shape[2])
     lightly = loss.unknown_weight(K)
-    everywhere = np.arange(len(labels))
-    gram, sums = _zeros(rows, D, D), _zeros(rows, D, K)  # of all rows, unweighted; of weight times target
     weight = np.where(labels.unknown, lightly, 1.0)  # [N, K]
     target = np.where(labels.present, loss.target, -loss.target)
-    for some, x in rows.pieces(everywhere):
+    gram, sums, of_targets = (rows.zeros(D, n) for n in (D, K, K))  # X'X, X'w, X'(w t)
+    for some, x in rows.pieces(np.arange(N)):
         gram += x.T @ x
-        sums += x.T @ torch.from_numpy(weight[some] * target[some]).to(x.device)
+        w, wt = (torch.from_numpy(values[some]).to(x.device) for values in (weight, weight * target))
+        sums += x.T @ w
+        of_targets += x.T @ wt
     if not bool(gram.isfinite().all()):
         raise WorkFailed("some feature of a training image is not a number; optimizer=exact cannot solve for a head")
-    total = torch.from_numpy(weight.sum(0)).clamp(min=1e-9).to(gram.device)  # [K]
-    sums /= total
-    found = _zeros(rows, len(strengths), K, D)
-    costs = _zeros(rows, len(strengths))
-    if labels.complete or lightly == 1:  # the same for all classes
-        _solve_for(gram / total[0], sums, strengths, loss, found, costs)
-    else:
-        for k in range(K):
-            own = _weighted(gram, rows, labels.unknown[:, k], lightly) / total[k]
-            _solve_for(own, sums[:, k : k + 1], strengths, loss, found[:, k : k + 1], costs)
-    return found[..., :-1].float(), found[..., -1].float(), costs / K
+    values, vectors = torch.linalg.eigh(gram)  # [D], [D, D]
+    values = values.clamp(min=0)
+    total = np.maximum(weight.sum(0), 1e-9)  # [K]
+    mean_target = (weight * target).sum(0) / total
+    weights, biases, costs = rows.zeros(len(strengths), K, D), rows.zeros(len(strengths), K), rows.zeros(len(strengths))
+    for k in range(K):
+        unknown = labels.unknown[:, k]
+        few, usual, other = (unknown, 1.0, lightly) if 2 * unknown.sum() < N else (~unknown, lightly, 1.0)
+        mean = vectors.T @ sums[:, k] / total[k]  # of the features, weighted; everything in the eigenvectors from here
+        right = vectors.T @ of_targets[:, k] - total[k] * mean_target[k] * mean
+        system = System(usual * values, *_terms(rows, few, other - usual, vectors, mean, total[k]))
+        for place, l2 in enumerate(strengths):
+            a = system.solve(total[k] * l2, right)  # [D]
+            weights[place, k] = vectors @ a
+            biases[place, k] = mean_target[k] - a @ mean
+            left = a @ system.times(a) - 2 * a @ right
+            costs[place] += loss.target**2 - mean_target[k] ** 2 + left / total[k]
+    return weights.float(), biases.float(), costs / K
 
 
-def _weighted(gram: Tensor, rows: Rows, unknown: NDArray[np.bool_], weight: float) -> Tensor:
-    """Sum of w x x' with w = 1 where known and `weight` where not, from that of all rows and the smaller of the two."""
-    few = unknown if unknown.sum() * 2 < len(unknown) else ~unknown
-    own = torch.zeros_like(gram)
-    for _, x in rows.pieces(np.flatnonzero(few)):
-        own += x.T @ x
-    return weight * gram + (1 - weight) * (gram - own if few is unknown else own)
+def _terms(
+    rows: Rows, few: NDArray[np.bool_], change: float, vectors: Tensor, mean: Tensor, total: float
+) -> tuple[Tensor, Tensor]:
+    """What makes the weighted scatter of a class of that of all images: terms u [D, n] and their signs [n]."""
+    some = [x @ vectors for _, x in rows.pieces(np.flatnonzero(few))] if change else []
+    terms = torch.cat([abs(change) ** 0.5 * z.T for z in some] + [total**0.5 * mean[:, None]], 1)
+    signs = torch.full_like(terms[0], 1.0 if change > 0 else -1.0)
+    signs[-1] = -1.0  # the bias takes the mean away
+    return terms, signs
 
 
-def _solve_for(
-    gram: Tensor, sums: Tensor, strengths: list[float], loss: LeastSquares, found: Tensor, costs: Tensor
-) -> None:
-    """Fill `found` [L, k, D] for the classes of `sums` [D, k]; add the loss each class is left with to `costs` [L]."""
-    for place, l2 in enumerate(strengths):
-        penalised = gram.clone()
-        penalised.diagonal()[:-1] += l2
-        penalised[-1, -1] += 1e-9  # the bias is free
-        a = torch.cholesky_solve(sums, torch.linalg.cholesky(penalised))  # [D, k]
-        found[place] = a.T
-        costs[place] += ((a * (gram @ a)).sum(0) - 2 * (a * sums).sum(0) + loss.target**2).sum()
+class System:
+    """diag(d) + u diag(signs) u', positive semidefinite. d: [D]; terms u: [D, n]; signs: [n], 1 or -1."""
 
+    def __init__(self, diagonal: Tensor, terms: Tensor, signs: Tensor) -> None:
+        self.diagonal, self.terms, self.signs = diagonal, terms, signs
+        self.whole: Tensor | None = None
+        if terms.shape[1] > terms.shape[0] // 2:  # the system itself is then the smaller one
+            self.whole = diagonal.diag() + (terms * signs) @ terms.T
 
-def _zeros(rows: Rows, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    def times(self, a: Tensor) -> Tensor:
+        """The product with a [D]."""
+        return self.diagonal * a + self.terms @ (self.signs * (self.terms.T @ a))
+
+    def solve(self, ridge: float, right: Tensor) -> Tensor:
+        """The solution [D] of the system with `ridge` added to its diagonal."""
+        if self.whole is not None:
+            penalised = self.whole.clone()
+            penalised.diagonal().add_(max(ridge, 1e-9))
+            return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(penalised))[:, 0]
+        d = self.diagonal + max(ridge, 1e-9)
+        scaled = self.terms / d[:, None]
+        inner = self.signs.diag() + self.terms.T @ scaled
+        away: Tensor = scaled @ torch.linalg.solve(inner, scaled.T @ right)
+        return right / d - away

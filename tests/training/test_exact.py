@@ -48,14 +48,17 @@ def test_is_the_ridge_regression_of_scikit_learn(kind, negative_weight, width, m
     features, labels = some(kind, width)
     loss = losses.make("least_squares", target=2.0, negative_weight=negative_weight)
     head = Linear(width, K)
-    weights, biases, _ = solve(Rows(features, head, torch.device("cpu")), labels, loss, [0.01, 2.0])
+    weights, biases, costs = solve(Rows(features, head, torch.device("cpu")), labels, loss, [0.01, 2.0])
     for place, l2 in enumerate((0.01, 2.0)):
+        left = []
         for k in range(K):
             w = np.where(labels.unknown[:, k], negative_weight, 1.0)
             target = np.where(labels.present[:, k], 2.0, -2.0)
             ridge = Ridge(alpha=l2 * w.sum()).fit(features[:, 0].astype(float), target, w)
             np.testing.assert_allclose(weights[place, k], ridge.coef_, rtol=1e-4, atol=1e-5)
             assert float(biases[place, k]) == pytest.approx(ridge.intercept_, rel=1e-4, abs=1e-5)
+            left.append(np.average((ridge.predict(features[:, 0].astype(float)) - target) ** 2, weights=w))
+        assert float(costs[place]) == pytest.approx(np.mean(left), rel=1e-4, abs=1e-6)
 
 
 def test_nothing_near_it_has_a_smaller_loss():

@@ -16,7 +16,7 @@ does the bias, so Woodbury's identity leaves a system of that size instead of D.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch import Tensor
 from plures.data.loading import FeatureBatches
 from plures.errors import WorkFailed
 from plures.experiment import EXACT_L2, Experiment
-from plures.labels import Labels
+from plures.labels import UNKNOWN, Labels, TensorLabels
 from plures.losses.context import Loss
 from plures.losses.least_squares import LeastSquares
 from plures.models.linear import Linear
@@ -102,58 +102,66 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[fl
     """
     N, K, D = len(labels), labels.classes, int(rows.features.shape[2])
     lightly = loss.unknown_weight(K)
-    weight = np.where(labels.unknown, lightly, 1.0)  # [N, K]
-    target = np.where(labels.present, loss.target, -loss.target)
     gram, sums, of_targets = (rows.zeros(D, n) for n in (D, K, K))  # X'X, X'w, X'(w t)
+    total, total_target = rows.zeros(K), rows.zeros(K)  # sums of w and of w t
     for some, x in rows.pieces(np.arange(N)):
+        part = TensorLabels(torch.from_numpy(labels.values[some]).to(x.device))
+        w = torch.where(part.unknown, lightly, 1.0).double()  # [n, K]
+        wt = w * torch.where(part.present, loss.target, -loss.target)
         gram += x.T @ x
-        w, wt = (torch.from_numpy(values[some]).to(x.device) for values in (weight, weight * target))
         sums += x.T @ w
         of_targets += x.T @ wt
+        total += w.sum(0)
+        total_target += wt.sum(0)
     if not bool(gram.isfinite().all()):
         raise WorkFailed("some feature of a training image is not a number; optimizer=exact cannot solve for a head")
-    values, vectors = torch.linalg.eigh(gram)  # [D], [D, D]
+    values, vectors = torch.linalg.eigh(gram)  # [D], [D, D]; below, everything is in these eigenvectors
     values = values.clamp(min=0)
-    total = np.maximum(weight.sum(0), 1e-9)  # [K]
-    mean_target = (weight * target).sum(0) / total
+    total = total.clamp(min=1e-9)
+    means, targets = vectors.T @ sums / total, total_target / total  # [D, K], [K]
+    right = vectors.T @ of_targets - total_target * means  # [D, K]
     weights, biases, costs = rows.zeros(len(strengths), K, D), rows.zeros(len(strengths), K), rows.zeros(len(strengths))
     for k in range(K):
-        unknown = labels.unknown[:, k]
+        unknown = labels.values[:, k] == UNKNOWN
         few, usual, other = (unknown, 1.0, lightly) if 2 * unknown.sum() < N else (~unknown, lightly, 1.0)
-        mean = vectors.T @ sums[:, k] / total[k]  # of the features, weighted; everything in the eigenvectors from here
-        right = vectors.T @ of_targets[:, k] - total[k] * mean_target[k] * mean
-        system = System(usual * values, *_terms(rows, few, other - usual, vectors, mean, total[k]))
+        system = System(usual * values, means[:, k] * total[k].sqrt())
+        if other != usual:
+            system.add(other - usual, (x @ vectors for _, x in rows.pieces(np.flatnonzero(few))), int(few.sum()))
         for place, l2 in enumerate(strengths):
-            a = system.solve(total[k] * l2, right)  # [D]
+            a = system.solve(float(total[k]) * l2, right[:, k])  # [D]
             weights[place, k] = vectors @ a
-            biases[place, k] = mean_target[k] - a @ mean
-            left = a @ system.times(a) - 2 * a @ right
-            costs[place] += loss.target**2 - mean_target[k] ** 2 + left / total[k]
+            biases[place, k] = targets[k] - a @ means[:, k]
+            left = a @ system.times(a) - 2 * a @ right[:, k]
+            costs[place] += loss.target**2 - targets[k] ** 2 + left / total[k]
     return weights.float(), biases.float(), costs / K
 
 
-def _terms(
-    rows: Rows, few: NDArray[np.bool_], change: float, vectors: Tensor, mean: Tensor, total: float
-) -> tuple[Tensor, Tensor]:
-    """What makes the weighted scatter of a class of that of all images: terms u [D, n] and their signs [n]."""
-    some = [x @ vectors for _, x in rows.pieces(np.flatnonzero(few))] if change else []
-    terms = torch.cat([abs(change) ** 0.5 * z.T for z in some] + [total**0.5 * mean[:, None]], 1)
-    signs = torch.full_like(terms[0], 1.0 if change > 0 else -1.0)
-    signs[-1] = -1.0  # the bias takes the mean away
-    return terms, signs
-
-
 class System:
-    """diag(d) + u diag(signs) u', positive semidefinite. d: [D]; terms u: [D, n]; signs: [n], 1 or -1."""
+    """diag(d) + u diag(signs) u', positive semidefinite. d: [D]; terms u: [D, n]; signs: [n], 1 or -1.
 
-    def __init__(self, diagonal: Tensor, terms: Tensor, signs: Tensor) -> None:
-        self.diagonal, self.terms, self.signs = diagonal, terms, signs
+    Begins as diag(d) - mean mean', where the mean [D] is what the bias takes away.
+    """
+
+    def __init__(self, diagonal: Tensor, mean: Tensor) -> None:
+        self.diagonal, self.terms, self.signs = diagonal, mean[:, None], torch.full_like(mean[:1], -1.0)
         self.whole: Tensor | None = None
-        if terms.shape[1] > terms.shape[0] // 2:  # the system itself is then the smaller one
-            self.whole = diagonal.diag() + (terms * signs) @ terms.T
+
+    def add(self, weight: float, pieces: Iterable[Tensor], rows: int) -> None:
+        """Add weight z z' of so many rows z, which come in pieces [n, D]."""
+        D = len(self.diagonal)
+        if rows > D // 2:  # the system itself is then smaller than their number
+            self.whole = self.diagonal.diag() - self.terms @ self.terms.T
+            for z in pieces:
+                self.whole += weight * (z.T @ z)
+            return
+        new = torch.cat([abs(weight) ** 0.5 * z.T for z in pieces], 1)
+        self.terms = torch.cat([self.terms, new], 1)
+        self.signs = torch.cat([self.signs, torch.full_like(new[0], 1.0 if weight > 0 else -1.0)])
 
     def times(self, a: Tensor) -> Tensor:
         """The product with a [D]."""
+        if self.whole is not None:
+            return self.whole @ a
         return self.diagonal * a + self.terms @ (self.signs * (self.terms.T @ a))
 
     def solve(self, ridge: float, right: Tensor) -> Tensor:

@@ -57,14 +57,17 @@ def _svg(figure: Figure, name: str, says: str) -> str:
 
 
 def training_curves(log: Records) -> str | None:
-    """Loss and validation mAP by epoch; None without a log."""
+    """Loss and validation mAP by epoch, or by strength of a head that was solved for; None without a log."""
     if not log:
         return None
     x = np.arange(1, len(log) + 1)
     with _drawing(4.6, 3.0) as figure:
         axes = figure.add_subplot()
         axes.plot(x, [r["loss"] for r in log], color=GREY, marker=".", label="training loss")
-        axes.set_xlabel("epoch")
+        solved = "l2" in log[0]
+        axes.set_xlabel("strength l2" if solved else "epoch")
+        if solved:
+            axes.set_xticks(x, [f"{r['l2']:g}" for r in log])
         axes.set_ylabel("loss")
         right = axes.twinx()
         for key, colour, label in (

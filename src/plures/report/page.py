@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import plures
 from plures.errors import PluresError
-from plures.experiment import EXACT, Part
+from plures.experiment import AUTO, EXACT, Part
 from plures.files import writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
@@ -111,7 +111,7 @@ def sentence(s: Scored) -> str:
     if s.prepared is None:
         return f"A {e.head.name} head on {backbone}."
     train = s.prepared.train
-    mode, loss = e.mode.replace("_", " "), spell_part(e.loss)
+    mode, loss = e.mode.replace("_", " "), loss_of(s)
     return (
         f"A {e.head.name} head on {backbone} ({mode}), trained with the loss {loss} on"
         f" {len(train):,} images of {train.name or e.data.name} whose labels are {kind_of(train.labels)}; scored on the"
@@ -133,7 +133,7 @@ def trained_on(s: Scored) -> dict[str, str]:
         rows["images"] = ", ".join(f"{len(d):,} {name}" for name, d in sizes.items() if d is not None)
     rows["classes"] = f"{len(s.dataset.classes)}"
     rows["model"] = f"{spell_part(e.embedder)}; head {spell_part(e.head)}"
-    rows["loss"] = spell_part(e.loss)
+    rows["loss"] = loss_of(s)
     rows["mode"] = f"{e.mode}, {len(s.run.log)} epochs, batches of {e.batch_size}, lr {e.lr:g}"
     if e.optimizer.name == EXACT:
         rows["mode"] = f"{e.mode}, solved exactly for {len(s.run.log)} strengths of l2"
@@ -217,6 +217,12 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
 
 
 # ----------------------------------------------------------------------------------------------------------- spelling
+
+
+def loss_of(s: Scored) -> str:
+    """The loss as it was asked for; where that was `auto`, also what it came to."""
+    asked, used = spell_part(s.run.experiment.loss), str(s.environment.get("loss", AUTO))
+    return f"{used} (auto)" if asked == AUTO and used != AUTO else asked
 
 
 def spell_part(part: Part) -> str:

@@ -84,7 +84,8 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
     from plures.models.linear import Linear
     from plures.models.output import grid_boxes
     from plures.training.evaluate import make_fabric
-    from plures.training.fit import HeadOnFeatures, Phase, fit
+    from plures.training.fit import fit
+    from plures.training.phase import HeadOnFeatures, Phase
     from plures.training.progress import Quiet
 
     name, batch_size, lr, seed, extra = job

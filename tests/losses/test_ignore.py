@@ -12,8 +12,9 @@ from plures.losses import Context, losses
 from plures.losses.ignore import MEAN_COLOUR, observed_area
 from plures.models.linear import Linear
 from plures.models.output import Output, grid_boxes
-from plures.training.fit import HeadOnFeatures, Step
+from plures.training.fit import Step
 from plures.training.label_state import LabelMemory
+from plures.training.phase import HeadOnFeatures
 
 
 def test_follows_the_official_code_over_its_epochs():

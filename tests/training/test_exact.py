@@ -19,7 +19,7 @@ from plures.losses import losses
 from plures.models.linear import Linear
 from plures.training import exact
 from plures.training.exact import Rows, fit_exactly, solve
-from plures.training.fit import Best, Phase
+from plures.training.phase import Best, Phase
 from plures.training.progress import Quiet
 from plures.training.train import train
 

@@ -15,9 +15,10 @@ from plures.metrics.report import evaluate_scores
 from plures.models.linear import Linear
 from plures.models.output import Output, grid_boxes
 from plures.training.evaluate import make_fabric
-from plures.training.fit import HeadOnFeatures, Phase, fit
+from plures.training.fit import fit
 from plures.training.label_state import LabelMemory
 from plures.training.many_scores import Curves
+from plures.training.phase import HeadOnFeatures, Phase
 from plures.training.progress import Quiet
 from plures.training.stacked_losses import ROW_WISE, LossBlock
 from plures.training.together import FrozenData, HeadRun, _groups, train_together, why_not

@@ -22,15 +22,15 @@ from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, Order
 from plures.data.splits import stratified_split
 from plures.errors import PluresError
-from plures.experiment import EXACT, Experiment
+from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.losses.context import OF_REGIONS
 from plures.models.model import Model, load
 from plures.models.parts import FitsFeatures, heads
 from plures.training.evaluate import logits_of_dataset, make_fabric
-from plures.training.exact import fit_exactly
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.training.fit import HeadOnFeatures, Net, Phase, Scores, fit, logits_of
+from plures.training.fit import fit, logits_of
+from plures.training.phase import HeadOnFeatures, Net, Phase, Scores
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Run
 from plures.training.train import make_loss, train
@@ -107,8 +107,7 @@ class _HeadOnly:
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            train_phase = fit_exactly if e.optimizer.name == EXACT else fit
-            train_phase(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            fit(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 

@@ -34,7 +34,7 @@ from plures.models.model import Model, load
 from plures.models.output import Output
 from plures.training.evaluate import make_fabric, match_classes, own_data, thresholds_of
 from plures.training.features import frozen_features, token_boxes
-from plures.training.fit import HeadOnFeatures
+from plures.training.phase import HeadOnFeatures
 from plures.training.run import Run
 
 SHARE = 0.2  # of the hottest pixel; benchmarks/localisation.py measures it for each head

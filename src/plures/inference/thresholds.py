@@ -22,8 +22,8 @@ from plures.metrics.uniform_choice import fit_uniform_choice, most_tags
 from plures.models.model import load
 from plures.training.data import prepare
 from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
-from plures.training.fit import Scores
 from plures.training.model_card import write_card
+from plures.training.phase import Scores
 from plures.training.run import Run
 
 Source = Literal["clean", "positives", "reviewed"]

@@ -212,7 +212,7 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
             f" Correlation of labelled and predicted shares {_signed(pair[1])}."
         )
         add("Which tags come together", pair[0], words)
-    add("Training", figures.training_curves(s.run.log), "By epoch; the mAP is of the validation split.")
+    add("Training", figures.training_curves(s.run.log), "The mAP is of the validation split.")
     return found
 
 

@@ -28,7 +28,8 @@ from plures.metrics.uniform_choice import fit_uniform_choice
 from plures.models.model import Model, load
 from plures.training.data import read_data, with_splits
 from plures.training.features import frozen_features, needs_only_mean, token_boxes
-from plures.training.fit import HeadOnFeatures, Scores, logits_of
+from plures.training.fit import logits_of
+from plures.training.phase import HeadOnFeatures, Scores
 from plures.training.processes import world_size
 from plures.training.run import Run
 

@@ -32,7 +32,7 @@ from plures.labels import UNKNOWN, Labels, TensorLabels
 from plures.losses.context import Loss
 from plures.losses.least_squares import LeastSquares
 from plures.models.linear import Linear
-from plures.training.fit import Best, Keeper, Phase
+from plures.training.phase import Best, Keeper, Phase
 from plures.training.progress import Watch
 
 ROWS_AT_ONCE = 8192

@@ -8,55 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from plures.data.loading import FeatureBatches, ImageBatches
 from plures.errors import PluresError, WorkFailed
-from plures.experiment import Experiment
-from plures.labels import Labels, TensorLabels
+from plures.experiment import EXACT, Experiment
+from plures.labels import TensorLabels
 from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
 from plures.models.memory import Halving, out_of_memory
-from plures.models.output import Output, Tokens
-from plures.training.history import ScoreHistory
+from plures.models.output import Output
+from plures.training.exact import fit_exactly
 from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
+from plures.training.phase import Batches, Best, Keeper, Phase, Scores
 from plures.training.processes import gather, gather_output, world_size
 from plures.training.progress import Watch
 from plures.training.schedules import Schedule, schedules
-
-Batches = FeatureBatches | ImageBatches
-Scores = NDArray[np.float32]
-
-
-class Net(Protocol):
-    """What is trained: inputs of a batch -> Output. A whole Model on images, or its head on cached features."""
-
-    def __call__(self, inputs: Tensor, maps: bool = ...) -> Output: ...
-
-
-class HeadOnFeatures(nn.Module):
-    """A head that takes cached features [B, P, D] of regions with these boxes [P, 4]."""
-
-    def __init__(self, head: nn.Module, boxes: Tensor) -> None:
-        super().__init__()
-        self.head = head
-        self.boxes: Tensor
-        self.register_buffer("boxes", boxes.clone(), persistent=False)  # DDP sends it; not as an inference tensor
-
-    def forward(self, features: Tensor, maps: bool = True) -> Output:
-        dtype = next(self.head.parameters()).dtype
-        output: Output = self.head(Tokens(features.to(dtype), self.boxes), maps=maps)
-        return output
 
 
 class Step(nn.Module):
@@ -98,50 +72,6 @@ class Step(nn.Module):
 
 
 @dataclass
-class Best:
-    """The best epoch so far by the selection metric; epoch -1 before the first."""
-
-    score: float = math.nan
-    epoch: int = -1
-
-    def better(self, score: float) -> bool:
-        """Whether an epoch with this score becomes the best one. A tie keeps the earlier epoch; where there is
-        nothing to select by (nan), the last epoch counts."""
-        if math.isnan(score):
-            return math.isnan(self.score)
-        return math.isnan(self.score) or score > self.score
-
-
-class Keeper(Protocol):
-    """What happens at the end of an epoch, outside the loop: scoring, keeping the best weights, writing files."""
-
-    def score(self, net: Net) -> dict[str, float]: ...  # metrics by name; "score" is the one that selects
-
-    def keep_best(self, net: nn.Module) -> None: ...
-
-    def keep_state(self, state: dict[str, Any], record: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Phase:
-    """One stretch of training: what is trained, on which batches, how long and how fast."""
-
-    name: str
-    number: int
-    net: nn.Module
-    head: nn.Module
-    batches: Batches
-    train_labels: Labels
-    epochs: int
-    lr: float
-    in_order: Batches  # the training rows in order, for losses that look at all of them after an epoch
-    memory_from: Path | None = None  # file with the label memory to begin with, which `memory_to` wrote
-    memory_to: Path | None = None  # file for the label memory of the best epoch, for the next phase
-    history: ScoreHistory | None = None
-    best: Best = field(default_factory=Best)
-
-
-@dataclass
 class Machine:
     """What moves during a phase: the wrapped step, its optimizer, the running average and the label memory."""
 
@@ -166,6 +96,8 @@ def fit(
     The phase ends early where `patience` epochs in turn were no better than the best one.
     Raises WorkFailed if the loss is no longer a number, or memory runs out.
     """
+    if experiment.optimizer.name == EXACT:
+        return fit_exactly(phase, experiment, loss, fabric, keeper, watch, resume)
     machine = _build(phase, experiment, loss, fabric)
     first = 0 if resume is None else _load_state(resume, phase, machine, fabric)
     watch.phase(phase.name, phase.epochs, len(phase.batches), first)

@@ -34,8 +34,8 @@ from plures.training.auto import choose_loss
 from plures.training.data import Prepared, prepare, read_data, selection, with_splits
 from plures.training.evaluate import make_fabric, report_of
 from plures.training.features import feature_key, feature_statistics, frozen_features
-from plures.training.fit import Scores
 from plures.training.model_card import write_card
+from plures.training.phase import Scores
 from plures.training.run import Run, environment
 from plures.training.sweep_run import SweepRun
 from plures.training.together import FrozenData, HeadRun, TrainedHead, train_together, why_not

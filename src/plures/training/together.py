@@ -26,8 +26,8 @@ from torch import Tensor
 
 from plures.experiment import Experiment
 from plures.losses.context import ActsAfterEpoch, Context
-from plures.training.fit import Best
 from plures.training.many_scores import Validation
+from plures.training.phase import Best
 from plures.training.schedules import schedules
 from plures.training.stacked import FrozenData, HeadRun, Rows, StackedAdam, denormals_as_zero, stack_labels
 from plures.training.stacked_losses import LossBlock, OneRun

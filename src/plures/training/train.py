@@ -16,7 +16,7 @@ from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.errors import PluresError
-from plures.experiment import AUTO, EXACT, Experiment
+from plures.experiment import AUTO, Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS, CarriesState, ChecksLabels, PreparesForLabels
@@ -26,11 +26,11 @@ from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss
 from plures.training.data import Prepared, Select, prepare, selection
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
-from plures.training.exact import fit_exactly
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.training.fit import Batches, Best, HeadOnFeatures, Net, Phase, Scores, fit, logits_of
+from plures.training.fit import fit, logits_of
 from plures.training.history import ScoreHistory
 from plures.training.model_card import write_card
+from plures.training.phase import Batches, Best, HeadOnFeatures, Net, Phase, Scores
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Record, Run, environment
@@ -203,8 +203,7 @@ class Training:
             if number > 0:
                 self._start_from_best()
             phase = self._phase(name, number)
-            train_phase = fit_exactly if e.optimizer.name == EXACT else fit
-            best = train_phase(phase, e, self.loss, self.fabric, self, self.watch, state if number == first else None)
+            best = fit(phase, e, self.loss, self.fabric, self, self.watch, state if number == first else None)
         self._finish(best)
         if self.fabric.is_global_zero:
             write_card(run)

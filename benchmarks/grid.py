@@ -30,12 +30,10 @@ from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
 
 from plures.experiment import Experiment
-from plures.labels import Labels, TensorLabels
-from plures.losses import Context, losses
+from plures.labels import Labels
+from plures.losses import losses
 from plures.metrics.average_precision import average_precision
 from plures.models.linear import Linear
-from plures.models.output import Output
-from plures.training.label_state import LabelMemory
 from plures.training.together import FrozenData, HeadRun, train_together
 
 EPOCHS, RATES, BATCHES = 25, (1e-2, 1e-3, 1e-4, 1e-5), (8, 16)
@@ -98,9 +96,7 @@ def plain(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         head.weight.copy_(run.weight)
         head.bias.copy_(run.bias)
-    adam, memory = torch.optim.Adam(head.parameters(), lr=e.lr), None
-    if "label_state" in loss.needs:
-        memory = LabelMemory(loss.initial_state(run.labels, e.seed), learned=True, dense_adam=True)
+    adam, loss = torch.optim.Adam(head.parameters(), lr=e.lr), loss.bind(run.labels, seed=e.seed)
     order = InOrder(run)
     train = DataLoader(Samples(data.train, run.labels.values), batch_sampler=order)
     assert data.val is not None
@@ -110,12 +106,10 @@ def plain(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
     for epoch in range(e.epochs):
         order.epoch = epoch
         for x, y, rows in train:
-            context = Context(epoch, e.epochs, 0.0, rows, memory)
             adam.zero_grad()
-            sum(loss(Output(head(x)), TensorLabels(y), context).values()).backward()
+            loss(head(x), y, index=rows, epoch=epoch, epochs=e.epochs).backward()
             adam.step()
-            if memory is not None:
-                memory.apply_gradient(10 * e.lr)
+            loss.step(e.lr)
         with torch.no_grad():
             scores = torch.cat([head(x) for x, _, _ in val]).numpy()
         present = data.val_labels.present

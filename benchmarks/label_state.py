@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from plures.training.label_state import LabelMemory
+from plures.losses.label_memory import LabelMemory
 
 B, K, STEPS = 64, 500, 200
 

@@ -124,7 +124,7 @@ def made(form: str, batch: int) -> tuple[Any, Callable[[], None], Callable[[], N
         mode(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = net(images, maps=False)
-        sum(loss(output, labels, Context()).values()).backward()  # type: ignore[union-attr]
+        sum(loss.compute(output, labels, Context()).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
 

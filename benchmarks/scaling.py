@@ -24,11 +24,11 @@ from environment import write
 
 from plures.labels import Labels, TensorLabels
 from plures.losses import Context, losses
+from plures.losses.label_memory import LabelMemory
 from plures.metrics.average_precision import average_precision
 from plures.models import Tokens, heads
 from plures.models.model import build_model
 from plures.models.output import grid_boxes
-from plures.training.label_state import LabelMemory
 
 SMALL = {"hidden": 256, "feedforward": 512}
 Step = Callable[[], Any]
@@ -81,7 +81,7 @@ def training_step(model: Any, forward: Step, images: int, K: int) -> Step:
     optimizer, loss, labels = torch.optim.Adam(model.parameters(), lr=1e-3), losses.make("wan"), TensorLabels(values)
 
     def step() -> None:
-        sum(loss(forward(), labels, Context()).values()).backward()  # type: ignore[union-attr]
+        sum(loss.compute(forward(), labels, Context()).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
 

@@ -62,7 +62,7 @@ def compare(
     x = array(entry["logits"]).requires_grad_()
     labels = TensorLabels(array(entry["labels"]))
     context = Context(epoch=epoch, epochs=epochs, index=torch.arange(len(x)), label_state=state)
-    value = sum(losses.make(name, **options)(Output(x), labels, context).values())
+    value = sum(losses.make(name, **options).compute(Output(x), labels, context).values())
     value.backward()
     close = {"rtol": 1e-7, "atol": 1e-10} if entry["case"] == "extreme" else {"rtol": 1e-9, "atol": 1e-10}
     torch.testing.assert_close(value.detach(), torch.tensor(entry["value"], dtype=torch.float64), **close)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from plures import labels as labels
+    from plures import losses as losses
     from plures.data.dataset import Dataset as Dataset
     from plures.data.read import read as read
     from plures.errors import BadData as BadData
@@ -48,11 +50,14 @@ _PLACES = {
     "read": "data.read",
     "train": "training.train",
 }
-__all__ = ["__version__", *_PLACES]
+_MODULES = ("labels", "losses")
+__all__ = ["__version__", *_MODULES, *_PLACES]
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported on first use: `import plures` alone does not load torch."""
+    if name in _MODULES:
+        return import_module(f"plures.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'plures' has no attribute '{name}'")
     return getattr(import_module(f"plures.{_PLACES[name]}"), name)

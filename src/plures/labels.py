@@ -7,7 +7,7 @@ counts that describe label data (frequency, imbalance, co-occurrence).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,37 @@ class TensorLabels:
     @property
     def unknown(self) -> Tensor:
         return self.values == UNKNOWN
+
+
+AnyTargets = TypeVar("AnyTargets", "Tensor", NDArray[Any])
+
+
+def from_positives(targets: AnyTargets) -> AnyTargets:
+    """Targets in {0, 1} where 0 means "not observed" -> targets in {1, -1}: present and unknown.
+
+    Much code for single-positive data writes 0 for a label that nobody gave. In plures 0 is a label that is known to
+    be absent, which is something else; this is the door between the two.
+
+    Args:
+        targets: a tensor or an array of any shape, bool or of any int or float dtype.
+
+    Returns:
+        The same kind of thing, int8.
+
+    Raises:
+        PluresError: for codes other than 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from_positives(np.array([[1, 0, 0]]))
+        array([[ 1, -1, -1]], dtype=int8)
+    """
+    wrong = (targets != PRESENT) & (targets != ABSENT)
+    if bool(wrong.any()):
+        raise PluresError(f"from_positives takes 1 (present) and 0 (not observed), found {targets[wrong][0].item():g}")
+    if isinstance(targets, np.ndarray):
+        return np.where(targets == PRESENT, np.int8(PRESENT), np.int8(UNKNOWN))
+    return 2 * (targets == PRESENT).char() - 1
 
 
 # --------------------------------------------------------------------------- observing a part of complete labels

@@ -17,12 +17,12 @@ from plures.experiment import Experiment
 from plures.files import clear_left, writing
 from plures.inference.predict import predict
 from plures.labels import Labels
+from plures.losses.label_memory import LabelMemory
 from plures.models import memory
 from plures.models.model import Model, build_model
 from plures.training import fit as fit_module
 from plures.training.evaluate import scored_split
 from plures.training.features import frozen_features
-from plures.training.label_state import LabelMemory
 from plures.training.progress import Quiet
 from plures.training.run import Run
 from plures.training.train import train

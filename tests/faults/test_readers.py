@@ -21,10 +21,10 @@ from plures.errors import BadData, PluresError
 from plures.experiment import Experiment
 from plures.files import parse_json, parse_yaml
 from plures.inference.sources import images_of
+from plures.losses.label_memory import load_table
 from plures.metrics.report import Report
 from plures.models.checkpoint_file import read_state
 from plures.models.model import build_model, load, save
-from plures.training.label_state import load_table
 from plures.training.run import Run
 
 pytest.importorskip("fastapi", reason="the review's readers need the web packages")

@@ -44,5 +44,5 @@ def test_the_oracle_is_iu_told_the_true_negatives(entry):
     told = torch.where(full == 0, 0, observed).to(torch.int8)
 
     x = array(entry["logits"]).requires_grad_()
-    value = sum(losses.make("iu", eps=1e-5)(Output(x), TensorLabels(told), Context()).values())
+    value = sum(losses.make("iu", eps=1e-5).compute(Output(x), TensorLabels(told), Context()).values())
     assert float(value.detach()) == pytest.approx(entry["value"], rel=1e-9)

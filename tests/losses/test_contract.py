@@ -1,4 +1,4 @@
-"""What every loss on the shelf must keep; a new loss is tested by standing on the shelf.
+"""What every loss of the registry must keep; a new loss is tested by being registered.
 
 It must add one line to BY_HAND (its value worked out on paper) and, if its gradient is stopped somewhere or it ignores
 unknown cells, to the sets below.
@@ -16,7 +16,6 @@ from loss_reference import Table
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels, complete
 from plures.losses import Context, losses
-from plures.losses.context import ClosedForm
 from plures.models.output import Output
 
 NAMES = losses.names()
@@ -46,21 +45,15 @@ def some_labels(seed=0):
 
 
 def suited(loss, labels):
-    """The labels, or the same ones completed if the loss wants every label known."""
-    try:
-        getattr(loss, "check", lambda labels: None)(labels)
-    except PluresError as error:
-        if "every label known" not in str(error):
-            return labels
-        return Labels(np.maximum(labels.values, 0))
-    return labels
+    """The labels, or the same ones completed if the loss requires complete ones."""
+    return Labels(np.maximum(labels.values, 0)) if loss.complete_only else labels
 
 
 def ready(name, labels, **options):
     """The loss, its labels, and a fresh label state (or None)."""
     loss = losses.make(name, **options)
     labels = suited(loss, labels)
-    loss = loss.prepare(labels) if hasattr(loss, "prepare") else loss
+    loss = loss.prepare(labels)
     state = None
     if "label_state" in loss.needs:
         state = Table(loss.initial_state(labels, seed=0).double(), learned=loss.learned)
@@ -90,7 +83,7 @@ def evaluate(loss, logits, labels, state, epoch=(0, 8), changed=None, **output):
     rows = torch.arange(len(logits))
     context = Context(epoch[0], epoch[1], epoch[0] / epoch[1], rows, state, changed_logits=changed)
     out = replace(some_output(logits), **output)
-    return loss(out, TensorLabels(torch.from_numpy(labels.values)), context)
+    return loss.compute(out, TensorLabels(torch.from_numpy(labels.values)), context)
 
 
 def normal(seed=0):
@@ -154,7 +147,7 @@ def test_order_of_images_and_classes_does_not_matter(name, epoch):
     loss, labels, state = ready(name, some_labels())
     mixed = Labels(shuffled(torch.from_numpy(labels.values)).numpy())
     loss_2 = losses.make(name)
-    loss_2 = loss_2.prepare(mixed) if hasattr(loss_2, "prepare") else loss_2
+    loss_2 = loss_2.prepare(mixed)
     state_2 = None if state is None else Table(shuffled(state.values), state.learned)
     x, y = normal().requires_grad_(), shuffled(normal()).requires_grad_()
     straight = evaluate(loss, x, labels, state, epoch)
@@ -203,7 +196,7 @@ def test_small_and_empty(name, shape, fill):
     """A batch of one, a single class, images without any known or any present label: a number, never nan."""
     loss = losses.make(name)
     labels = Labels(np.full(shape, fill, np.int8))
-    loss = loss.prepare(labels) if hasattr(loss, "prepare") else loss
+    loss = loss.prepare(labels)
     state = None
     if "label_state" in loss.needs:
         state = Table(loss.initial_state(labels, seed=0).double(), learned=loss.learned)
@@ -240,7 +233,7 @@ def test_never_waits_for_the_gpu(name, epoch):
         changed = fake.from_tensor(some_changed(normal()))
         context = Context(epoch[0], epoch[1], 0.5, fake.from_tensor(torch.arange(B)), state, None, changed)
         values = fake.from_tensor(torch.from_numpy(labels.values))
-        terms = loss(some_output(x), TensorLabels(values), context)
+        terms = loss.compute(some_output(x), TensorLabels(values), context)
         sum(terms.values()).backward()
     assert all(term.ndim == 0 for term in terms.values())
 
@@ -251,7 +244,7 @@ def test_by_hand(name):
     case = BY_HAND[name]
     loss = losses.make(name, **case.options)
     labels = Labels(np.array([[1, *case.others]], np.int8))
-    loss = loss.prepare(labels) if hasattr(loss, "prepare") else loss
+    loss = loss.prepare(labels)
     state = None if case.state is None else Table(torch.tensor([case.state], dtype=torch.float64), loss.learned)
     x = torch.tensor([[0.0, np.log(3), -np.log(3)]], dtype=torch.float64)
     embeddings = torch.tensor([[[2.0, 0], [1, 1], [-1, 0]]], dtype=torch.float64)
@@ -261,8 +254,8 @@ def test_by_hand(name):
     assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(case.terms, rel=1e-12, abs=1e-15)
 
 
-def test_wants_complete_labels():
-    with pytest.raises(PluresError, match=r"loss 'bce' wants every label known, but 13 of 30 are unknown"):
+def test_complete_labels_are_required():
+    with pytest.raises(PluresError, match=r"loss 'bce' requires complete labels, but 13 of 30 are unknown"):
         losses.make("bce").check(some_labels())
     losses.make("bce_ls").check(complete(Labels(np.zeros((2, 3), np.int8))))
     with pytest.raises(PluresError, match="no label is known to be absent"):
@@ -278,7 +271,7 @@ def test_wrong_options_are_named():
         losses.make("epr", expected_positives="many")
     with pytest.raises(PluresError, match=r"negative_weight is one of a number, auto, got 'many'"):
         losses.make("least_squares", negative_weight="many")
-    with pytest.raises(ValueError, match=r"call loss = loss.prepare\(labels\)"):
+    with pytest.raises(PluresError, match=r"criterion.bind\(train_targets\) first"):
         evaluate(losses.make("epr"), normal(), some_labels(), None)
 
 
@@ -299,7 +292,7 @@ def test_auto_never_learns_the_true_number_from_single_positives():
 
 @pytest.mark.parametrize("size", [3, 20])
 @pytest.mark.parametrize("options", [{}, {"eps": 1e-5}, {"reduction": "image"}, {"reduction": "sum"}])
-@pytest.mark.parametrize("name", [n for n in NAMES if isinstance(ready(n, some_labels())[0], ClosedForm)])
+@pytest.mark.parametrize("name", [n for n in NAMES if losses[n].make.closed_form])
 def test_gradient_in_closed_form_is_that_of_autograd(name, options, size):
     """For one run, and for three at once that do not know of each other; in float32 where p rounds to 0 and 1, too."""
     loss = ready(name, some_labels(), **options)[0]
@@ -314,7 +307,7 @@ def test_gradient_in_closed_form_is_that_of_autograd(name, options, size):
         by_state.append(None if state is None else state.read.grad)
     values = torch.stack([torch.from_numpy(labels.values) for labels, _ in runs], 1)
     states = None if runs[0][1] is None else Table(torch.stack([state.values for _, state in runs], 1))
-    weights = loss.cell_weights(TensorLabels(values))
+    weights = loss.weights(TensorLabels(values))
     found, of_state = loss.gradient(x, *weights, Context(0, 8, 0.0, torch.arange(B), states))
     least = 1e-9 if states is not None else 1e-12  # with a state, terms of both signs cancel
     near = {"rtol": 1e-6, "atol": 1e-9} if size == 3 else {"rtol": 1e-4, "atol": least, "check_dtype": False}

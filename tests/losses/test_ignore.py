@@ -7,13 +7,12 @@ import torch
 
 from loss_reference import FOLDER, Table
 from plures.errors import PluresError
-from plures.labels import Labels, TensorLabels
+from plures.labels import TensorLabels
 from plures.losses import Context, losses
 from plures.losses.ignore import MEAN_COLOUR, observed_area
 from plures.models.linear import Linear
 from plures.models.output import Output, grid_boxes
 from plures.training.fit import Step
-from plures.training.label_state import LabelMemory
 from plures.training.phase import HeadOnFeatures
 
 
@@ -27,7 +26,7 @@ def test_follows_the_official_code_over_its_epochs():
         labels = TensorLabels(2 * torch.tensor(step["labels"], dtype=torch.int8) - 1)  # what is not observed is -1
         changed = torch.tensor(step["changed_logits"], dtype=torch.float64)
         context = Context(step["epoch"] - 1, 3, index=torch.arange(6), label_state=state, changed_logits=changed)
-        value = sum(loss(Output(x), labels, context).values())
+        value = sum(loss.compute(Output(x), labels, context).values())
         value.backward()
         assert float(value.detach()) == pytest.approx(step["value"], rel=1e-9)
         torch.testing.assert_close(x.grad, torch.tensor(step["grad"], dtype=torch.float64), rtol=1e-9, atol=1e-12)
@@ -84,8 +83,7 @@ def test_a_class_seen_elsewhere_is_left_out_by_the_training_step():
         head.classifier.bias.zero_()
     loss = losses.make("ignore", warmup_epochs=1, momentum=0.0)
     labels = torch.tensor([[1, -1, -1], [1, -1, -1]], dtype=torch.int8)
-    memory = LabelMemory(loss.initial_state(Labels(labels.numpy()), 0), learned=False)
-    step = Step(HeadOnFeatures(head, grid_boxes(1, 2)), loss, memory)
+    step = Step(HeadOnFeatures(head, grid_boxes(1, 2)), loss.bind(labels))
     tokens = torch.tensor([[[8.0, 0, 0], [0, 4, 0]], [[8.0, 0, 0], [0, 0, 0]]])  # the second image has no other object
 
     def gradient(epoch):
@@ -101,9 +99,9 @@ def test_a_class_seen_elsewhere_is_left_out_by_the_training_step():
 def test_needs_a_second_look_and_says_so():
     loss = losses.make("ignore")
     state = Table(torch.zeros(1, 2, 2))
-    with pytest.raises(ValueError, match="changed_logits"):
-        loss(output_of(one_corner()), labels_of(1, -1), Context(index=torch.arange(1), label_state=state))
-    with pytest.raises(ValueError, match="region logits or attention"):
+    with pytest.raises(PluresError, match="changed_logits"):
+        loss.compute(output_of(one_corner()), labels_of(1, -1), Context(index=torch.arange(1), label_state=state))
+    with pytest.raises(PluresError, match="region_logits or attention"):
         loss.changed_inputs(torch.ones(1, 3, 8, 8), Output(torch.zeros(1, 2)), labels_of(1, -1))
     with pytest.raises(PluresError, match=r"keep_above is between 0 and 0.99, got 1"):
         losses.make("ignore", keep_above=1.0)

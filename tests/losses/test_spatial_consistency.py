@@ -8,10 +8,10 @@ from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
 from plures.losses import Context, losses
+from plures.losses.label_memory import LabelMemory
 from plures.losses.spatial_consistency import in_image, interpolate
 from plures.models.linear import Linear
 from plures.models.output import Output, grid_boxes
-from plures.training.label_state import LabelMemory
 from plures.training.train import make_loss
 
 WHOLE = torch.tensor([[0.0, 0, 1, 1]])
@@ -59,7 +59,7 @@ class Run:
     def step(self, regions, view):
         output = Output(regions.mean(2), region_logits=regions, boxes=grid_boxes(4, 4))
         context = Context(index=torch.tensor([0]), label_state=self.memory, views=view)
-        return self.loss(output, TensorLabels(torch.from_numpy(self.labels.values)), context)
+        return self.loss.compute(output, TensorLabels(torch.from_numpy(self.labels.values)), context)
 
     @property
     def maps(self):

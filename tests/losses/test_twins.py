@@ -32,7 +32,7 @@ def test_ranking_is_the_hinge_over_all_pairs():
     for b, i, j in itertools.product(range(B), range(K), range(K)):
         if labels.present[b, i] and not labels.present[b, j]:
             total += max(0.0, 1 - float(p[b, i]) + float(p[b, j]))
-    value = losses.make("pr")(Output(x), labels, Context())["ranking"]
+    value = losses.make("pr").compute(Output(x), labels, Context())["ranking"]
     assert float(value) == pytest.approx(total / (B * K), rel=1e-12)
 
 
@@ -51,15 +51,17 @@ def test_weak_negatives_stop_the_gradient_unless_told():
     for stop in (True, False):
         x, labels, e = some(2)
         e.requires_grad_()
-        terms = losses.make("wn", stop_gradient=stop)(Output(x.requires_grad_(), embeddings=e), labels, Context())
+        terms = losses.make("wn", stop_gradient=stop).compute(
+            Output(x.requires_grad_(), embeddings=e), labels, Context()
+        )
         sum(terms.values()).backward()
         assert (e.grad is None) == stop
 
 
 def test_weak_negatives_say_which_head_they_want():
     x, labels, _ = some()
-    with pytest.raises(ValueError, match="needs per-label embeddings; use a head that gives them"):
-        losses.make("wn")(Output(x), labels, Context())
+    with pytest.raises(PluresError, match="requires per-label embeddings; use a head that gives them"):
+        losses.make("wn").compute(Output(x), labels, Context())
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
@@ -79,9 +81,9 @@ def test_expected_negatives_remember():
     state = Table(loss.initial_state(labels, 0).double())
     context = Context(index=torch.tensor([2]), label_state=state)
     row = TensorLabels(torch.full((1, 2), -1, dtype=torch.int8))
-    loss(Output(torch.tensor([[0.0, log(3)]])), row, context)
+    loss.compute(Output(torch.tensor([[0.0, log(3)]])), row, context)
     assert state.values[2].tolist() == pytest.approx([0.5, 0.75])
-    loss(Output(torch.tensor([[log(3), 0.0]])), row, context)
+    loss.compute(Output(torch.tensor([[log(3), 0.0]])), row, context)
     assert state.values[2].tolist() == pytest.approx([0.5625, 0.6875])
     assert state.values[:2].isnan().all()
 
@@ -101,8 +103,8 @@ def test_nnpu_equals_the_full_risk_where_the_prior_is_right():
     seen = truth & (torch.rand(N, 1, generator=generator) < rate)
     labels = Labels(np.where(seen.numpy(), 1, -1).astype(np.int8))
     loss = losses.make("nnpu", prior=(0.4,)).prepare(labels)
-    full = losses.make("bce")(Output(x), TensorLabels(truth.to(torch.int8)), Context())
-    risk = loss(Output(x), TensorLabels(torch.from_numpy(labels.values)), Context())
+    full = losses.make("bce").compute(Output(x), TensorLabels(truth.to(torch.int8)), Context())
+    risk = loss.compute(Output(x), TensorLabels(torch.from_numpy(labels.values)), Context())
     assert float(sum(risk.values())) == pytest.approx(float(sum(full.values())), rel=0.01)
 
 
@@ -112,7 +114,7 @@ def test_nnpu_steps_back_where_the_risk_is_negative():
     x = torch.tensor([[2.0], [-2.0]], dtype=torch.float64)
     rest = float(torch.nn.functional.softplus(x).mean() - 2 * torch.nn.functional.softplus(x[0]) / 2)
     assert rest < 0
-    value = loss(Output(x), TensorLabels(torch.from_numpy(labels.values)), Context())["unlabelled"]
+    value = loss.compute(Output(x), TensorLabels(torch.from_numpy(labels.values)), Context())["unlabelled"]
     assert float(value) == pytest.approx(-0.5 * rest)
 
 
@@ -121,12 +123,14 @@ def test_nnpu_prior_from_a_number_of_labels():
     single[:8, 0] = 1
     single[8:, 1] = 1
     loss = losses.make("nnpu", expected_positives=1.2).prepare(Labels(single))
-    assert loss.weights == pytest.approx((0.96 / 0.8, 0.24 / 0.2))
-    assert losses.make("nnpu").prepare(Labels(single)).weights == pytest.approx((1, 1))
+    assert loss.class_weights == pytest.approx((0.96 / 0.8, 0.24 / 0.2))
+    assert losses.make("nnpu").prepare(Labels(single)).class_weights == pytest.approx((1, 1))
     with pytest.raises(PluresError, match="3 class priors for 2 classes"):
         losses.make("nnpu", prior=(0.1, 0.2, 0.3)).prepare(Labels(single))
-    with pytest.raises(ValueError, match=r"call loss = loss.prepare\(labels\)"):
-        losses.make("nnpu")(Output(torch.zeros(1, 2)), TensorLabels(torch.ones(1, 2, dtype=torch.int8)), Context())
+    with pytest.raises(ValueError, match=r"criterion.bind\(train_targets\) first"):
+        losses.make("nnpu").compute(
+            Output(torch.zeros(1, 2)), TensorLabels(torch.ones(1, 2, dtype=torch.int8)), Context()
+        )
 
 
 def test_pu_mlc_class_by_class_with_constant_factors():
@@ -134,7 +138,7 @@ def test_pu_mlc_class_by_class_with_constant_factors():
     x, labels, _ = some(4)
     x.requires_grad_()
     loss = losses.make("pu_mlc", gamma=0.5, alpha=0.6, absent_weight=0.0)
-    sum(loss(Output(x), labels, Context()).values()).backward()
+    sum(loss.compute(Output(x), labels, Context()).values()).backward()
     y = x.detach().clone().requires_grad_()
     total = 0.0
     for k in range(K):
@@ -151,7 +155,9 @@ def test_asymmetric_power_near_its_end_has_a_finite_gradient():
     x = torch.tensor([[1e4, -1e4]], requires_grad=True)
     loss = losses.make("asl", gamma_pos=0.5, gamma_neg=0.5, clip=0.0, detach_focal_weight=False)
     for labels in ([[1, -1]], [[-1, 1]]):
-        sum(loss(Output(x), TensorLabels(torch.tensor(labels, dtype=torch.int8)), Context()).values()).backward()
+        sum(
+            loss.compute(Output(x), TensorLabels(torch.tensor(labels, dtype=torch.int8)), Context()).values()
+        ).backward()
     assert x.grad.isfinite().all()
 
 
@@ -168,13 +174,13 @@ def test_role_starts_as_the_paper_says():
 
 def test_a_loss_with_memory_says_what_it_misses():
     x, labels, _ = some()
-    with pytest.raises(ValueError, match="loss 'role' remembers labels: give Context"):
-        losses.make("role", expected_positives=1.0)(Output(x), labels, Context())
+    with pytest.raises(PluresError, match="loss 'role' keeps a memory of the training labels and has none yet"):
+        losses.make("role", expected_positives=1.0).compute(Output(x), labels, Context())
 
 
 def test_zero_shot_scores_become_pseudo_labels(tmp_path):
     labels = Labels(np.array([[1, -1, -1]], np.int8))
-    with pytest.raises(PluresError, match="wants zero-shot scores: scores=FILE"):
+    with pytest.raises(PluresError, match="requires zero-shot scores: scores=FILE"):
         losses.make("vlpl").check(labels)
     file = tmp_path / "scores.npy"
     np.save(file, np.array([[0.1, 0.4, 0.05]]))
@@ -198,7 +204,7 @@ def test_class_prior_must_fit_the_classes():
 def test_weak_negatives_count_a_known_absence_once_and_fully():
     x, _, e = some(5)
     labels = TensorLabels(torch.tensor([[1, 0, 0, -1, -1]] * B, dtype=torch.int8))
-    terms = losses.make("wn", reduction="sum")(Output(x, embeddings=e), labels, Context())
+    terms = losses.make("wn", reduction="sum").compute(Output(x, embeddings=e), labels, Context())
     cost = torch.nn.functional.softplus(x)
     weights = negative_weights(e, labels.present, 0.0)
     torch.testing.assert_close(terms["absent"], cost[:, 1:3].sum())
@@ -210,13 +216,13 @@ def test_asymmetric_clip_leaves_easy_negatives_alone_without_focusing_too():
     loss = losses.make("asl", gamma_neg=0.0, clip=0.25)
     x = torch.tensor([[-log(3), -5.0, 0.0]], dtype=torch.float64)
     labels = TensorLabels(torch.full((1, 3), -1, dtype=torch.int8))
-    assert float(loss(Output(x), labels, Context())["assumed_absent"]) == pytest.approx(log(4 / 3) / 3)
+    assert float(loss.compute(Output(x), labels, Context())["assumed_absent"]) == pytest.approx(log(4 / 3) / 3)
 
 
 def test_nnpu_prior_is_a_share():
     frequent = np.full((10, 2), -1, np.int8)
     frequent[:, 0], frequent[0, 1] = 1, 1
-    assert losses.make("nnpu", expected_positives=2.2).prepare(Labels(frequent)).weights == pytest.approx((1, 2))
+    assert losses.make("nnpu", expected_positives=2.2).prepare(Labels(frequent)).class_weights == pytest.approx((1, 2))
 
 
 def test_gr_courses_run_over_the_epochs_after_the_linear_ones():
@@ -230,6 +236,6 @@ def test_splc_never_switches_a_known_absence():
     x = torch.full((1, 2), 5.0)
     for value, corrected in ((-1, True), (0, False)):
         labels = TensorLabels(torch.full((1, 2), value, dtype=torch.int8))
-        terms = losses.make("splc")(Output(x), labels, Context(epoch=1))
+        terms = losses.make("splc").compute(Output(x), labels, Context(epoch=1))
         assert (float(terms["corrected"]) > 0) == corrected
         assert (float(terms["assumed_absent"]) > 0) != corrected

@@ -186,3 +186,15 @@ def test_saving_leaves_no_other_file_behind(tmp_path):
 def test_a_class_named_twice_is_refused():
     with pytest.raises(PluresError, match="each named once"):
         build_model("small_conv", "linear", ("cat", "cat"))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_takes_a_feature_map_as_well(name):
+    """[B, D, H, W] as a convolutional network gives it: the same as tokens row by row, with the boxes of the grid."""
+    head, features = make_head(name), torch.randn(2, 12, 3, 5)
+    tokens = Tokens(features.permute(0, 2, 3, 1).reshape(2, 15, 12), grid_boxes(3, 5))
+    ours, theirs = head(features), head(tokens)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.boxes, theirs.boxes)
+    with pytest.raises(ValueError, match=r"takes Tokens or a feature map \[B, D, H, W\], got \[2, 12\]"):
+        head(torch.zeros(2, 12))

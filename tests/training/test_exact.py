@@ -73,7 +73,7 @@ def test_nothing_near_it_has_a_smaller_loss():
         from plures.losses import Context
         from plures.models.output import Output
 
-        return float(sum(loss(Output(x @ weight.T + bias), TensorLabels(values), Context()).values()))
+        return float(sum(loss.compute(Output(x @ weight.T + bias), TensorLabels(values), Context()).values()))
 
     least = value(weights[0], biases[0])
     assert least == pytest.approx(float(costs[0]), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Runs trained together against the same runs trained one by one, for every loss on the shelf."""
+"""Runs trained together against the same runs trained one by one, for every loss of the registry."""
 
 import functools
 from dataclasses import replace
@@ -11,22 +11,22 @@ from plures.data.loading import FeatureBatches, Order
 from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels, observe_fraction, observe_single_positive
 from plures.losses import Context, losses
+from plures.losses.label_memory import LabelMemory
 from plures.metrics.report import evaluate_scores
 from plures.models.linear import Linear
 from plures.models.output import Output, grid_boxes
 from plures.training.evaluate import make_fabric
 from plures.training.fit import fit
-from plures.training.label_state import LabelMemory
 from plures.training.many_scores import Curves
 from plures.training.phase import HeadOnFeatures, Phase
 from plures.training.progress import Quiet
-from plures.training.stacked_losses import ROW_WISE, LossBlock
+from plures.training.stacked_losses import LossBlock
 from plures.training.together import FrozenData, HeadRun, _groups, train_together, why_not
 from plures.training.train import make_loss
 
 N, M, D, K = 45, 30, 12, 5
 FULL, HALF = {"bce", "bce_ls"}, {"iu"}
-NAMES = [n for n in losses.names() if not set(losses[n].make.__dict__.get("needs", ())) - {"label_state"}]
+NAMES = [n for n in losses.names() if not set(losses[n].make.needs) - {"label_state"}]
 
 
 @functools.cache
@@ -149,9 +149,9 @@ def test_losses_batch_sizes_and_lengths_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_called_row_wise_is_a_mean_over_rows(name, tmp_path):
-    """Its gradient for two batches at once is half that of each; a loss for which this fails must not be listed."""
+    """Its gradient for two batches at once is half that of each; one for which this fails is not `per_image`."""
     run = run_of(name, tmp_path)
-    if not isinstance(run.loss, ROW_WISE):
+    if not run.loss.per_image:
         return
     random = torch.Generator().manual_seed(0)
     labels = torch.from_numpy(run.labels.values[:16])
@@ -163,7 +163,8 @@ def test_a_loss_called_row_wise_is_a_mean_over_rows(name, tmp_path):
             state = LabelMemory(run.loss.initial_state(run.labels, 0), learned=run.loss.learned)
 
         def loss(x, y, index, epoch=epoch, state=state):
-            return sum(run.loss(Output(x), TensorLabels(y), Context(epoch, 4, epoch / 4, index, state)).values())
+            context = Context(epoch, 4, epoch / 4, index, state)
+            return sum(run.loss.compute(Output(x), TensorLabels(y), context).values())
 
         index = torch.arange(16)
         loss(both, labels, index).backward()
@@ -177,7 +178,7 @@ def test_a_loss_called_row_wise_is_a_mean_over_rows(name, tmp_path):
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 @pytest.mark.parametrize("reduction", ["mean", "image", "sum"])
-@pytest.mark.parametrize("name", ["bce", "iu", "an", "an_ls", "wan", "epr"])
+@pytest.mark.parametrize("name", ["bce", "bce_ls", "iu", "an", "an_ls", "wan", "epr"])
 def test_a_block_knows_the_gradient_of_its_loss_in_every_size(name, reduction, eps):
     """Adam hides a wrong scale, so the gradient itself is compared: of two runs, of a whole and of a last batch."""
     runs = [run_of(name, draw=draw, options={"reduction": reduction, "eps": eps}, lr=lr)
@@ -194,7 +195,7 @@ def test_a_block_knows_the_gradient_of_its_loss_in_every_size(name, reduction, e
             slope = block.learn(logits[:, rows] / rates, given, index[:, rows], Context(), 1.0)
             for i, run in enumerate(some):
                 x = logits[0, rows, i * K : (i + 1) * K].clone().requires_grad_()
-                sum(run.loss(Output(x), TensorLabels(seen[i][rows]), Context()).values()).backward()
+                run.loss(x, seen[i][rows]).backward()
                 torch.testing.assert_close(slope[0, :, i * K : (i + 1) * K], x.grad)
 
 

@@ -15,98 +15,91 @@ import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
-from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, slope, widen
-from plures.models.output import Output
-
-PAPER = "Cole et al. 2021, arXiv 2106.09708"
+from plures.losses.base import losses
+from plures.losses.bce import PAPER, WeightedBCE
+from plures.losses.log_terms import check_range
 
 
 @losses.part("an", title="Assume negative", source=PAPER)
-@dataclass(frozen=True)
-class AssumeNegative:
-    """-log p where present, -negative_weight log(1 - p) everywhere else."""
+@dataclass(eq=False)
+class AssumeNegative(WeightedBCE):
+    """-log p where present, -negative_weight log(1 - p) everywhere else.
+
+    Args:
+        negative_weight: of what is not known to be present.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_AN); the weight: Jouanneau et al. 2022, arXiv 2209.06530.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.AssumeNegative(negative_weight=0.5)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.272
+    """
 
     negative_weight: float = 1.0
-    reduction: Reduction = "mean"
-    eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    rest: ClassVar[str] = "assumed_absent"
 
     def __post_init__(self) -> None:
-        check_common(self.reduction, self.eps)
+        super().__post_init__()
         check_range("negative_weight", self.negative_weight, 0.0, float("inf"))
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
-        x = widen(output.logits)
-        return {
-            "present": reduce(labels.present * negative_log(x, self.eps), self.reduction),
-            "assumed_absent": self.negative_weight
-            * reduce(~labels.present * negative_log(-x, self.eps), self.reduction),
-        }
-
-    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
-        return labels.present.float(), self.negative_weight * (~labels.present).float()
-
-    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
-        return slope(logits, yes, no, self.eps, self.reduction), None
+    def weights(self, labels: TensorLabels, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        present = labels.present.to(dtype)
+        return present, self.negative_weight * (1 - present)
 
 
 @losses.part("an_ls", title="Assume negative with label smoothing", source=PAPER)
-@dataclass(frozen=True)
-class SmoothedAssumeNegative:
-    """As an with the soft targets 1 - smoothing (present) and smoothing (everything else)."""
+@dataclass(eq=False)
+class AssumeNegativeLabelSmoothing(WeightedBCE):
+    """As AssumeNegative with the soft targets 1 - smoothing (present) and smoothing (everything else).
+
+    Args:
+        smoothing: in [0, 0.5].
+
+    Shapes: logits and targets [B, K].
+
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_AN-LS).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.AssumeNegativeLabelSmoothing()
+        >>> round(criterion(logits, targets).item(), 3)
+        0.507
+    """
 
     smoothing: float = 0.1
-    reduction: Reduction = "mean"
-    eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    rest: ClassVar[str] = "assumed_absent"
+    both_sides: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_common(self.reduction, self.eps)
-        check_range("smoothing", self.smoothing, 0.0, 0.5)
-
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
-        x = widen(output.logits)
-        yes, no = negative_log(x, self.eps), negative_log(-x, self.eps)
-        return {
-            "present": reduce(labels.present * torch.lerp(yes, no, self.smoothing), self.reduction),
-            "assumed_absent": reduce(~labels.present * torch.lerp(no, yes, self.smoothing), self.reduction),
-        }
-
-    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
-        yes = torch.where(labels.present, 1 - self.smoothing, self.smoothing)
+    def weights(self, labels: TensorLabels, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        present = labels.present.to(dtype)
+        yes = torch.lerp(present, 1 - present, self.smoothing)
         return yes, 1 - yes
-
-    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
-        return slope(logits, yes, no, self.eps, self.reduction), None
 
 
 @losses.part("wan", title="Weak assume negative", source=PAPER)
-@dataclass(frozen=True)
-class WeakAssumeNegative:
-    """As an with negatives weighted by 1 / (K - 1), so that they weigh together as much as one positive."""
+@dataclass(eq=False)
+class WAN(WeightedBCE):
+    """Weak assume negative: negatives weigh 1 / (K - 1), together as much as one positive.
 
-    reduction: Reduction = "mean"
-    eps: float = 0.0
+    Shapes: logits and targets [B, K].
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_WAN).
 
-    def __post_init__(self) -> None:
-        check_common(self.reduction, self.eps)
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.WAN()
+        >>> round(criterion(logits, targets).item(), 3)
+        0.272
+    """
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
-        x = widen(output.logits)
-        weight = 1 / max(x.shape[1] - 1, 1)
-        return {
-            "present": reduce(labels.present * negative_log(x, self.eps), self.reduction),
-            "assumed_absent": weight * reduce(~labels.present * negative_log(-x, self.eps), self.reduction),
-        }
+    rest: ClassVar[str] = "assumed_absent"
 
-    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
-        present = labels.present.float()
+    def weights(self, labels: TensorLabels, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        present = labels.present.to(dtype)
         return present, (1 - present) / max(present.shape[-1] - 1, 1)
-
-    def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
-        return slope(logits, yes, no, self.eps, self.reduction), None

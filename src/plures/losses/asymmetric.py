@@ -18,18 +18,34 @@ import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, power, reduce, widen
 from plures.models.output import Output
 
 
 @losses.part("asl", title="Asymmetric loss", source="Ridnik et al. 2021, arXiv 2009.14119")
-@dataclass(frozen=True)
-class Asymmetric:
-    """(1 - p)^gamma_pos -log p where present, p_m^gamma_neg -log(1 - p_m) elsewhere, p_m = max(p - clip, 0).
+@dataclass(eq=False)
+class ASL(Loss):
+    """Asymmetric loss: (1 - p)^gamma_pos -log p where present, p_m^gamma_neg -log(1 - p_m) elsewhere.
 
-    detach_focal_weight: the powers are constants. eps: probabilities are clamped at it inside the logarithm.
-    factor: multiplies the whole loss.
+    Here p_m = max(p - clip, 0). Unknown labels count as absent.
+
+    Args:
+        gamma_neg, gamma_pos: focusing powers of negatives and positives.
+        clip: shift of the probability of negatives; the easiest cost nothing.
+        detach_focal_weight: the powers are constants for the gradient, as in the official code.
+        factor: multiplies the whole loss.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Ridnik et al. 2021, arXiv 2009.14119 (Eq. 4-7). The official code has eps=1e-8, reduction="sum".
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.ASL(gamma_neg=4, gamma_pos=1, clip=0.05)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.036
     """
 
     gamma_neg: float = 4.0
@@ -40,7 +56,7 @@ class Asymmetric:
     reduction: Reduction = "mean"
     eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -48,37 +64,91 @@ class Asymmetric:
         check_range("gamma_pos", self.gamma_pos, 0.0, 100.0)
         check_range("clip", self.clip, 0.0, 1.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
-        x = widen(output.logits)
-        hold = self.detach_focal_weight
-        positive = focal_cost(x, self.gamma_pos, 0.0, self.eps, hold)
-        negative = focal_cost(-x, self.gamma_neg, self.clip, self.eps, hold)
-        return {
-            "present": self.factor * reduce(labels.present * positive, self.reduction),
-            "assumed_absent": self.factor * reduce(~labels.present * negative, self.reduction),
-        }
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+        powers = (self.gamma_pos, self.gamma_neg, self.clip, self.detach_focal_weight)
+        terms = asymmetric_terms(widen(output.logits), labels, *powers, self.eps, self.reduction)
+        return {name: self.factor * term for name, term in terms.items()}
 
 
 @losses.part("focal", title="Focal loss", source="Lin et al. 2017, arXiv 1708.02002")
-def focal(
-    gamma: float = 2.0, detach_focal_weight: bool = False, reduction: Reduction = "mean", eps: float = 0.0
-) -> Asymmetric:
-    """The asymmetric loss with the same power on both sides and no clip."""
-    return Asymmetric(gamma, gamma, 0.0, detach_focal_weight, reduction=reduction, eps=eps)
+@dataclass(eq=False)
+class FocalLoss(Loss):
+    """The asymmetric loss with the same power on both sides and no clip. Unknown labels count as absent.
+
+    Args:
+        gamma: the focusing power.
+        detach_focal_weight: the power is a constant for the gradient.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Lin et al. 2017, arXiv 1708.02002 (Eq. 4).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.FocalLoss(gamma=2)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.073
+    """
+
+    gamma: float = 2.0
+    detach_focal_weight: bool = False
+    reduction: Reduction = "mean"
+    eps: float = 0.0
+
+    per_image: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_common(self.reduction, self.eps)
+        check_range("gamma", self.gamma, 0.0, 100.0)
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+        powers = (self.gamma, self.gamma, 0.0, self.detach_focal_weight)
+        return asymmetric_terms(widen(output.logits), labels, *powers, self.eps, self.reduction)
 
 
 @losses.part("q2l_asl", title="Asymmetric loss as Query2Label trains with", source="Liu et al. 2021, arXiv 2107.10834")
-def q2l_asl(
-    gamma_neg: float = 2.0,
-    gamma_pos: float = 0.0,
-    clip: float = 0.0,
-    detach_focal_weight: bool = True,
-    factor: float = 1000.0,
-    reduction: Reduction = "mean",
-    eps: float = 1e-5,
-) -> Asymmetric:
-    """The asymmetric loss, summed, divided by B and K, times a thousand, as in the official training command."""
-    return Asymmetric(gamma_neg, gamma_pos, clip, detach_focal_weight, factor, reduction, eps)
+@dataclass(eq=False)
+class Q2LASL(ASL):
+    """The asymmetric loss, summed, divided by B and K, times a thousand, as Query2Label trains with.
+
+    Args:
+        gamma_neg, gamma_pos: focusing powers of negatives and positives.
+        clip, detach_focal_weight, factor: as in ASL.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Liu et al. 2021, arXiv 2107.10834; the official training command.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.Q2LASL()
+        >>> round(criterion(logits, targets).item(), 3)
+        169.736
+    """
+
+    gamma_neg: float = 2.0
+    clip: float = 0.0
+    factor: float = 1000.0
+    eps: float = 1e-5
+
+
+def asymmetric_terms(
+    x: Tensor,
+    labels: TensorLabels,
+    gamma_pos: float,
+    gamma_neg: float,
+    clip: float,
+    hold: bool,
+    eps: float,
+    reduction: Reduction,
+) -> dict[str, Tensor]:
+    """The two terms of logits [B, K]; see ASL and `focal_cost`."""
+    positive = focal_cost(x, gamma_pos, 0.0, eps, hold)
+    negative = focal_cost(-x, gamma_neg, clip, eps, hold)
+    return {
+        "present": reduce(labels.present * positive, reduction),
+        "assumed_absent": reduce(~labels.present * negative, reduction),
+    }
 
 
 def focal_cost(logits: Tensor, gamma: float, clip: float, eps: float, hold: bool) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
 from plures.losses.asymmetric import focal_cost
-from plures.losses.context import Context, Need, losses
-from plures.losses.iu import require_absent
+from plures.losses.base import Loss, losses
+from plures.losses.bce import require_absent
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, constants, reduce, widen
 from plures.models.output import Output
 
@@ -25,14 +26,30 @@ Unknown = Literal["negative", "ignore", "ignore_normalised", "selective"]
 
 
 @losses.part("csl", title="Class-aware selective loss", source="Ben-Baruch et al. 2022, arXiv 2110.10955")
-@dataclass(frozen=True)
-class ClassAwareSelective:
-    """Asymmetric loss over three kinds of cells, each with its power gamma and weight alpha.
+@dataclass(eq=False)
+class CSL(Loss):
+    """Class-aware selective loss: asymmetric loss over three kinds of cells, each with its power and weight.
 
-    unknown: "negative": they count as absent; "ignore": not at all; "ignore_normalised": not at all, and an image
-    weighs 1 + 1 / (1 + its known cells); "selective": as absent, except the `selected_per_image` x B unknown cells of
-    the batch with the largest p, and the classes whose `class_prior` exceeds `prior_threshold`.
-    class_prior: K estimated frequencies, such as the mean predictions of a model trained with unknown=ignore.
+    Args:
+        unknown: "negative": they count as absent; "ignore": not at all; "ignore_normalised": not at all, and an image
+            weighs 1 + 1 / (1 + its known cells); "selective": as absent, except the `selected_per_image` x B unknown
+            cells of the batch with the largest p, and the classes whose `class_prior` exceeds `prior_threshold`.
+        gamma_pos, gamma_neg, gamma_unknown: focusing powers.
+        alpha_pos, alpha_neg, alpha_unknown: weights.
+        clip: of negatives, as in ASL.
+        selected_per_image: see `unknown`.
+        class_prior: K estimated frequencies, such as the mean predictions of a model trained with unknown=ignore.
+        prior_threshold: see `unknown`.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Ben-Baruch et al. 2022, arXiv 2110.10955.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.CSL(selected_per_image=1)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.105
     """
 
     unknown: Unknown = "selective"
@@ -49,7 +66,7 @@ class ClassAwareSelective:
     reduction: Reduction = "mean"
     eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -66,7 +83,7 @@ class ClassAwareSelective:
         if self.class_prior and len(self.class_prior) != labels.classes:
             raise PluresError(f"class_prior has {len(self.class_prior)} numbers, the data {labels.classes} classes")
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         present = self.alpha_pos * focal_cost(x, self.gamma_pos, 0.0, self.eps, True)
         absent = self.alpha_neg * focal_cost(-x, self.gamma_neg, self.clip, self.eps, True)

@@ -15,30 +15,45 @@ import torch
 from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import known_cells
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, entropy, reduce, widen
-from plures.losses.state import rows_of
 from plures.models.output import Output
 
 PAPER = "Zhou et al. 2022, arXiv 2203.16219"
 
 
 @losses.part("em", title="Entropy maximisation", source=PAPER)
-@dataclass(frozen=True)
-class EntropyMaximisation:
-    """-log p where present, -alpha times the entropy where unknown."""
+@dataclass(eq=False)
+class EM(Loss):
+    """Entropy maximisation: -log p where present, -alpha times the entropy where unknown.
+
+    Args:
+        alpha: weight of the entropy (paper: .2 VOC, .01 CUB, .1 NUS and COCO).
+
+    Shapes: logits and targets [B, K].
+
+    Source: Zhou et al. 2022, arXiv 2203.16219.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.EM(alpha=0.2)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.019
+    """
 
     alpha: float = 0.1
     reduction: Reduction = "mean"
     eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         return {
             **known_cells(x, labels, self.eps, self.reduction),
@@ -47,12 +62,29 @@ class EntropyMaximisation:
 
 
 @losses.part("em_apl", title="Entropy maximisation with asymmetric pseudo-labels", source=PAPER)
-@dataclass(frozen=True)
-class AsymmetricPseudoLabels:
-    """As em, and beta times the cross entropy to a stored soft label where there is one.
+@dataclass(eq=False)
+class EMAPL(Loss):
+    """As EM, and beta times the cross entropy to a stored soft label where there is one.
 
-    After every epoch from `warmup_epochs` on, each class's lowest-scoring unlabelled images get their score as a label
-    for good; `negative_proportion` of the unlabelled ones are used up by the end of training.
+    After every epoch from `warmup_epochs` on, the lowest-scoring unlabelled images of each class get their score as
+    a label for good: call `criterion.epoch_end(logits, targets, epoch=, epochs=)` with the whole training set.
+
+    Args:
+        alpha, beta: weights of the entropy and of the pseudo-labels.
+        warmup_epochs: epochs of EM alone.
+        negative_proportion: share of the unlabelled cells that are used up by the end of training.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Zhou et al. 2022, arXiv 2203.16219.
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, 1, 0]])
+        >>> criterion = plures.losses.EMAPL(warmup_epochs=1).bind(train_targets)
+        >>> logits, index = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> round(criterion(logits, train_targets[index], index=index, epoch=0, epochs=3).item(), 3)
+        0.062
+        >>> criterion.epoch_end(torch.zeros(3, 3), train_targets, epoch=0, epochs=3)
     """
 
     alpha: float = 0.1
@@ -63,7 +95,8 @@ class AsymmetricPseudoLabels:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
-    learned: ClassVar[bool] = False
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -73,7 +106,10 @@ class AsymmetricPseudoLabels:
         """[N, K]: nan, no pseudo-label yet."""
         return torch.full(labels.values.shape, torch.nan)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch", "epochs")
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         soft = rows_of(context, "em_apl").to(x.dtype)
         labelled = labels.unknown & ~soft.isnan()

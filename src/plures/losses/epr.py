@@ -9,41 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, negative_log, reduce, scale, slope, widen
 from plures.models.output import Output
 
 
 @losses.part("epr", title="Expected positive regularisation", source="Cole et al. 2021, arXiv 2106.09708")
-@dataclass(frozen=True)
-class ExpectedPositiveRegularisation:
-    """-log p where present, -log(1 - p) where known absent, plus the regulariser; unknown cells enter only there.
+@dataclass(eq=False)
+class EPR(Loss):
+    """Expected positive regularisation: the mean number of predicted labels per image is held at k.
 
-    expected_positives: k, labels an image (paper: VOC 1.5, COCO 2.9, NUS 1.9, CUB 31.4), or "auto": estimated by
-    `prepare` from the observed labels, which is 1 in a single-positive run (see expected_positives.py).
+    -log p where present, -log(1 - p) where known absent, plus the regulariser; unknown labels enter only there.
+
+    Args:
+        expected_positives: k, labels per image (paper: VOC 1.5, COCO 2.9, NUS 1.9, CUB 31.4), or "auto": estimated by
+            `bind` from the observed labels, which is 1 in a single-positive run (see expected_positives.py).
+
+    Shapes: logits and targets [B, K].
+
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_EPR).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.EPR(expected_positives=1.5)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.104
     """
 
     expected_positives: ExpectedPositives = "auto"
     reduction: Reduction = "mean"
     eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    closed_form: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
         check_expected(self.expected_positives)
 
-    def prepare(self, labels: Labels) -> ExpectedPositiveRegularisation:
+    def prepare(self, labels: Labels) -> Self:
         return replace(self, expected_positives=estimate(labels)) if self.expected_positives == "auto" else self
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         k = resolved(self.expected_positives)
         return {
@@ -51,8 +66,8 @@ class ExpectedPositiveRegularisation:
             "expected_positives": deviation(x, k) * scale(x.shape, self.reduction),
         }
 
-    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
-        return labels.present.float(), labels.absent.float()
+    def weights(self, labels: TensorLabels, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        return labels.present.to(dtype), labels.absent.to(dtype)
 
     def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, None]:
         return slope(logits, yes, no, self.eps, self.reduction, pull_to(resolved(self.expected_positives))), None

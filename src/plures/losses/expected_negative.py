@@ -12,29 +12,42 @@ The spatial variant (SCL), which compares heat maps, is in spatial_consistency.p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.epr import known_cells
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.losses.state import rows_of, write_rows
 from plures.models.output import Output
 
 PAPER = "Verelst et al. 2023, arXiv 2203.06127"
 
 
 @losses.part("en", title="Expected negatives", source=PAPER)
-@dataclass(frozen=True)
-class ExpectedNegatives:
-    """Binary cross entropy over known cells and the K - k least likely unknown ones.
+@dataclass(eq=False)
+class ExpectedNegatives(Loss):
+    """Binary cross entropy over known cells and the K - k least likely unknown ones, by past predictions.
 
-    expected_positives: k, rounded, or "auto" (1 in a single-positive run, where then nothing is ignored).
-    momentum: of the running mean. consistency: weight of the CL term (0 in `en`, 1 in `en_cl`).
+    Args:
+        expected_positives: k, rounded, or "auto" (1 in a single-positive run, where then nothing is ignored).
+        momentum: of the running mean of predictions.
+        consistency: weight of the squared distance to that mean (CL).
+
+    Shapes: logits and targets [B, K].
+
+    Source: Verelst et al. 2023, arXiv 2203.06127 (EN); our reading, there is no official code.
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, 1, 0]])
+        >>> criterion = plures.losses.ExpectedNegatives(expected_positives=2).bind(train_targets)
+        >>> logits, index = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> round(criterion(logits, train_targets[index], index=index).item(), 3)
+        0.209
     """
 
     expected_positives: ExpectedPositives = "auto"
@@ -44,21 +57,22 @@ class ExpectedNegatives:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
-    learned: ClassVar[bool] = False
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
         check_expected(self.expected_positives)
         check_range("momentum", self.momentum, 0.0, 1.0)
 
-    def prepare(self, labels: Labels) -> ExpectedNegatives:
+    def prepare(self, labels: Labels) -> Self:
         return replace(self, expected_positives=estimate(labels)) if self.expected_positives == "auto" else self
 
     def initial_state(self, labels: Labels, seed: int) -> Tensor:
         """[N, K]: nan, no prediction yet; later the running mean of predictions in [0, 1]."""
         return torch.full(labels.values.shape, torch.nan)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         p = torch.sigmoid(x)
         stored = rows_of(context, "en").to(x.dtype)
@@ -75,15 +89,26 @@ class ExpectedNegatives:
 
 
 @losses.part("en_cl", title="Expected negatives with consistency", source=PAPER)
-def en_cl(
-    expected_positives: ExpectedPositives = "auto",
-    momentum: float = 0.8,
-    consistency: float = 1.0,
-    reduction: Reduction = "mean",
-    eps: float = 0.0,
-) -> ExpectedNegatives:
-    """Expected negatives with the consistency term."""
-    return ExpectedNegatives(expected_positives, momentum, consistency, reduction, eps)
+@dataclass(eq=False)
+class ExpectedNegativesCL(ExpectedNegatives):
+    """Expected negatives with the consistency term.
+
+    Args:
+        expected_positives, momentum, consistency: as in ExpectedNegatives.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Verelst et al. 2023, arXiv 2203.06127 (EN + CL); our reading.
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, 1, 0]])
+        >>> criterion = plures.losses.ExpectedNegativesCL(expected_positives=2).bind(train_targets)
+        >>> logits, index = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> round(criterion(logits, train_targets[index], index=index).item(), 3)
+        0.209
+    """
+
+    consistency: float = 1.0
 
 
 def least_likely(scores: Tensor, labels: TensorLabels, k: int) -> Tensor:

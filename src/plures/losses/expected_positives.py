@@ -1,4 +1,4 @@
-"""The expected number of present labels an image, which several losses want: given as a number, or "auto".
+"""The expected number of present labels per image, which several losses require: given as a number, or "auto".
 
 What "auto" can and cannot know. It sees the observed training labels alone. Where a class has cells known to be
 absent, its frequency is present / (present + absent), which is right if cells were observed at random. Where a class
@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.errors import PluresError
 from plures.labels import Labels
 
 ExpectedPositives = float | Literal["auto"]
@@ -31,7 +32,7 @@ def class_frequencies(labels: Labels) -> NDArray[np.float64]:
 
 
 def estimate(labels: Labels) -> float:
-    """The estimated number of present labels an image, at least 1."""
+    """The estimated number of present labels per image, at least 1."""
     return max(1.0, float(class_frequencies(labels).sum()))
 
 
@@ -42,9 +43,9 @@ def check_expected(value: ExpectedPositives) -> None:
 
 
 def resolved(value: ExpectedPositives) -> float:
-    """The number. Raises ValueError if it is still "auto"."""
+    """The number. Raises PluresError if it is still "auto"."""
     if value == "auto":
-        raise ValueError(
-            "expected_positives is 'auto': call loss = loss.prepare(labels) before training, or give a number"
+        raise PluresError(
+            "expected_positives is 'auto': call criterion = criterion.bind(train_targets) first, or give a number"
         )
     return value

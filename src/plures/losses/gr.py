@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
 from plures.models.output import Output
 
@@ -27,15 +28,29 @@ Course = tuple[float, float]  # the value at the start and at the end of trainin
 
 
 @losses.part("gr", title="Generalised robust loss", source="Chen et al. 2024, arXiv 2405.03501")
-@dataclass(frozen=True)
-class GeneralisedRobust:
-    """-log p where present; the weighed robust loss where unknown.
+@dataclass(eq=False)
+class GR(Loss):
+    """Generalised robust loss: -log p where present; a weighted robust loss where unknown.
 
-    k = sigmoid(slope p + offset); V = exp(-(p - centre)^2 / (2 width^2)); each runs from its first to its second value
-    over training. q_missing and q_absent are the exponents of the two robust losses (near 0 like a logarithm, 1 like
-    an absolute error) for a missing present label and for an absent one.
-    linear_epochs: epochs at the start that do not count (a linear phase); the official COCO and NUS settings are slope
-    (0, 10) and offset (-2, -8).
+    k = sigmoid(slope p + offset) is the chance that an unknown label is a missing one, V = exp(-(p - centre)^2 /
+    (2 width^2)) its weight; each option runs from its first to its second value over training. Follows the epochs.
+
+    Args:
+        slope, offset, centre, width: values at the start and at the end. The official COCO and NUS settings are slope
+            (0, 10) and offset (-2, -8).
+        q_missing, q_absent: exponents of the two robust losses (near 0 like a logarithm, 1 like an absolute error) for
+            a missing present label and for an absent one.
+        linear_epochs: epochs at the start that do not count (a linear phase).
+
+    Shapes: logits and targets [B, K].
+
+    Source: Chen et al. 2024, arXiv 2405.03501.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.GR()
+        >>> round(criterion(logits, targets, epoch=2, epochs=8).item(), 3)
+        0.412
     """
 
     slope: Course = (0.0, 2.0)
@@ -48,7 +63,8 @@ class GeneralisedRobust:
     reduction: Reduction = "mean"
     eps: float = 0.0
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -57,7 +73,10 @@ class GeneralisedRobust:
         if min(self.width) <= 0:
             raise ValueError(f"width is positive, got {self.width}")
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch", "epochs")
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         slope, offset, centre, width = self.curves(context)
         p = torch.sigmoid(x).detach()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, power, reduce, widen
 from plures.models.output import Output
 
@@ -22,11 +23,25 @@ PAPER = "Zhang et al. 2021, arXiv 2112.07368"
 
 
 @losses.part("hill", title="Hill loss", source=PAPER)
-@dataclass(frozen=True)
-class Hill:
+@dataclass(eq=False)
+class Hill(Loss):
     """(1 - m)^gamma -log m where present, m = sigmoid(logit - margin); (height - p) p^2 elsewhere.
 
     The hill falls again beyond p = 2/3 height, so that likely missing labels are left alone.
+
+    Args:
+        height: of the hill (lambda in the paper).
+        margin, gamma: of the positives.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Zhang et al. 2021, arXiv 2112.07368. The official code sums (reduction="sum").
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.Hill()
+        >>> round(criterion(logits, targets).item(), 3)
+        0.171
     """
 
     height: float = 1.5
@@ -34,13 +49,13 @@ class Hill:
     gamma: float = 2.0
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("gamma", self.gamma, 0.0, 100.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         p, lowered = torch.sigmoid(x), x - self.margin
         positive = power(torch.sigmoid(-lowered), self.gamma) * negative_log(lowered)
@@ -51,12 +66,26 @@ class Hill:
 
 
 @losses.part("splc", title="Self-paced loss correction", source=PAPER)
-@dataclass(frozen=True)
-class SelfPacedLossCorrection:
-    """Focal loss with margin on the observed positives; confident unknown cells become positives.
+@dataclass(eq=False)
+class SPLC(Loss):
+    """Self-paced loss correction: focal loss with a margin; confident unknown labels become positives.
 
-    threshold: probability above which an unknown cell counts as present, from epoch `change_epoch` (0-based) on. The
-    margin is on observed positives only, not on those switched.
+    Follows the epochs. The margin is on observed positives only, not on those switched.
+
+    Args:
+        threshold: probability above which an unknown label counts as present.
+        change_epoch: from this 0-based epoch on.
+        margin, gamma: of the focal loss.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Zhang et al. 2021, arXiv 2112.07368. The official code sums (reduction="sum").
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.SPLC()
+        >>> round(criterion(logits, targets, epoch=2).item(), 3)
+        0.123
     """
 
     threshold: float = 0.6
@@ -65,14 +94,18 @@ class SelfPacedLossCorrection:
     gamma: float = 2.0
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("threshold", self.threshold, 0.0, 1.0)
         check_range("gamma", self.gamma, 0.0, 100.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",)
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         x = torch.where(labels.present, x - self.margin, x)
         switched = torch.zeros_like(labels.present)

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, scale, widen
 from plures.losses.spatial_consistency import interpolate
-from plures.losses.state import rows_of, write_rows
 from plures.models.output import Output, grid_boxes
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)  # of ImageNet in [0, 1]; zero to networks that normalise by it
@@ -34,12 +35,29 @@ PIXELS = 4  # side of the squares in which an image is kept or removed
 
 
 @losses.part("ignore", title="Rejection by information gap", source="Song et al. 2024, ECCV")
-@dataclass(frozen=True)
-class InformationGap:
-    """Assume negative without the classes that the rest of the image speaks for; each step runs the network twice.
+@dataclass(eq=False)
+class IGNORE(Loss):
+    """Assume negative without the classes that the rest of the image speaks for; runs the network twice.
 
-    keep_above: the area of an observed label that is kept, by its map scaled to [0, 1] in each image.
-    momentum: of the running means. warmup_epochs: before anything is rejected.
+    Give `changed_logits=` [B, K], without gradient, of `criterion.changed_inputs(images, output, targets)`; its Output
+    requires region_logits or attention [B, K, P]. Follows the epochs.
+
+    Args:
+        keep_above: the area of an observed label that is kept, by its map scaled to [0, 1] in each image.
+        momentum: of the running means.
+        warmup_epochs: before anything is rejected.
+        positive_weight: of the observed labels, a second time.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Song et al. 2024, ECCV, doi 10.1007/978-3-031-72754-2_27.
+
+    Example:
+        >>> targets = torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.IGNORE().bind(targets)
+        >>> looked, again = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[0.5, -2.0, -1.0]])
+        >>> round(criterion(looked, targets, changed_logits=again, epoch=3).item(), 3)
+        0.597
     """
 
     keep_above: float = 0.8
@@ -50,7 +68,7 @@ class InformationGap:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state", "changed_logits"})
-    learned: ClassVar[bool] = False
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -63,9 +81,10 @@ class InformationGap:
         """[1, K, 2]: one row for all images; running mean of each class's logit, and (K times) of observed gaps."""
         return torch.zeros(1, labels.values.shape[1], 2)
 
-    def changed_inputs(self, inputs: Tensor, output: Output, labels: TensorLabels) -> Tensor:
+    def changed_inputs(self, inputs: Tensor, output: Output, labels: TensorLabels | Tensor) -> Tensor:
         """The inputs with nothing but the areas of observed labels: removed pixels are grey, removed features zero."""
-        kept = observed_area(output, labels.present)  # [B, P]
+        present = labels == 1 if isinstance(labels, Tensor) else labels.present
+        kept = observed_area(output, present)  # [B, P]
         if inputs.ndim == 3:
             return inputs * (kept > self.keep_above)[..., None]
         assert output.boxes is not None
@@ -78,9 +97,12 @@ class InformationGap:
         grey = (torch.tensor(MEAN_COLOUR) * most).to(inputs.dtype).to(inputs.device, non_blocking=True)
         return torch.where(whole > 0, inputs, grey.view(1, 3, 1, 1))
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",) if self.warmup_epochs else ()
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         if context.changed_logits is None:
-            raise ValueError("loss 'ignore' compares two looks: give Context(changed_logits=...) of `changed_inputs`")
+            raise PluresError("loss 'ignore' compares two looks: give changed_logits=, those of its `changed_inputs`")
         x = widen(output.logits)
         gap = (x - widen(context.changed_logits)).abs().detach()
         mean_logit, mean_gap = self._moved(x.detach(), gap, labels, context)  # [K] twice
@@ -114,7 +136,7 @@ def observed_area(output: Output, present: Tensor) -> Tensor:
     """
     maps = output.region_logits if output.region_logits is not None else output.attention
     if maps is None:
-        raise ValueError("loss 'ignore' wants a head that gives region logits or attention")
+        raise PluresError("loss 'ignore' requires an Output with region_logits or attention")
     low, high = widen(maps).aminmax(dim=2, keepdim=True)
     scaled = torch.where(high > low, (widen(maps) - low) / (high - low).clamp(min=1e-12), 1.0)
     area = torch.where(present[..., None], scaled, 0.0).amax(1)

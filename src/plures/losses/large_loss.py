@@ -19,65 +19,108 @@ import torch
 from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.losses.state import rows_of, write_rows
 from plures.models.output import Output
 
 PAPER = "Kim et al. 2022, arXiv 2206.03740"
 
 
 @losses.part("ll_r", title="Large loss, rejected", source=PAPER)
-@dataclass(frozen=True)
-class LargeLossRejected:
-    """Assume negative, but the largest losses of unknown cells are left out.
+@dataclass(eq=False)
+class LargeLossR(Loss):
+    """Assume negative, but the largest losses of unknown labels are left out. Follows the epochs.
 
-    delta_rel: percent of the batch's cells by which the changed share grows with each epoch from the second on.
+    Args:
+        delta_rel: percent of the cells of a batch by which the changed share grows with each epoch from the second on.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Kim et al. 2022, arXiv 2206.03740 (LL-R).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.LargeLossR(delta_rel=10)
+        >>> round(criterion(logits, targets, epoch=2).item(), 3)
+        0.209
     """
 
     delta_rel: float = 0.2
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("delta_rel", self.delta_rel, 0.0, 100.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",)
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         large = largest(x, labels.unknown, growing_count(x.shape, self.delta_rel, context.epoch))
         return terms(x, labels.present, ~(labels.present | large), torch.zeros_like(large), self.reduction)
 
 
 @losses.part("ll_ct", title="Large loss, corrected for the time being", source=PAPER)
-@dataclass(frozen=True)
-class LargeLossCorrected:
-    """Assume negative, but unknown cells with the largest losses count as present. delta_rel as in ll_r."""
+@dataclass(eq=False)
+class LargeLossCt(Loss):
+    """Assume negative, but unknown labels with the largest losses count as present. Follows the epochs.
+
+    Args:
+        delta_rel: as in LargeLossR.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Kim et al. 2022, arXiv 2206.03740 (LL-Ct).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.LargeLossCt(delta_rel=10)
+        >>> round(criterion(logits, targets, epoch=2).item(), 3)
+        0.44
+    """
 
     delta_rel: float = 0.2
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("delta_rel", self.delta_rel, 0.0, 100.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",)
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         large = largest(x, labels.unknown, growing_count(x.shape, self.delta_rel, context.epoch))
         return terms(x, labels.present, ~(labels.present | large), large, self.reduction)
 
 
 @losses.part("ll_cp", title="Large loss, corrected for good", source=PAPER)
-@dataclass(frozen=True)
-class LargeLossKept:
-    """As ll_ct, and the corrected cells stay present in later epochs.
+@dataclass(eq=False)
+class LargeLossCp(Loss):
+    """As LargeLossCt, and the corrected labels stay present in later epochs. Follows the epochs.
 
-    delta_rel: percent of the batch's cells that are changed at each step from the second epoch on.
-    include_threshold: the smallest of the changed losses becomes permanent too (2023 code); False: only those above it
-    (2022 code), so none where one cell is changed a step.
+    Args:
+        delta_rel: percent of the cells of a batch that are changed at each step from the second epoch on.
+        include_threshold: the smallest of the changed losses becomes permanent too (2023 code); False: only those above
+            it (2022 code), so none where one label is changed per step.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Kim et al. 2022, arXiv 2206.03740 (LL-Cp).
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, 1, 0]])
+        >>> criterion = plures.losses.LargeLossCp(delta_rel=10).bind(train_targets)
+        >>> logits, index = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([0])
+        >>> round(criterion(logits, train_targets[index], index=index, epoch=2).item(), 3)
+        0.44
     """
 
     delta_rel: float = 0.1
@@ -85,7 +128,7 @@ class LargeLossKept:
     reduction: Reduction = "mean"
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
-    learned: ClassVar[bool] = False
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
@@ -95,7 +138,10 @@ class LargeLossKept:
         """[N, K]: 0, nothing corrected yet; 1 where an unknown cell has become present."""
         return torch.zeros(labels.values.shape)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",)
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         kept = rows_of(context, "ll_cp") > 0  # only ever unknown cells
         free = labels.unknown & ~kept

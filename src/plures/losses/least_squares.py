@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, reduce, widen
 from plures.models.output import Output
 
@@ -22,18 +23,31 @@ from plures.models.output import Output
 @losses.part(
     "least_squares", title="Least squares", source="Rifkin et al. 2003, Regularized Least-Squares Classification"
 )
-@dataclass(frozen=True)
-class LeastSquares:
+@dataclass(eq=False)
+class LeastSquares(Loss):
     """(logit - target)^2, the target of all cells but the present ones being minus `target`.
 
-    target: 3 is a probability of 95 %. negative_weight: of unknown cells, as absent ones; auto: 1 / (K - 1), as in wan.
+    Args:
+        target: 3 is a probability of 95 %.
+        negative_weight: of unknown labels, as absent ones; "auto": 1 / (K - 1), as in WAN.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Rifkin et al. 2003, Regularized Least-Squares Classification.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.LeastSquares(target=1.0)
+        >>> round(criterion(logits, targets).item(), 3)
+        0.167
     """
 
     target: float = 3.0
     negative_weight: float | Literal["auto"] = "auto"
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
@@ -47,7 +61,7 @@ class LeastSquares:
         """The weight of unknown cells among K classes."""
         return 1 / max(K - 1, 1) if isinstance(self.negative_weight, str) else self.negative_weight
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         below = (x + self.target).square()
         return {

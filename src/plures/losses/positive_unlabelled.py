@@ -14,7 +14,7 @@ image is not: images with many labels are observed less often per class.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,31 +22,44 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.expected_positives import ExpectedPositives, check_expected, class_frequencies
 from plures.losses.log_terms import Reduction, check_common, check_range, constants, negative_log, reduce, scale, widen
 from plures.models.output import Output
 
 
 @losses.part("nnpu", title="Non-negative positive-unlabelled risk", source="Kiryo et al. 2017, arXiv 1703.00593")
-@dataclass(frozen=True)
-class NonNegativeRisk:
-    """Per class: prior R_p(+) + max(R_u(-) - prior R_p(-), 0), with Kiryo's step back where the latter is below -beta.
+@dataclass(eq=False)
+class NNPU(Loss):
+    """Non-negative positive-unlabelled risk, per class: prior R(+) + max(R_u(-) - prior R(-), 0).
 
-    prior: K shares of images that have each class; empty: observed frequencies, corrected by known absent cells and
-    scaled to sum to `expected_positives` if that is a number. With neither, in single-positive data, the prior is the
-    observed share, and the risk that of assume negative.
-    weights: prior over observed share of each class, filled in by `prepare`.
+    With Kiryo's step back where the latter is below -beta.
+
+    Args:
+        expected_positives: labels per image to which the priors are scaled, or "auto".
+        prior: K shares of images that have each class; empty: observed frequencies, corrected by known absent labels.
+            With neither, in single-positive data, the prior is the observed share, the risk that of assume negative.
+        beta, gamma: of the step back.
+        class_weights: prior over observed share of each class, filled in by `bind`.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Kiryo et al. 2017, arXiv 1703.00593 (Eq. 6, Algorithm 1).
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+        >>> criterion = plures.losses.NNPU(expected_positives=1.5).bind(train_targets)
+        >>> round(criterion(torch.zeros(3, 3), train_targets).item(), 3)
+        0.693
     """
 
     expected_positives: ExpectedPositives = "auto"
     prior: tuple[float, ...] = ()
     beta: float = 0.0
     gamma: float = 1.0
-    weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = ()
     reduction: Reduction = "mean"
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
@@ -54,13 +67,13 @@ class NonNegativeRisk:
         for share in self.prior:
             check_range("a class prior", share, 0.0, 1.0)
 
-    def prepare(self, labels: Labels) -> NonNegativeRisk:
+    def prepare(self, labels: Labels) -> Self:
         observed = labels.present.mean(0) if len(labels) else np.zeros(labels.classes)
         prior = np.asarray(self.prior) if self.prior else self._estimated(labels)
         if len(prior) != labels.classes:
             raise PluresError(f"loss 'nnpu': {len(prior)} class priors for {labels.classes} classes")
         weights = np.divide(prior, observed, out=np.zeros(len(prior)), where=observed > 0)
-        return replace(self, weights=tuple(float(w) for w in weights))
+        return replace(self, class_weights=tuple(float(w) for w in weights))
 
     def _estimated(self, labels: Labels) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         shares = class_frequencies(labels)
@@ -68,11 +81,11 @@ class NonNegativeRisk:
             shares = np.minimum(shares * (self.expected_positives / shares.sum()), 1.0)
         return shares
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
-        if len(self.weights) != x.shape[1]:
-            raise ValueError("loss 'nnpu' has no class weights: call loss = loss.prepare(labels) before training")
-        weights = constants(self.weights, x)
+        if len(self.class_weights) != x.shape[1]:
+            raise ValueError("loss 'nnpu' has no class weights: call criterion = criterion.bind(train_targets) first")
+        weights = constants(self.class_weights, x)
         positive = weights * (labels.present * negative_log(x)).mean(0)  # [K]
         negative = negative_log(-x)
         rest = (negative - weights * labels.present * negative).mean(0)  # [K]
@@ -84,14 +97,28 @@ class NonNegativeRisk:
 @losses.part(
     "pu_mlc", title="PU-MLC, variational positive-unlabelled risk", source="Yuan et al. 2023, arXiv 2306.16016"
 )
-@dataclass(frozen=True)
-class VariationalRisk:
-    """Per class: (mean q)^gamma log(mean q) over all images less the mean of log q over its positives in the batch.
+@dataclass(eq=False)
+class PUMLC(Loss):
+    """PU-MLC, per class: (mean q)^gamma log(mean q) over all images less the mean of log q over its positives.
 
-    q = sigmoid(logit / t), t = min(alpha times the batch's standard deviation of the class's logits, 1), at least .01
-    (the official code divides by zero at a batch of one). gamma re-balances frequent and rare classes; both factors
-    are constants for the gradient. Cells known to be absent are treated as unlabelled, except `absent_weight` times
-    -log(1 - p), which is ours.
+    q = sigmoid(logit / t), t = min(alpha times the standard deviation of the logits of the class in the batch, 1), at
+    least .01. Both factors are constants for the gradient. Absent labels are treated as unlabelled, except for the
+    term of `absent_weight`, which is ours.
+
+    Args:
+        gamma: re-balances frequent and rare classes.
+        alpha: see above.
+        absent_weight: of -log(1 - p) where absent.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Yuan et al. 2023, arXiv 2306.16016.
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.PUMLC()
+        >>> round(criterion(logits, targets).item(), 3)
+        -0.116
     """
 
     gamma: float = 1.0
@@ -99,13 +126,13 @@ class VariationalRisk:
     absent_weight: float = 1.0
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
         check_range("gamma", self.gamma, 0.0, 100.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         spread = (x - x.mean(0)).square().mean(0).sqrt().detach()  # [K]
         log_q = -negative_log(x / (self.alpha * spread).clamp(0.01, 1.0))

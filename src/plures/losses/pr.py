@@ -14,24 +14,36 @@ import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, reduce, widen
 from plures.models.output import Output
 
 
 @losses.part("pr", title="Pairwise ranking", source="Cole et al. 2021, arXiv 2106.09708")
-@dataclass(frozen=True)
-class PairwiseRanking:
-    """Sum over present i and not-present j of 1 - p_i + p_j. Unknown and absent cells are treated alike."""
+@dataclass(eq=False)
+class PairwiseRanking(Loss):
+    """Sum over present i and not-present j of 1 - p_i + p_j. Unknown and absent labels are treated alike.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_PR).
+
+    Example:
+        >>> logits, targets = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.PairwiseRanking()
+        >>> round(criterion(logits, targets).item(), 3)
+        0.436
+    """
 
     reduction: Reduction = "mean"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    per_image: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, 0.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         present, other = labels.present.to(x.dtype), (~labels.present).to(x.dtype)
         below = present * torch.sigmoid(-x) * other.sum(1, keepdim=True)  # 1 - p_i, once for every j

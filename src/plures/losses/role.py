@@ -14,18 +14,18 @@ close to its random start; see docs of the recipe before reading much into such 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import deviation, known_cells, pull_to
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, reduce, scale, slope, widen
-from plures.losses.state import rows_of
 from plures.models.output import Output
 
 UNKNOWN_AT_MOST, OBSERVED_AT = 0.6, 0.995  # probabilities of the first estimates, as in the official code
@@ -33,12 +33,30 @@ CARRIED_WITHIN = 1e-5  # how close to 0 or 1 an estimate may come that is carrie
 
 
 @losses.part("role", title="Regularised online label estimation", source="Cole et al. 2021, arXiv 2106.09708")
-@dataclass(frozen=True)
-class OnlineLabelEstimation:
-    """Half the loss of the model plus half that of the estimates, each taught by the other.
+@dataclass(eq=False)
+class ROLE(Loss):
+    """Regularised online label estimation: half the loss of the model plus half that of the estimates of the labels,
+    each taught by the other.
 
-    expected_positives: labels an image or "auto", as in epr. state_lr_multiplier: the table's learning rate over the
-    model's. dense_adam: the table's Adam moves every row at every step, as in the official code.
+    The estimates are its memory [N, K], trained by an Adam of its own: call `criterion.step(lr)` after
+    `loss.backward()`, beside the step of the optimizer.
+
+    Args:
+        expected_positives: labels per image, or "auto", as in EPR.
+        state_lr_multiplier: the learning rate of the memory over that of the model.
+        dense_adam: its Adam moves every row at every step, as in the official code.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Cole et al. 2021, arXiv 2106.09708 (L_ROLE).
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, 1, 0]])
+        >>> criterion = plures.losses.ROLE(expected_positives=1.5).bind(train_targets)
+        >>> logits, index = torch.zeros(1, 3, requires_grad=True), torch.tensor([0])
+        >>> loss = criterion(logits, train_targets[index], index=index)
+        >>> loss.backward()
+        >>> criterion.step(lr=1e-3)
     """
 
     expected_positives: ExpectedPositives = "auto"
@@ -49,13 +67,17 @@ class OnlineLabelEstimation:
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
     learned: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = True
+    carries_state: ClassVar[bool] = True
+
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
         check_expected(self.expected_positives)
         check_range("state_lr_multiplier", self.state_lr_multiplier, 0.0, float("inf"))
 
-    def prepare(self, labels: Labels) -> OnlineLabelEstimation:
+    def prepare(self, labels: Labels) -> Self:
         return replace(self, expected_positives=estimate(labels)) if self.expected_positives == "auto" else self
 
     def initial_state(self, labels: Labels, seed: int) -> Tensor:
@@ -68,12 +90,12 @@ class OnlineLabelEstimation:
         return state
 
     def carry_state(self, values: Tensor) -> Tensor:
-        """The estimates of the best frozen epoch go on end to end, as probabilities cut at 1e-5 and 1 - 1e-5; the
+        """The estimates of the best frozen epoch continue end to end, as probabilities cut at 1e-5 and 1 - 1e-5; the
         official LinearInit does so, and what was observed is not set anew."""
         bound = _logit(1 - CARRIED_WITHIN)
         return values.clamp(-bound, bound)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         estimate = rows_of(context, "role").to(x.dtype)
         k, eps, factor = resolved(self.expected_positives), self.eps, scale(x.shape, self.reduction)
@@ -87,8 +109,8 @@ class OnlineLabelEstimation:
             "expected_positives": factor * (deviation(x, k) + deviation(estimate, k)) / 2,
         }
 
-    def cell_weights(self, labels: TensorLabels) -> tuple[Tensor, Tensor]:
-        return labels.present.float(), labels.absent.float()
+    def weights(self, labels: TensorLabels, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        return labels.present.to(dtype), labels.absent.to(dtype)
 
     def gradient(self, logits: Tensor, yes: Tensor, no: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         both = torch.stack([logits, rows_of(context, "role")], 1)  # [B, 2, ..., K], each taught by the other

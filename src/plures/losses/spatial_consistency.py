@@ -15,27 +15,45 @@ from 4 GB on in a memory-mapped file. They are part of every checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.epr import known_cells
 from plures.losses.expected_negative import PAPER, least_likely
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, scale, widen
-from plures.losses.state import rows_of, write_rows
 from plures.models.output import Output, grid_boxes
 
 
 @losses.part("en_scl", title="Expected negatives with spatial consistency", source=PAPER)
-@dataclass(frozen=True)
-class SpatialConsistency:
-    """As en, and `consistency` times the distance of the heat maps to their running mean.
+@dataclass(eq=False)
+class ExpectedNegativesSCL(Loss):
+    """Expected negatives, and `consistency` times the distance of heat maps to their running mean.
 
-    expected_positives, momentum: as in en. grid: cells a side of the stored maps, whatever the head's own grid.
+    Requires an Output with region_logits [B, K, P] and boxes [P, 4].
+
+    Args:
+        expected_positives, momentum: as in ExpectedNegatives.
+        consistency: weight of the distance.
+        grid: cells per side of the stored maps, whatever the grid of the head.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Verelst et al. 2023, arXiv 2203.06127 (EN + SCL); our reading.
+
+    Example:
+        >>> train_targets = torch.tensor([[1, -1, -1], [-1, 1, -1]])
+        >>> criterion = plures.losses.ExpectedNegativesSCL(expected_positives=2).bind(train_targets)
+        >>> regions, boxes = torch.zeros(1, 3, 4), plures.Tokens.of(torch.zeros(1, 8, 2, 2)).boxes
+        >>> output, index = plures.Output(torch.zeros(1, 3), region_logits=regions, boxes=boxes), torch.tensor([0])
+        >>> round(criterion(output, train_targets[index], index=index).item(), 3)
+        0.462
     """
 
     expected_positives: ExpectedPositives = "auto"
@@ -46,7 +64,7 @@ class SpatialConsistency:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state", "region_logits", "views"})
-    learned: ClassVar[bool] = False
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -54,7 +72,7 @@ class SpatialConsistency:
         check_range("momentum", self.momentum, 0.0, 1.0)
         check_range("grid", self.grid, 1, 64)
 
-    def prepare(self, labels: Labels) -> SpatialConsistency:
+    def prepare(self, labels: Labels) -> Self:
         return replace(self, expected_positives=estimate(labels)) if self.expected_positives == "auto" else self
 
     def initial_state(self, labels: Labels, seed: int) -> Tensor:
@@ -62,9 +80,11 @@ class SpatialConsistency:
         shape = (*labels.values.shape, 1 + self.grid**2)
         return torch.full((1, 1, 1), torch.nan, dtype=torch.float16).expand(shape)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         if output.region_logits is None or output.boxes is None:
-            raise ValueError("loss 'en_scl' needs region logits and boxes; use a head that gives them, such as linear")
+            raise PluresError(
+                "loss 'en_scl' requires an Output with region_logits and boxes; use a head such as linear"
+            )
         x = widen(output.logits)
         p, seen = torch.sigmoid(x), torch.sigmoid(widen(output.region_logits))  # [B, K], [B, K, P]
         stored = rows_of(context, "en_scl").to(x.dtype)  # [B, K, 1 + S]

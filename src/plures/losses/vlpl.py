@@ -18,21 +18,37 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import known_cells
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, entropy, reduce, widen
-from plures.losses.state import rows_of
 from plures.models.output import Output
 
 
 @losses.part("vlpl", title="Vision-language pseudo-labels", source="Xing et al. 2023, arXiv 2310.15985")
-@dataclass(frozen=True)
-class VisionLanguagePseudoLabels:
-    """As em, but an unknown cell whose zero-shot score is high costs beta times -log p, smoothed by a tenth.
+@dataclass(eq=False)
+class VLPL(Loss):
+    """Vision-language pseudo-labels: as EM, but an unknown label whose zero-shot score is high costs beta times -log p.
 
-    scores: a .npy file [N, K], one row a training image in the order of the training rows, one column a class.
-    present_above, absent_below: scores beyond which a cell is pseudo-present, or left out of the loss.
-    warmup_epochs: epochs of em alone at the start.
+    As in the official code a pseudo-absent cell costs nothing at all.
+
+    Args:
+        scores: a .npy file [N, K], one row per training image in the order of the training rows, one column per class.
+        present_above, absent_below: scores beyond which a cell is pseudo-present, or left out of the loss.
+        alpha, beta: weights of the entropy and of the pseudo-labels.
+        smoothing: of the pseudo-labels.
+        warmup_epochs: epochs of EM alone at the start; if there are any, it follows the epochs.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Xing et al. 2023, arXiv 2310.15985.
+
+    Example:
+        >>> np.save("scores.npy", np.array([[0.1, 0.5, 0.1]]))
+        >>> targets = torch.tensor([[1, -1, -1]])
+        >>> criterion = plures.losses.VLPL(scores="scores.npy").bind(targets)
+        >>> round(criterion(torch.zeros(1, 3), targets, index=torch.tensor([0])).item(), 3)
+        0.347
     """
 
     scores: str = ""
@@ -46,7 +62,8 @@ class VisionLanguagePseudoLabels:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"label_state"})
-    learned: ClassVar[bool] = False
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
@@ -54,7 +71,7 @@ class VisionLanguagePseudoLabels:
 
     def check(self, labels: Labels) -> None:
         if not self.scores:
-            raise PluresError("loss 'vlpl' wants zero-shot scores: scores=FILE.npy, one row a training image")
+            raise PluresError("loss 'vlpl' requires zero-shot scores: scores=FILE.npy, one row per training image")
         try:
             shape = np.load(Path(self.scores), mmap_mode="r").shape
         except (OSError, ValueError) as error:
@@ -71,7 +88,10 @@ class VisionLanguagePseudoLabels:
             state[scores > self.present_above] = 1.0
         return state
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def follows(self) -> tuple[str, ...]:
+        return ("epoch",) if self.warmup_epochs else ()
+
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
         pseudo = rows_of(context, "vlpl")
         if context.epoch < self.warmup_epochs:

@@ -16,18 +16,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.labels import TensorLabels
-from plures.losses.context import Context, Need, losses
+from plures.losses.base import Loss, losses
+from plures.losses.context import Context, Need
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
 from plures.models.output import Output
 
 
 @losses.part("wn", title="Weak negatives from self-similarity", source="Jouanneau et al. 2022, arXiv 2209.06530")
-@dataclass(frozen=True)
-class WeakNegatives:
-    """-log p where present, -w log(1 - p) elsewhere, w in [0, 1] from the similarity of embeddings [B, K, D].
+@dataclass(eq=False)
+class WeakNegatives(Loss):
+    """Weak negatives: -log p where present, -w log(1 - p) elsewhere, w from the similarity of embeddings.
 
-    An image without any present label has no weak negatives. theta: similarity in [0, 1] that must be exceeded.
+    w in [0, 1] is the cosine similarity of the embeddings [B, K, D] of a class and of the closest observed class. An
+    image without any present label has no weak negatives. Requires an Output with embeddings.
+
+    Args:
+        theta: similarity in [0, 1] that must be exceeded.
+        stop_gradient: the weight is a constant for the gradient.
+
+    Shapes: logits and targets [B, K].
+
+    Source: Jouanneau et al. 2022, arXiv 2209.06530 (Eq. 6-9).
+
+    Example:
+        >>> embeddings = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
+        >>> output = plures.Output(torch.zeros(1, 3), embeddings=embeddings)
+        >>> round(plures.losses.WeakNegatives()(output, torch.tensor([[1, -1, -1]])).item(), 3)
+        0.394
     """
 
     theta: float = 0.0
@@ -36,14 +53,16 @@ class WeakNegatives:
     eps: float = 0.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({"embeddings"})
+    per_image: ClassVar[bool] = True
+    unknown_differs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_common(self.reduction, self.eps)
         check_range("theta", self.theta, 0.0, 1.0)
 
-    def __call__(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
+    def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         if output.embeddings is None:
-            raise ValueError("loss 'wn' needs per-label embeddings; use a head that gives them, such as codebook")
+            raise PluresError("loss 'wn' requires per-label embeddings; use a head that gives them, such as codebook")
         x = widen(output.logits)
         embeddings = output.embeddings.detach() if self.stop_gradient else output.embeddings
         weights = negative_weights(widen(embeddings), labels.present, self.theta)

@@ -45,7 +45,8 @@ class Codebook(nn.Module):
         self.apply(variance_scaling)
         nn.init.normal_(self.codebooks, std=1 / 16)
 
-    def forward(self, tokens: Tokens, maps: bool = True) -> Output:
+    def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
+        tokens = Tokens.of(tokens)
         patches = self.project(tokens.features)  # [B, P, F]
         attention = (self.codebooks @ patches.transpose(1, 2)).softmax(-1)  # [B, K, P]
         gathered = attention.to(patches.dtype) @ patches  # [B, K, F]

@@ -63,7 +63,8 @@ class Linear(nn.Module):
             features = features * (features.shape[2] ** 0.5 / length.clamp(min=1e-6))
         return features
 
-    def forward(self, tokens: Tokens, maps: bool = True) -> Output:
+    def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
+        tokens = Tokens.of(tokens)
         features = self.prepared(tokens.features)  # [B, P, D]
         if self.boost == 1:
             logits = self.classifier(features.mean(1))  # [B, K]

@@ -6,7 +6,7 @@ Ridnik et al. 2021, "ML-Decoder: Scalable and versatile classification head", ar
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plures.models.output import Output, Tokens
 from plures.models.parts import heads
@@ -48,7 +48,8 @@ class MLDecoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
         nn.init.xavier_normal_(self.weight)
 
-    def forward(self, tokens: Tokens, maps: bool = True) -> Output:
+    def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
+        tokens = Tokens.of(tokens)
         memory = self.input_proj(tokens.features).relu_()  # [B, P, hidden]
         queries = self.queries[None]  # [1, groups, hidden], the same for all images unless dropout acts on them
         if self.training and self.dropout.p:

@@ -22,9 +22,22 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.features.ndim != 3 or self.boxes.shape != (self.features.shape[1], 4):
             raise ValueError(
-                f"Tokens want features [B, P, D] and boxes [P, 4], got {tuple(self.features.shape)}"
+                f"Tokens are features [B, P, D] and boxes [P, 4], got {tuple(self.features.shape)}"
                 f" and {tuple(self.boxes.shape)}"
             )
+
+    @classmethod
+    def of(cls, features: Tokens | Tensor) -> Tokens:
+        """The tokens of a feature map [B, D, H, W], such as a convolutional network's: P = H W regions, row by row.
+
+        Tokens stay as they are.
+        """
+        if isinstance(features, Tokens):
+            return features
+        if features.ndim != 4:
+            raise ValueError(f"a head takes Tokens or a feature map [B, D, H, W], got {list(features.shape)}")
+        rows, columns = features.shape[2:]
+        return cls(features.flatten(2).transpose(1, 2), grid_boxes(rows, columns, features.device))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Embedder(Protocol):
 
 
 class Head(Protocol):
-    """An nn.Module: Tokens [B, P, D] -> Output with logits [B, K]. Built with `width` (D) and `classes` (K).
+    """An nn.Module: Tokens [B, P, D], or a feature map [B, D, H, W] (`Tokens.of` makes tokens of it) -> Output with
+    logits [B, K]. Built with `width` (D) and `classes` (K).
 
     gives: which optional fields of Output it fills ("attention", "region_logits", "embeddings").
     mean_is_enough (optional, True): the mean of an image's tokens gives the same logits as the tokens themselves, so
@@ -36,7 +37,7 @@ class Head(Protocol):
 
     gives: frozenset[str]
 
-    def __call__(self, tokens: Tokens, maps: bool = True) -> Output: ...
+    def __call__(self, tokens: Tokens | Tensor, maps: bool = True) -> Output: ...
 
 
 @runtime_checkable

@@ -134,7 +134,8 @@ class Query2Label(nn.Module):
         if (position == "fixed") != (positions is not None):
             raise ValueError("position=fixed wants the number of its positions, and only it does")
 
-    def forward(self, tokens: Tokens, maps: bool = True) -> Output:
+    def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
+        tokens = Tokens.of(tokens)
         memory = self.input_proj(tokens.features)  # [B, P, d]
         position = self._position(tokens, memory)
         for layer in self.encoder:

@@ -9,6 +9,7 @@ from typing import Any
 
 import plures
 from plures.experiment import Experiment
+from plures.losses import losses
 
 BEYOND = {  # public, but not worth a place in `plures` itself: module, names, one sentence
     "plures.inference.thresholds": (("choose_thresholds",), "From which probability on a tag is called."),
@@ -19,7 +20,12 @@ BEYOND = {  # public, but not worth a place in `plures` itself: module, names, o
     "plures.metrics.report": (("evaluate_scores", "Report"), "Judging scores by labels."),
     "plures.metrics.thresholds": (("Thresholds",), "Thresholds and calibration as a value."),
     "plures.models.hub": (("push_to_hub", "from_hub", "HubModel"), "Models on the Hugging Face hub."),
-    "plures.losses.context": (("Loss", "Context", "ChecksLabels", "PreparesForLabels"), "What a loss is."),
+    "plures.labels": (("from_positives",), "The door for targets in which 0 means not observed."),
+    "plures.losses": (
+        tuple(sorted({"Loss", "LabelMemory", "WeightedBCE", *(entry.make.__name__ for entry in losses)})),
+        "Losses as criteria (nn.Module): `criterion(logits, targets)`, targets in {1, 0, -1}.",
+    ),
+    "plures.losses.context": (("Context",), "What a loss may know besides outputs and labels."),
 }
 HEAD = """# API reference
 
@@ -33,6 +39,8 @@ def markdown_api() -> str:
     sections = [HEAD]
     sections += ["## `plures`", ""]
     for name in sorted(set(plures.__all__) - {"__version__"}):
+        if inspect.ismodule(getattr(plures, name)):
+            continue
         sections += describe(f"plures.{name}", getattr(plures, name))
     for module, (names, sentence) in BEYOND.items():
         sections += [f"## `{module}`", "", sentence, ""]

@@ -29,7 +29,7 @@ from plures.data.loading import FeatureBatches
 from plures.errors import WorkFailed
 from plures.experiment import EXACT_L2, Experiment
 from plures.labels import UNKNOWN, Labels, TensorLabels
-from plures.losses.context import Loss
+from plures.losses.base import Loss
 from plures.losses.least_squares import LeastSquares
 from plures.models.linear import Linear
 from plures.training.phase import Best, Keeper, Phase

@@ -21,11 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from plures.errors import PluresError, WorkFailed
 from plures.experiment import EXACT, Experiment
 from plures.labels import TensorLabels
-from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
+from plures.losses.base import Loss
+from plures.losses.context import OF_REGIONS, Context
+from plures.losses.label_memory import LabelMemory, load_table
 from plures.models.memory import Halving, out_of_memory
 from plures.models.output import Output
 from plures.training.exact import fit_exactly
-from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
 from plures.training.phase import Batches, Best, Keeper, Phase, Scores
 from plures.training.processes import gather, gather_output, world_size
@@ -36,10 +37,13 @@ from plures.training.schedules import Schedule, schedules
 class Step(nn.Module):
     """Forward and loss in one module, so that precision and compilation wrap both."""
 
-    def __init__(self, net: nn.Module, loss: Loss, memory: LabelMemory | None) -> None:
+    loss: Loss
+
+    def __init__(self, net: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.net, self.loss, self.memory = net, loss, memory
-        self.maps, self.looks_again = bool(OF_REGIONS & loss.needs), isinstance(loss, LooksAgain)
+        self.net = net
+        self.__dict__["loss"] = loss  # no submodule: several processes would broadcast its memory at every step
+        self.maps, self.looks_again = bool(OF_REGIONS & loss.needs), "changed_logits" in loss.needs
 
     def forward(
         self,
@@ -59,27 +63,31 @@ class Step(nn.Module):
             labels, index = gather(labels, total), gather(index, total)
             views = None if views is None else gather(views, total)
             changed = None if changed is None else gather(changed, total)
-        context = Context(epoch, epochs, progress, index, self.memory, views, changed)
-        return self.loss(output, TensorLabels(labels), context)
+        context = Context(epoch, epochs, progress, index, self.loss.memory, views, changed)
+        return self.loss.compute(output, TensorLabels(labels), context)
 
     @torch.no_grad()
     def _look_again(self, inputs: Tensor, output: Output, labels: TensorLabels) -> Tensor | None:
         """Logits [b, K] of the inputs as the loss changes them, if it does."""
         if not self.looks_again:
             return None
-        again: Output = self.net(cast(LooksAgain, self.loss).changed_inputs(inputs, output, labels), maps=False)
+        again: Output = self.net(self.loss.changed_inputs(inputs, output, labels), maps=False)
         return again.logits
 
 
 @dataclass
 class Machine:
-    """What moves during a phase: the wrapped step, its optimizer, the running average and the label memory."""
+    """What moves during a phase: the wrapped step, its optimizer, the running average and the loss with its memory."""
 
     module: nn.Module
     optimizer: Optimizer
     average: AveragedModel | None
-    memory: LabelMemory | None
+    loss: Loss
     schedule: Schedule
+
+    @property
+    def memory(self) -> LabelMemory | None:
+        return self.loss.memory
 
 
 def fit(
@@ -106,9 +114,9 @@ def fit(
             watch.say(f"{phase.name}: no better score for {experiment.patience} epochs; stopped after epoch {epoch}")
             break
         torch.manual_seed(_seed(experiment.seed, phase.number, epoch))
-        record = train_epoch(epoch, phase, experiment, loss, machine, fabric, watch)
+        record = train_epoch(epoch, phase, experiment, machine, fabric, watch)
         net = phase.net if machine.average is None else machine.average.module
-        _look_back(epoch, phase, loss, machine, fabric)
+        _look_back(epoch, phase, machine, fabric)
         metrics = keeper.score(net)
         score = metrics.pop("score")
         if phase.best.better(score):
@@ -123,7 +131,7 @@ def fit(
 
 
 def train_epoch(
-    epoch: int, phase: Phase, experiment: Experiment, loss: Loss, machine: Machine, fabric: Fabric, watch: Watch
+    epoch: int, phase: Phase, experiment: Experiment, machine: Machine, fabric: Fabric, watch: Watch
 ) -> dict[str, Any]:
     """One pass over the training batches. Returns the epoch's record: mean of every loss term, lr, speed."""
     phase.net.train()
@@ -150,9 +158,7 @@ def train_epoch(
         if batch.last:
             with _clear_errors(phase.name, epoch):  # the first step allocates what the optimizer keeps
                 _optimizer_step(machine, experiment, fabric)
-            if machine.memory is not None and machine.memory.learned:
-                state_lr = phase.lr * factor * loss.state_lr_multiplier  # type: ignore[attr-defined]
-                machine.memory.apply_gradient(state_lr, loss_scale=scale)
+            machine.loss.step(phase.lr * factor, loss_scale=scale)
             if machine.average is not None:
                 machine.average.update_parameters(phase.net)
             i += 1
@@ -219,14 +225,11 @@ def _loss_scale(fabric: Fabric) -> float:
 
 
 def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> Machine:
-    e, memory = experiment, None
-    if isinstance(loss, RemembersLabels):
-        state = loss.initial_state(phase.train_labels, e.seed)
-        if phase.memory_from is not None and isinstance(loss, CarriesState):
-            state = loss.carry_state(load_table(phase.memory_from, state.shape))
-        dense = getattr(loss, "dense_adam", False)
-        memory = LabelMemory(state, learned=loss.learned, device=fabric.device, dtype=state.dtype, dense_adam=dense)
-    step: nn.Module = Step(phase.net, loss, memory)
+    e, carried = experiment, None
+    if phase.memory_from is not None and loss.carries_state:
+        carried = load_table(phase.memory_from, torch.Size(phase.train_labels.values.shape))
+    loss = loss.remember(phase.train_labels, e.seed, fabric.device, carried)
+    step: nn.Module = Step(phase.net, loss)
     if fabric.world_size > 1 and fabric.device.type == "cuda":  # statistics of the whole batch, as in one process
         step = nn.SyncBatchNorm.convert_sync_batchnorm(step)  # type: ignore[no-untyped-call]
     step = step.to(memory_format=torch.channels_last if e.channels_last else torch.contiguous_format)
@@ -237,21 +240,20 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
     if e.ema is not None:
         blend = get_ema_multi_avg_fn(e.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(phase.net, multi_avg_fn=blend, use_buffers=True)
-    return Machine(module, optimizer, average, memory, schedules.make(e.schedule.name, **e.schedule.options))
+    return Machine(module, optimizer, average, loss, schedules.make(e.schedule.name, **e.schedule.options))
 
 
-def _look_back(epoch: int, phase: Phase, loss: Loss, machine: Machine, fabric: Fabric) -> None:
-    """Score the whole training set after an epoch, where the loss or the history wants to see it."""
+def _look_back(epoch: int, phase: Phase, machine: Machine, fabric: Fabric) -> None:
+    """Score the whole training set after an epoch, where the loss or the history requires it."""
     context = Context(epoch, phase.epochs, (epoch + 1) / phase.epochs, None, machine.memory)
-    wanted = isinstance(loss, ActsAfterEpoch) and loss.wants_scores(context)
-    if not wanted and phase.history is None:
+    required = machine.loss.wants_scores(context)
+    if not required and phase.history is None:
         return
     logits = logits_of(phase.net, phase.in_order, fabric)
     if phase.history is not None:
         phase.history.add(logits)
-    if wanted:
-        after = cast(ActsAfterEpoch, loss)
-        after.after_epoch(torch.from_numpy(logits).to(fabric.device), phase.train_labels, context)
+    if required:
+        machine.loss.after_epoch(torch.from_numpy(logits).to(fabric.device), phase.train_labels, context)
 
 
 def _state(phase: Phase, epoch: int, machine: Machine, fabric: Fabric) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from plures.data.loading import Order
 from plures.experiment import Experiment
 from plures.labels import Labels
-from plures.losses.context import Loss
+from plures.losses.base import Loss
 from plures.training.data import Select
 
 Features = NDArray[np.floating[Any]]

@@ -1,49 +1,28 @@
 """The losses of runs trained together, called at once, and their label states in one table.
 
-A loss that knows its gradient (ClosedForm) is asked for that, for all runs at once; where nothing joins its cells
-(CLASS_WISE), what does not change from step to step is worked out for many steps beforehand. For any other, autograd
-sees only the logits: a loss whose value is a mean over images is called once for all runs that have it, on [R B, K]
-(ROW_WISE); the rest go through torch.vmap, or, where that refuses, run by run.
+A loss declares how it can be computed (the class attributes of `Loss`). One in closed form is asked for its gradient,
+for all runs at once; where nothing joins its cells (`per_cell`), what does not change from step to step is worked out
+for many steps beforehand. For any other, autograd sees only the logits: a loss whose value is a mean over images
+(`per_image`) is called once for all runs that have it, on [R B, K]; the rest go through torch.vmap, or, where that
+refuses, run by run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from plures.labels import TensorLabels
-from plures.losses.assume_negative import AssumeNegative, SmoothedAssumeNegative, WeakAssumeNegative
-from plures.losses.asymmetric import Asymmetric
-from plures.losses.bce import BinaryCrossEntropy, SmoothedBinaryCrossEntropy
-from plures.losses.context import ClosedForm, Context, Loss, RemembersLabels
-from plures.losses.em import AsymmetricPseudoLabels, EntropyMaximisation
-from plures.losses.expected_negative import ExpectedNegatives
-from plures.losses.gce import GeneralisedCrossEntropy
-from plures.losses.gr import GeneralisedRobust
-from plures.losses.hill import Hill, SelfPacedLossCorrection
-from plures.losses.iu import IgnoreUnknown
+from plures.losses.base import Loss
+from plures.losses.bce import WeightedBCE
+from plures.losses.context import Context
+from plures.losses.label_memory import LabelMemory
 from plures.losses.log_terms import scale
-from plures.losses.pr import PairwiseRanking
-from plures.losses.vlpl import VisionLanguagePseudoLabels
 from plures.models.output import Output
-from plures.training.label_state import LabelMemory
 from plures.training.stacked import HeadRun, fused_adam
-
-ROW_WISE = (
-    AssumeNegative, SmoothedAssumeNegative, WeakAssumeNegative, Asymmetric, BinaryCrossEntropy,
-    SmoothedBinaryCrossEntropy, IgnoreUnknown, PairwiseRanking, Hill, SelfPacedLossCorrection, GeneralisedRobust,
-    GeneralisedCrossEntropy, EntropyMaximisation, AsymmetricPseudoLabels, ExpectedNegatives, VisionLanguagePseudoLabels,
-)  # fmt: skip
-"""Losses that are a mean (or sum) over images of something that depends on one image alone, at every epoch."""
-
-
-ClassWise = AssumeNegative | SmoothedAssumeNegative | WeakAssumeNegative | BinaryCrossEntropy | IgnoreUnknown
-CLASS_WISE = get_args(ClassWise)
-"""Losses in closed form in which nothing joins cells."""
 
 NO_INDEX = torch.empty(0, dtype=torch.long)  # for a label state whose rows are already at hand
 
@@ -61,14 +40,12 @@ class LossBlock:
         self.rates = rates[..., self.outputs]
         self.R = S * self.width
         self.loss: Loss = runs[columns[0]].loss
-        self.row_wise = isinstance(self.loss, ROW_WISE)
-        self.closed_form = self.loss if isinstance(self.loss, ClosedForm) else None
-        self.class_wise = self.loss if isinstance(self.loss, CLASS_WISE) else None
+        self.per_cell = self.loss if isinstance(self.loss, WeightedBCE) and self.loss.per_cell else None
         mine = [runs[position] for _, position in self.places()]
-        self.memory = StackedMemory.of(self.loss, mine, device) if isinstance(self.loss, RemembersLabels) else None
+        self.memory = StackedMemory.of(self.loss, mine, device) if "label_state" in self.loss.needs else None
         self.offsets = (torch.arange(self.R, device=device) * self.N).view(S, 1, self.width)
         self.mapped = True  # until vmap refuses the loss
-        averaged = self.row_wise and getattr(self.loss, "reduction", "mean") != "sum"
+        averaged = self.loss.per_image and getattr(self.loss, "reduction", "mean") != "sum"
         self.weight = torch.tensor(float(self.R) if averaged else 1.0, device=device)
 
     def places(self) -> list[tuple[int, int]]:
@@ -78,15 +55,15 @@ class LossBlock:
 
     def given(self, labels: Tensor, batch: int) -> list[tuple[Tensor, ...]]:
         """What is learned from, made for many steps of this batch size at once: labels [S, n B, L, K] -> for each step
-        the labels [S, B, width, K]; of a loss in closed form the weights of its cells [B, S, width, K]; of a
-        class-wise one what `_turns_and_weights` makes of these."""
+        the labels [S, B, width, K]; of a loss in closed form the weights of its cells [B, S, width, K]; of one
+        per cell what `_turns_and_weights` makes of these."""
         y = labels[:, :, self.columns]
         once = y[:, :, :1] if y.stride(2) == 0 else y
-        if self.class_wise is not None:
-            return self._turns_and_weights(self.class_wise, TensorLabels(once), batch)
-        if self.closed_form is None:
+        if self.per_cell is not None:
+            return self._turns_and_weights(self.per_cell, TensorLabels(once), batch)
+        if not self.loss.closed_form:
             return [(part,) for part in torch.split(y, batch, 1)]
-        weights = self.closed_form.cell_weights(TensorLabels(once.movedim(1, 0)))
+        weights = self.loss.weights(TensorLabels(once.movedim(1, 0)))
         parts = (torch.split(weight.expand(-1, -1, self.width, -1).contiguous(), batch) for weight in weights)
         return list(zip(*parts, strict=True))
 
@@ -98,17 +75,17 @@ class LossBlock:
         logits: [S, B, L K], over their rates; given: of this step; index: [S, B]; factor: of the schedule.
         """
         held = logits if self.width == self.L else logits[..., self.outputs]
-        if self.class_wise is not None:
+        if self.per_cell is not None:
             turn, weight = given
-            return _class_wise(held, turn, weight, self.class_wise.eps)
+            return _per_cell(held, turn, weight, self.per_cell.eps)
         x = (held * self.rates).view(*index.shape, self.width, self.K)
         state, rows = None, None
         if self.memory is not None:
             rows = (index[:, :, None] + self.offsets).view(-1)  # [S B width], in the stacked label state
             state = self.memory.rows(rows)  # [S B width, K]
-        if self.closed_form is not None:
+        if self.loss.closed_form:
             yes, no = given
-            by_logits, by_state = self._closed_form(self.closed_form, x, yes, no, state, context)
+            by_logits, by_state = self._closed_form(x, yes, no, state, context)
         else:
             (y,) = given
             by_logits, by_state = self._autograd(x, y, index, rows, state, context)
@@ -116,14 +93,14 @@ class LossBlock:
             self.memory.step(by_state, factor)
         return by_logits.flatten(2)
 
-    def _turns_and_weights(self, loss: ClassWise, labels: TensorLabels, batch: int) -> list[tuple[Tensor, ...]]:
-        """Labels [S, n B, width, K], or [S, n B, 1, K] if all runs see the same -> what `_class_wise` takes by step."""
-        yes, no = loss.cell_weights(labels)
+    def _turns_and_weights(self, loss: WeightedBCE, labels: TensorLabels, batch: int) -> list[tuple[Tensor, ...]]:
+        """Labels [S, n B, width, K], or [S, n B, 1, K] if all runs see the same -> what `_per_cell` takes by step."""
+        yes, no = loss.weights(labels)
         shape = torch.Size((batch, self.K))
         share = scale(shape, loss.reduction) / shape.numel()
         rates = self.rates.view(self.S, 1, self.width, self.K)
         absent = rates if loss.eps == 0 else -rates  # what turns a held logit into z where a cell counts as absent
-        if isinstance(loss, SmoothedAssumeNegative):
+        if loss.both_sides:
             turn, weight = torch.stack([-absent, absent]), torch.stack([-yes, no])
         else:  # a cell counts as one of the two
             turn, weight = torch.where(yes > 0, -absent, absent)[None], (no - yes)[None]
@@ -137,12 +114,12 @@ class LossBlock:
 
     @torch.no_grad()
     def _closed_form(
-        self, loss: ClosedForm, x: Tensor, yes: Tensor, no: Tensor, state: Tensor | None, context: Context
+        self, x: Tensor, yes: Tensor, no: Tensor, state: Tensor | None, context: Context
     ) -> tuple[Tensor, Tensor | None]:
         if state is not None:
             kept = _Given(state.view(x.shape).movedim(1, 0))
             context = replace(context, index=NO_INDEX, label_state=kept)
-        by_logits, by_state = loss.gradient(x.movedim(1, 0), yes, no, context)
+        by_logits, by_state = self.loss.gradient(x.movedim(1, 0), yes, no, context)
         return by_logits.movedim(0, 1), None if by_state is None else by_state.movedim(0, 1).reshape(-1, x.shape[-1])
 
     def _autograd(
@@ -159,7 +136,7 @@ class LossBlock:
     ) -> Tensor:
         """The losses of these runs; times `weight` their sum."""
         S, B, width, K = x.shape
-        if self.row_wise:
+        if self.loss.per_image:
             kept = _Given(state)
             value = self._value(x.reshape(-1, K), y.reshape(-1, K), rows, kept, context)
             if kept.written is not None and self.memory is not None and rows is not None:
@@ -175,9 +152,8 @@ class LossBlock:
         return values.sum()
 
     def _value(self, x: Tensor, y: Tensor, index: Tensor | None, state: _Given, context: Context) -> Tensor:
-        first, *others = self.loss(
-            Output(x), TensorLabels(y), replace(context, index=index, label_state=state)
-        ).values()
+        known = replace(context, index=index, label_state=state)
+        first, *others = self.loss.compute(Output(x), TensorLabels(y), known).values()
         return sum(others, first)
 
     def _each_run(self, given: list[Tensor], context: Context) -> tuple[Tensor, Tensor]:
@@ -199,12 +175,18 @@ class LossBlock:
         return torch.stack([value for value, _ in results]), torch.stack([state for _, state in results])
 
 
-def _class_wise(held: Tensor, turn: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _per_cell(held: Tensor, turn: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`slope` in fewer steps. held: logits [S, B, M] over their rates; turn, weight: [1 or 2, S, B, M], of each way in
     which a cell counts what makes it z, the logit of the error (of being right, if there is an eps), and how much."""
     p = torch.sigmoid(held * turn)
     each = p.mul_(weight) if eps == 0 else torch.ops.aten.sigmoid_backward(weight, p).div_(p + eps)
     return each[0] if len(each) == 1 else each.sum(0)
+
+
+def alike(loss: Loss) -> str:
+    """The same for losses that compute the same: class and options; one with tensors of its own is only like itself."""
+    own = id(loss) if loss.state_dict() else ""
+    return f"{type(loss).__module__}.{type(loss).__qualname__}({loss.extra_repr()}){own}"
 
 
 class _Given:
@@ -239,7 +221,7 @@ class StackedMemory:
             self._memory = LabelMemory(table, learned=learned, device=device)
 
     @classmethod
-    def of(cls, loss: RemembersLabels, runs: Sequence[HeadRun], device: torch.device) -> StackedMemory:
+    def of(cls, loss: Loss, runs: Sequence[HeadRun], device: torch.device) -> StackedMemory:
         """The first states of these runs, which have the same loss."""
         table = torch.cat([loss.initial_state(run.labels, run.experiment.seed) for run in runs])
         faster = getattr(loss, "state_lr_multiplier", 1.0)
@@ -247,7 +229,7 @@ class StackedMemory:
         return cls(table, rates, loss.learned, bool(getattr(loss, "dense_adam", False)), device)
 
     def rows(self, index: Tensor) -> Tensor:
-        """index [n] -> [n, K]; a leaf that wants gradient if the memory is learned."""
+        """index [n] -> [n, K]; a leaf that requires gradient if the memory is learned."""
         if not self.learned:
             return self._memory.rows(index)
         held = self._table.index_select(0, index) if self.dense else self._memory.rows(index)

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from plures.experiment import Experiment
-from plures.losses.context import ActsAfterEpoch, Context
+from plures.losses.context import Context
 from plures.training.many_scores import Validation
 from plures.training.phase import Best
 from plures.training.schedules import schedules
 from plures.training.stacked import FrozenData, HeadRun, Rows, StackedAdam, denormals_as_zero, stack_labels
-from plures.training.stacked_losses import LossBlock, OneRun
+from plures.training.stacked_losses import LossBlock, OneRun, alike
 
 __all__ = ["FrozenData", "HeadRun", "TrainedHead", "train_together", "why_not"]
 ADAMS = ("adam", "adamw")  # adamw: weight decay apart from the gradient
@@ -117,10 +117,10 @@ def _groups(runs: Sequence[HeadRun]) -> list[list[int]]:
         lanes[(id(run.data), *shared, e.seed)].append(i)
     groups: dict[Any, list[list[int]]] = defaultdict(list)
     for key, lane in lanes.items():
-        lane = sorted(lane, key=lambda i: repr(runs[i].loss))
+        lane = sorted(lane, key=lambda i: alike(runs[i].loss))
         for start in range(0, len(lane), RUNS_AT_ONCE):
             part = lane[start : start + RUNS_AT_ONCE]
-            groups[(key[:-1], tuple(repr(runs[i].loss) for i in part))].append(part)
+            groups[(key[:-1], tuple(alike(runs[i].loss) for i in part))].append(part)
     result = []
     for parts in groups.values():
         orders = max(1, RUNS_AT_ONCE // len(parts[0]))
@@ -167,7 +167,7 @@ class Group:
         )
         self.blocks = [
             LossBlock(list(range(i, j)), runs, self.rates, device)
-            for i, j in _stretches([repr(run.loss) for run in runs[: self.L]])
+            for i, j in _stretches([alike(run.loss) for run in runs[: self.L]])
         ]
         self.validation = Validation(runs, device) if first.data.val is not None else None
         self.heads = [TrainedHead(run.weight, run.bias) for run in runs]
@@ -218,7 +218,7 @@ class Group:
         context = Context(self.epoch, self.epochs, (self.epoch + 1) / self.epochs)
         for block in self.blocks:
             loss = block.loss
-            if not isinstance(loss, ActsAfterEpoch) or not loss.wants_scores(context):
+            if not loss.wants_scores(context):
                 continue
             weight, bias = self._weights()
             for place, position in block.places():

@@ -19,7 +19,7 @@ from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
 from plures.labels import Labels
 from plures.losses import Loss, losses
-from plures.losses.context import FROM_TRAINING, OF_REGIONS, CarriesState, ChecksLabels, PreparesForLabels
+from plures.losses.context import FROM_TRAINING, OF_REGIONS
 from plures.models.model import Model, build_model, load, save
 from plures.models.parts import FitsFeatures, heads
 from plures.training.allocator import keep_freed_memory
@@ -96,9 +96,8 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
             f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
             " and turns the image; use augment=crop or flip"
         )
-    if isinstance(loss, ChecksLabels):
-        loss.check(labels)
-    return loss.prepare(labels) if isinstance(loss, PreparesForLabels) else loss
+    loss.check(labels)
+    return loss.prepare(labels)
 
 
 def start_from(model: Model, run: str) -> None:
@@ -222,7 +221,7 @@ class Training:
             some, in_order = train.take(self.hidden.rows), Order(len(self.hidden.rows), 64)
             images = self._image_batches
             self.hidden_batches = self._some_features(train, self.hidden) if frozen else images(some, in_order)
-        kept = self.run.path / LABEL_STATE if isinstance(self.loss, CarriesState) else None
+        kept = self.run.path / LABEL_STATE if self.loss.carries_state else None
         net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
         batches = make(train, order)
         if isinstance(self.head, FitsFeatures) and isinstance(batches, FeatureBatches):

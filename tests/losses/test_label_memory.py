@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 
 from plures.errors import PluresError
-from plures.training.label_state import LabelMemory, load_table
+from plures.losses.label_memory import LabelMemory, load_table
 
 N, K, B, LR = 12, 5, 4, 0.05
 
@@ -117,7 +117,7 @@ def test_a_saved_table_begins_the_next_phase(tmp_path):
     memory = LabelMemory(start(), learned=True)
     memory.save(tmp_path / "t.safetensors")
     assert torch.equal(load_table(tmp_path / "t.safetensors", memory.shape), start())
-    with pytest.raises(PluresError, match=r"of shape \(12, 5\), this run wants \(3, 5\)"):
+    with pytest.raises(PluresError, match=r"of shape \(12, 5\), this run requires \(3, 5\)"):
         load_table(tmp_path / "t.safetensors", torch.Size((3, 5)))
     with pytest.raises(PluresError, match="no label state to begin with"):
         load_table(tmp_path / "other.safetensors", memory.shape)
@@ -136,7 +136,7 @@ def test_resume_is_exact(dense, tmp_path):
 
 def test_a_foreign_state_is_refused():
     memory = LabelMemory(start(), learned=True)
-    with pytest.raises(PluresError, match=r"of shape \(3, 5\), this run wants .* of shape \(12, 5\)"):
+    with pytest.raises(PluresError, match=r"of shape \(3, 5\), this run requires .* of shape \(12, 5\)"):
         memory.load_state_dict(LabelMemory(torch.zeros(3, K), learned=True).state_dict())
     with pytest.raises(PluresError, match="same data, loss and options"):
         memory.load_state_dict(LabelMemory(start(), learned=False).state_dict())

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
+from plures.shelf import Shelf
 
 AUTO = "auto"  # the loss that training chooses for the labels and the head
 EXACT = "exact"  # the optimizer that solves for a linear head
@@ -127,19 +128,22 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> Experiment:
+        self._check_components()
+        return self
+
+    def _check_components(self) -> None:
         from plures.losses import losses
         from plures.models import embedders, heads
 
         for shelf, part in ((embedders, self.embedder), (heads, self.head), (losses, self.loss)):
             if part.name != AUTO or shelf is not losses:
-                shelf.check(part.name, part.options)
+                shelf.check(part.name, part.options, named=True)
             elif part.options:
                 raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
         if self.optimizer.name == EXACT:
             _check_exact(self)
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
             raise PluresError(f"mode=frozen uses features computed once: augment={self.augment} has no effect there")
-        return self
 
     @property
     def augmentation(self) -> Literal["none", "flip", "crop", "cutout_randaugment"]:
@@ -160,7 +164,11 @@ class Experiment(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
         """From a YAML file (safe loader: it cannot run code). Raises PluresError on anything unexpected."""
-        return cls(**read_yaml(path))
+        return cls(**refuse_imports(read_yaml(path), path))
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._check_components()  # another process of the same program: import what this one named
 
     def change(self, settings: Iterable[str]) -> Experiment:
         """A copy with command-line settings applied: `lr=1e-3`, `loss=role`, `loss.expected_positives=1.5`."""
@@ -178,6 +186,22 @@ class Experiment(BaseModel):
             else:
                 settings.append(f"{key}={_spell(value)}")
         return settings
+
+
+def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """The values of a file, which anybody may have written: PluresError if they name code that may not be imported."""
+    from plures.data.dataset import formats
+    from plures.data.read import OWN_FORMAT
+    from plures.losses import losses
+    from plures.models import embedders, heads
+
+    components: dict[str, Shelf[Any]] = {"embedder": embedders, "head": heads, "loss": losses, "data": formats}
+    for field, registry in components.items():
+        value = values.get(field, "")
+        name = value.get("name", "") if isinstance(value, dict) else value
+        if field != "data" or OWN_FORMAT.match(str(name)):
+            registry.refuse_import(str(name), str(where))
+    return values
 
 
 def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def distinct(classes: Sequence[str], file: str | Path) -> tuple[str, ...]:
 
 
 class Format(Protocol):
-    """A format of data on disk. A class on the shelf: its constructor's options are the reader's options."""
+    """A format of data on disk. A registered class: its constructor's options are the reader's options."""
 
     def recognises(self, path: str) -> bool:
         """Whether this path looks like this format (cheap: names and a few bytes)."""
@@ -121,4 +121,7 @@ class Format(Protocol):
         ...
 
 
-formats: Shelf[Format] = Shelf("data format", "plures.data")
+formats: Shelf[Format] = Shelf(
+    "data format", "plures.data", (), "plures.formats",
+    ("a class with recognises(path) and read(path)", lambda made: {"recognises", "read"} <= set(dir(made))),
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,9 @@ from plures.data.images import is_address
 from plures.data.verify import verify_images
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import PRESENT
+
+# module:attribute and perhaps a path; a module without a dot only as in mine:Mine:PATH, since foldr:PATH is a slip
+OWN_FORMAT = re.compile(r"([a-zA-Z_]\w*(?:\.\w+)+:[a-zA-Z_]\w*|[a-zA-Z_]\w*:[A-Z]\w*(?=:))(?::(.*))?$")
 
 
 def read(
@@ -28,13 +32,15 @@ def read(
     """Read data.
 
     spec: a path whose format is recognised, or a format and a path (`voc:DIR`, `coco:DIR`, `folder:DIR`,
-    `table:FILE`), or `scenes`, the built-in data. format: the same as a prefix. options: of the format's reader.
+    `table:FILE`), or `scenes`, the built-in data; a format of one's own as in my_package.formats:Mine:PATH. format:
+    the same as a prefix. options: of the format's reader.
     Readers say which images are missing; `verify` also opens every image. skip_bad: go on without the rows that have
     problems. labelled: data without any class are an error (False: they are welcome, for listing or predicting).
     Dataset.problems holds what was left out and the notices. Raises BadData with all problems, PluresError if the
     path or the format does not exist.
     """
     name, path = find_format(os.fspath(spec), format)
+    formats.get(name, named=True)
     reader = formats.make(name, **options)
     if not path and not reader.recognises(""):
         raise PluresError(f"format '{name}' needs a path, as in {name}:PATH")
@@ -66,8 +72,11 @@ def read(
 def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     """The name of the format and the path that a spec means. Raises PluresError if there is none."""
     if format is not None:
-        return formats[format].name, spec
+        return formats.get(format, named=True).name, spec
     head, colon, tail = spec.partition(":")
+    own = OWN_FORMAT.match(spec)
+    if own is not None and head not in formats.names() and not os.path.exists(spec):
+        return own[1], own[2] or ""
     if head in formats.names() and (colon or not os.path.exists(spec)):
         return head, tail
     if not os.path.exists(spec):

@@ -304,7 +304,10 @@ class Loss(nn.Module):
             )
 
 
-losses: Shelf[Loss] = Shelf("loss", "plures.losses", given=("unobserved",))
+losses: Shelf[Loss] = Shelf(
+    "loss", "plures.losses", ("unobserved",), "plures.losses",
+    ("a subclass of plures.losses.Loss", lambda made: issubclass(made, Loss)),
+)  # fmt: skip
 
 
 def as_codes(targets: Tensor, unobserved: int | None = None, look: bool = True) -> Tensor:

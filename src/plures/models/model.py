@@ -75,7 +75,7 @@ class Model(nn.Module):
 
     def tokens(self, images: Tensor) -> Tokens:
         """What the embedder says of the images, as for example to keep frozen features."""
-        return self.embedder(self.normalise(images))
+        return Tokens.of(self.embedder(self.normalise(images)))
 
     def forward(self, images: Tensor, maps: bool = True) -> Output:
         return self.head(self.tokens(images), maps=maps)
@@ -101,6 +101,9 @@ def build_model(
         options["image_size"] = image_size
     parts = Parts(embedder, head, options, dict(head_options or {}))
     made = embedders.make(embedder, **options)
+    lacking = [name for name in ("width", "image_size", "mean", "std") if not hasattr(made, name)]
+    if lacking:
+        raise PluresError(f"embedder '{embedder}' lacks {', '.join(lacking)}; see plures.models.parts.Embedder")
     preprocessing = Preprocessing(made.image_size, made.mean, made.std, interpolation=interpolation)
     return assemble(made, parts, classes, preprocessing)
 
@@ -162,6 +165,8 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
     try:
         spec = parse_json(path.read_text(encoding="utf-8"))
         parts, shown = read_as(Parts, spec["parts"]), read_as(Preprocessing, spec["preprocessing"])
+        embedders.refuse_import(parts.embedder, str(path))
+        heads.refuse_import(parts.head, str(path))
         return parts, read_as(tuple[str, ...], spec["classes"]), shown
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.models.output import Output, Tokens
 from plures.shelf import Shelf
 
 
 class Embedder(Protocol):
-    """An nn.Module: normalised images [B, 3, H, W] -> Tokens [B, P, D].
+    """An nn.Module: normalised images [B, 3, H, W] -> Tokens [B, P, D], or a feature map [B, D, h, w].
 
     width: D. image_size: the side in pixels it likes best. mean, std: of the three channels, for images in [0, 1].
     """
@@ -48,5 +48,6 @@ class FitsFeatures(Protocol):
     def fit_features(self, mean: Tensor, deviation: Tensor) -> None: ...
 
 
-embedders: Shelf[Embedder] = Shelf("embedder", "plures.models")
-heads: Shelf[Head] = Shelf("head", "plures.models", given=("width", "classes"))
+MODULE = ("a torch.nn.Module", lambda made: issubclass(made, nn.Module))
+embedders: Shelf[Embedder] = Shelf("embedder", "plures.models", (), "plures.backbones", MODULE)
+heads: Shelf[Head] = Shelf("head", "plures.models", ("width", "classes"), "plures.heads", MODULE)

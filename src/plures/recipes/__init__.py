@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.errors import PluresError, did_you_mean
-from plures.experiment import Experiment
+from plures.experiment import Experiment, refuse_imports
 from plures.files import read_yaml
 
 
@@ -78,7 +78,7 @@ def recipe_settings(spec: str) -> dict[str, Any]:
     if spec.endswith((".yaml", ".yml")):
         values = read_yaml(spec)
         if "experiment" in values:
-            return _recipe(Path(spec).stem, values).settings()
-        return Experiment(**values).to_dict()
+            return refuse_imports(_recipe(Path(spec).stem, values).settings(), spec)
+        return Experiment.load(spec).to_dict()
     name, _, row = spec.partition(":")
     return {**load_recipe(name).settings(row or None), "recipe": spec}

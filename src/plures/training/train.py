@@ -84,7 +84,7 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
     if part.name == AUTO:
         part, _ = choose_loss(labels, experiment)
     loss = losses.make(part.name, **part.options)
-    missing = set(loss.needs) - FROM_TRAINING - set(head.gives)  # type: ignore[arg-type]
+    missing = set(loss.needs) - FROM_TRAINING - set(getattr(head, "gives", ()))
     if missing:
         able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
         raise PluresError(

@@ -118,7 +118,7 @@ def test_asymmetric_pseudo_labels_epoch_by_epoch(case):
     loss = losses.make("em_apl", warmup_epochs=warm, negative_proportion=case["neg_proportion"])
     labels = Labels(arrays[case["labels"]].astype(np.int8))
     state = Table(loss.initial_state(labels, 0).double())
-    assert [e for e in range(epochs) if loss.wants_scores(Context(e, epochs))] == list(range(warm - 1, epochs - 1))
+    assert [e for e in range(epochs) if loss.needs_scores(Context(e, epochs))] == list(range(warm - 1, epochs - 1))
     for step in case["epochs"]:
         before = state.values.clone()
         context = Context(step["epoch"] - 1, epochs, label_state=state)

@@ -131,7 +131,7 @@ class Loss(nn.Module):
         """
         raise NotImplementedError
 
-    def wants_scores(self, context: Context) -> bool:
+    def needs_scores(self, context: Context) -> bool:
         """Whether it requires the scores of the whole training set after this epoch."""
         return False
 
@@ -222,7 +222,7 @@ class Loss(nn.Module):
             epoch, epochs: the 0-based epoch that has ended and how many there will be.
         """
         context = Context(epoch, epochs, (epoch + 1) / epochs, None, self.memory)
-        if self.wants_scores(context):
+        if self.needs_scores(context):
             self.after_epoch(logits.detach(), as_labels(targets, self.unobserved), context)
             self._said |= {f"scores {epoch}"}
 
@@ -297,7 +297,7 @@ class Loss(nn.Module):
         elif epoch is not None and epochs is not None and not 0 <= epoch < epochs:
             raise PluresError(f"{type(self).__name__}: epoch is 0-based and below epochs={epochs}, got {epoch}")
         before = Context((epoch or 0) - 1, epochs or 1)
-        if before.epoch >= 0 and f"scores {before.epoch}" not in self._said and self.wants_scores(before):
+        if before.epoch >= 0 and f"scores {before.epoch}" not in self._said and self.needs_scores(before):
             self._say(
                 "learns from the scores of the whole training set: call criterion.epoch_end(logits, targets, epoch=,"
                 " epochs=) after every epoch"

@@ -120,7 +120,7 @@ class EMAPL(Loss):
             "pseudo_labels": self.beta * reduce(labelled * cross_entropy(targets, x, self.eps), self.reduction),
         }
 
-    def wants_scores(self, context: Context) -> bool:
+    def needs_scores(self, context: Context) -> bool:
         """After every epoch from the warm-up on; not after the last, where nothing would use them."""
         return self.warmup_epochs <= context.epoch + 1 < context.epochs
 

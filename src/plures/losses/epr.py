@@ -1,4 +1,4 @@
-"""Expected positive regularisation: the mean number of predicted labels an image is held at k.
+"""Expected positive regularisation: the mean number of predicted labels per image is held at k.
 
 "Multi-Label Learning from Single Positive Labels", Cole et al. 2021, arXiv 2106.09708 (L_EPR). As in the
 official code the number is averaged over the batch, not held in every image: ((sum of all p) / B - k)^2 / K^2.

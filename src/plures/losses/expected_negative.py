@@ -115,5 +115,5 @@ def least_likely(scores: Tensor, labels: TensorLabels, k: int) -> Tensor:
     """bool [B, K]: in each row the unknown cells with the lowest scores, K - k of them less the known absent ones."""
     order = torch.where(labels.unknown, scores, torch.inf).argsort(dim=1, stable=True)  # [B, K]
     rank: Tensor = order.argsort(1)  # [B, K]
-    wanted = scores.shape[1] - k - labels.absent.sum(1, keepdim=True)  # [B, 1]
-    return labels.unknown.logical_and(rank < wanted)
+    required = scores.shape[1] - k - labels.absent.sum(1, keepdim=True)  # [B, 1]
+    return labels.unknown.logical_and(rank < required)

@@ -246,7 +246,7 @@ def _build(phase: Phase, experiment: Experiment, loss: Loss, fabric: Fabric) -> 
 def _look_back(epoch: int, phase: Phase, machine: Machine, fabric: Fabric) -> None:
     """Score the whole training set after an epoch, where the loss or the history requires it."""
     context = Context(epoch, phase.epochs, (epoch + 1) / phase.epochs, None, machine.memory)
-    required = machine.loss.wants_scores(context)
+    required = machine.loss.needs_scores(context)
     if not required and phase.history is None:
         return
     logits = logits_of(phase.net, phase.in_order, fabric)

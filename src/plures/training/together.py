@@ -218,7 +218,7 @@ class Group:
         context = Context(self.epoch, self.epochs, (self.epoch + 1) / self.epochs)
         for block in self.blocks:
             loss = block.loss
-            if not loss.wants_scores(context):
+            if not loss.needs_scores(context):
                 continue
             weight, bias = self._weights()
             for place, position in block.places():

@@ -49,6 +49,7 @@ class Problem:
     """One thing wrong with the data: where it stands and what was expected there.
 
     severity "error": the row (with row None: the file) cannot be used; "notice": worth knowing, nothing is left out.
+    times: how many rows it is about.
     """
 
     file: str
@@ -56,6 +57,7 @@ class Problem:
     what: str
     expected: str = ""
     severity: Literal["error", "notice"] = "error"
+    times: int = 1
 
     def __post_init__(self) -> None:
         for name in ("what", "expected"):
@@ -73,7 +75,8 @@ class BadData(PluresError):
         self.skippable = skippable
         first = self.problems[0]
         where = first.file if first.row is None else f"{first.file}, row {first.row}"
-        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        others = sum(problem.times for problem in self.problems[1:])
+        more = f" (and {others:,} more)" if others else ""
         wanted = f"; expected {first.expected}" if first.expected else ""
         way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
         super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")

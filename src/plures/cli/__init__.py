@@ -51,7 +51,8 @@ def main() -> None:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except BadData as bad:
         _show_problems(bad)
-        count = f"{len(bad.problems):,} problem{'s' * (len(bad.problems) > 1)}"
+        times = sum(problem.times for problem in bad.problems)
+        count = f"{times:,} problem{'s' * (times > 1)}"
         skip = ", or use --skip-bad to go on without these rows" if bad.skippable else ""
         errors.print(f"plures: {count}; mend the data{skip}")
         sys.exit(bad.exit_code)

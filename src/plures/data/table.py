@@ -21,12 +21,14 @@ from plures.data import delimited
 from plures.data.cells import BAD, TagPairs, codes
 from plures.data.dataset import Dataset, formats
 from plures.data.duplicates import merge_duplicates
+from plures.data.paths import Found, Search, find_files
 from plures.data.table_layout import Layout, lay_out
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import ABSENT, UNKNOWN, Labels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+SHOWN = 3  # missing images; more become one line
 ROWS_AT_ONCE = 8192  # of a Parquet file
 
 
@@ -114,16 +116,20 @@ class Table:
             np.maximum(values, ABSENT, out=values)  # unknown (-1) becomes absent (0), in place
         splits = np.concatenate(gathered.splits) if gathered.splits else None
         numbers = np.concatenate(gathered.numbers) if gathered.numbers else np.empty(0, np.int64)
-        keep, found = merge_duplicates(gathered.images, values, splits, classes, numbers, str(file))
-        problems += found
         folder = self._folder(file, gathered.images)
-        paths = _below(folder, gathered.images)
-        if self.exist:
-            for row in missing_images(paths):
-                if keep[row]:
-                    what = f"image '{gathered.images[row]}' is missing"
-                    problems.append(Problem(str(file), int(numbers[row]), what, f"a file {paths[row]}"))
-                keep[row] = False
+        images = [image.removeprefix("./") for image in gathered.images]
+        paths, found_otherwise = _below(folder, images), Found()
+        missing = missing_images(paths) if self.exist else []
+        if missing:
+            found_otherwise = find_files(folder, images, missing)
+            for row, path in found_otherwise.files.items():  # as on the disk, so that rows of one image are seen
+                images[row], paths[row] = path, os.path.join(folder, path)
+            missing = [row for row in missing if row not in found_otherwise.files]
+        keep, found = merge_duplicates(images, values, splits, classes, numbers, str(file))
+        problems += found
+        missing = [row for row in missing if keep[row]]
+        problems += _about(found_otherwise, missing, file, folder, gathered.images, numbers)
+        keep[missing] = False
         if not keep.all():
             paths = [path for path, good in zip(paths, keep.tolist(), strict=True) if good]
             values, splits = values[keep], None if splits is None else splits[keep]
@@ -133,9 +139,18 @@ class Table:
         if self.images:
             return self.images
         beside = os.path.join(file.parent, "images")
-        if images and not os.path.exists(file.parent / images[0]) and os.path.exists(os.path.join(beside, images[0])):
+        if images and not Search(str(file.parent)).file(images[0]) and Search(beside).file(images[0]):
             return beside
         return str(file.parent)
+
+
+def image_paths(file: Path, images: list[str]) -> list[str]:
+    """The path of each image of a table, given as its cells say it, as `Table` finds it."""
+    folder = Table()._folder(file, images)
+    paths = _below(folder, images)
+    for row, path in find_files(folder, images, missing_images(paths)).files.items():
+        paths[row] = os.path.join(folder, path)
+    return paths
 
 
 def gather(
@@ -163,6 +178,33 @@ def gather(
     if layout.classes:
         return gathered, _stack(gathered.codes, len(layout.classes)), tuple(layout.classes)
     return gathered, *_scatter(tags, absent, gathered, file, problems)
+
+
+def _about(
+    found: Found, missing: list[int], file: Path, folder: str, images: list[str], numbers: NDArray[np.int64]
+) -> list[Problem]:
+    """What is to be said of images whose path names no file: one line for many."""
+    problems = []
+    if found.files:
+        row, path = next(iter(found.files.items()))
+        what = f"{len(found.files):,} images were found {found.way}, such as '{images[row]}' as '{path}'"
+        problems.append(Problem(str(file), None, what, severity="notice"))
+    lost = []
+    for row in missing:
+        if row in found.unclear:
+            what = f"image '{images[row]}' may be '{found.unclear[row][0]}' or '{found.unclear[row][1]}'"
+            problems.append(Problem(str(file), int(numbers[row]), what, "the path of one file"))
+        else:
+            lost.append(row)
+    hint = f"; {found.hint}" if found.hint else ""
+    if len(lost) > SHOWN:
+        names = ", ".join(f"'{images[row]}' (row {numbers[row]})" for row in lost[:SHOWN])
+        what = f"{len(lost):,} of {len(images):,} images are missing, such as {names}"
+        return [*problems, Problem(str(file), None, what, f"files below {folder}{hint}", times=len(lost))]
+    for row in lost:
+        expected = f"a file {os.path.join(folder, images[row])}{hint}"
+        problems.append(Problem(str(file), int(numbers[row]), f"image '{images[row]}' is missing", expected))
+    return problems
 
 
 def _below(folder: str, images: list[str]) -> list[str]:

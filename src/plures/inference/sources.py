@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plures.data import delimited
 from plures.data.images import IMAGE_SUFFIXES, is_address
 from plures.data.parquet_shards import holds_images
+from plures.data.paths import Search
 from plures.data.read import read
 from plures.data.table import parquet_batches
 from plures.errors import BadData, PluresError, Problem
@@ -135,15 +136,17 @@ def _refuse_without_image(names: list[str], file: Path) -> None:
 class _Place:
     """Where the paths in a file start from: its own folder, or images/ in it if the first path is found there."""
 
+    search: Search | None  # from the first path on
+
     def __init__(self, file: Path) -> None:
-        self.folder, self.found = str(file.parent), False
+        self.folder, self.search = str(file.parent), None
 
     def __call__(self, path: str) -> str:
         if is_address(path) or os.path.isabs(path):
             return path
-        if not self.found:
+        if self.search is None:
             beside = os.path.join(self.folder, "images")
-            if not os.path.exists(os.path.join(self.folder, path)) and os.path.exists(os.path.join(beside, path)):
+            if Search(self.folder).file(path) is None and Search(beside).file(path) is not None:
                 self.folder = beside
-            self.found = True
-        return os.path.join(self.folder, path)
+            self.search = Search(self.folder)
+        return self.search.file(path) or os.path.join(self.folder, path)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plures.data import delimited
+from plures.data.table import image_paths
 from plures.data.table_layout import Layout, lay_out
 from plures.errors import PluresError
 from plures.files import writing
@@ -51,17 +52,14 @@ def edit_table(table: Path, changes: Changes) -> None:
 
 
 class _Keys:
-    """The key of each image cell; cells start from the table's folder or from images/ in it, as the reader has it."""
+    """The key of each image cell: of the file that the reader finds for it."""
 
     def __init__(self, table: Path, cells: Iterable[str]) -> None:
-        self.table = table
-        first = next((cell for cell in cells if cell), "")
-        inside = table.parent / "images"
-        below = not (table.parent / first).exists() and (inside / first).exists()
-        self.folder = inside if below else table.parent
+        self.table, named = table, [cell for cell in cells if cell]
+        self.paths = dict(zip(named, image_paths(table, named), strict=True))
 
     def __call__(self, cell: str) -> Key:
-        return key_of(os.path.join(self.folder, cell), self.table)
+        return key_of(self.paths[cell], self.table)
 
 
 def _edit_text(table: Path, changes: Changes) -> None:

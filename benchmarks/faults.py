@@ -201,7 +201,7 @@ def exporting(run: Path, to: str) -> Job:
         if (at / FORMATS[to]).exists():
             state(at)
 
-    return Job(begin, begin, state, loaded)
+    return Job(begin, lambda at: [*begin(at), "--force"], state, loaded)
 
 
 # --------------------------------------------------------------------------------------------------------- the campaign

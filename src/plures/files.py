@@ -1,4 +1,4 @@
-"""Writing files whole or not at all; reading JSON and YAML of strangers without surprises."""
+"""Writing files whole or not at all and not over a person's work; reading JSON and YAML of strangers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +74,94 @@ def claim(file: int, size: int) -> None:
     os.ftruncate(file, size)
     if size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
+
+
+# ------------------------------------------------------------------------------------------------ what is there already
+
+MARK = ".plures"  # in a folder that a command made for itself, with the command's name: it may replace what is there
+PAGE = '<meta name="generator" content="plures">'  # at the head of every page that plures writes
+
+
+def refuse_replacing(path: str | Path, *, force: bool = False, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse to write `path` where that would lose what is there. To be called before any work is done.
+
+    A file that exists is replaced only with `force`, or if it is a page that plures wrote. What the command reads is
+    never replaced, whatever name or link it is called by.
+
+    Args:
+        path: the file to write.
+        force: the person asked for it to be replaced.
+        inputs: what the command reads: files, a folder with one table, or DATA such as `table:tags.csv`.
+
+    Raises:
+        PluresError: in one line, if the file must not be written.
+
+    Example:
+        >>> refuse_replacing("a-new-name.csv", inputs=["tags.csv"])
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PluresError(f"{path} is a folder; give the name of a file in it")
+    if not os.path.lexists(path) or _own_page(path):
+        return
+    for text in map(str, inputs):
+        for source in {text, text.partition(":")[2]}:  # DATA may name its format
+            if source and os.path.exists(source) and _is_input(Path(source), path):
+                raise PluresError(f"{path}: this command reads it, so it is not replaced; choose another name")
+    if not force:
+        raise PluresError(f"{path} is there already; choose another name, or replace it with --force")
+
+
+def _is_input(source: Path, path: Path) -> bool:
+    """Whether the file is the source itself, or the table that a folder is read as."""
+    if source.is_dir():
+        tables = [file for suffix in (".csv", ".tsv", ".parquet") for file in source.glob(f"*{suffix}")]
+        return len(tables) == 1 and _is_input(tables[0], path)
+    return path.exists() and source.samefile(path)
+
+
+def _own_page(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() in (".html", ".htm") and PAGE.encode() in file.read(1000)
+    except OSError:
+        return False
+
+
+def refuse_folder(folder: str | Path, maker: str = "") -> None:
+    """Refuse a folder that holds anything but hidden files, unless it is marked as made by `maker`.
+
+    Args:
+        folder: where a command is to write many files.
+        maker: the command, as given to `mark_folder`; "" if no folder that is there will do.
+
+    Raises:
+        PluresError: in one line, if the folder must not be written to.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder) or (maker and _maker(folder) == maker):
+        return
+    if not folder.is_dir():
+        raise PluresError(f"{folder} is a file; give the name of a folder")
+    found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if found:
+        more = ", ..." if len(found) > 1 else ""
+        raise PluresError(f"{folder} holds files of other origin ({found[0]}{more}); choose a new or an empty folder")
+
+
+def mark_folder(folder: str | Path, maker: str) -> None:
+    """Make the folder if need be and note in it which command made it, so that the command may write there again."""
+    if _maker(Path(folder)) != maker:
+        with writing(Path(folder) / MARK) as temporary:
+            temporary.write_text(f"{maker}\nplures {maker} made this folder and may replace what is in it.\n")
+
+
+def _maker(folder: Path) -> str:
+    """The command that made the folder, or ""."""
+    try:
+        return (folder / MARK).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

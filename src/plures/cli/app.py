@@ -35,6 +35,7 @@ errors = Screen(stderr=True, highlight=False)
 
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
 Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file of that name that is there already.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
 
 
@@ -94,7 +95,8 @@ def settings_values(data: str | None, recipe: str | None, settings: list[str]) -
 def say_skipped(problems: tuple[Any, ...]) -> None:
     left_out = [p for p in problems if p.severity == "error"]
     if left_out:
-        errors.print(f"left out {len(left_out):,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+        count = sum(p.times for p in left_out)
+        errors.print(f"left out {count:,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
 
 
 def show_report(run: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, say_skipped, screen, settings_values
+from plures.cli.app import Force, Skip, app, say_skipped, screen, settings_values
+from plures.files import mark_folder, refuse_folder
 
 
 @app.command()
@@ -16,12 +17,18 @@ def init(
     out: Annotated[Path, typer.Option(help="The table to write: .csv, .tsv or .parquet.")] = Path("tags.csv"),
     complete: Annotated[bool, typer.Option(help="Untagged means absent (otherwise: unknown).")] = False,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
-    """Write a table of images and tags to edit and to train from."""
+    """Write a table of images and tags to edit and to train from; one that is there gets the images it lacks."""
     from plures.data.write import init_table
 
-    dataset = init_table(source, out, complete=complete, skip_bad=skip_bad)
-    screen.print(f"{out}: {len(dataset):,} images, {len(dataset.classes)} classes", highlight=False)
+    listed = init_table(source, out, complete=complete, skip_bad=skip_bad, force=force)
+    dataset = listed.dataset
+    if listed.kept:
+        counts = f"{listed.added:,} images added, the {listed.kept:,} rows that were there are as they were"
+    else:
+        counts = f"{len(dataset):,} images, {len(dataset.classes)} classes"
+    screen.print(f"{out}: {counts}", highlight=False)
     say_skipped(dataset.problems)
 
 
@@ -38,6 +45,8 @@ def check(
     from plures.data.read import read
 
     values = settings_values(data, None, settings or [])
+    if out is not None:
+        refuse_folder(out, "check")
     from plures.experiment import Experiment
 
     experiment = Experiment(**values)
@@ -48,5 +57,6 @@ def check(
         screen.print(part)
     say_skipped(dataset.problems)
     if out is not None:
+        mark_folder(out, "check")
         for path in pictures(dataset, description, out):
             screen.print(f"wrote {path}", highlight=False)

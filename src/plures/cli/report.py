@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, screen
+from plures.cli.app import Force, Skip, app, screen
+from plures.files import refuse_replacing
 
 Split = Annotated[str, typer.Option(help="Which split to score.")]
 Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the intervals.")]
@@ -20,11 +21,12 @@ def report(
     split: Split = "test",
     resamples: Resamples = 200,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Write one page that says what a run was trained on, how well it does, and where it fails."""
     from plures.report.page import write_report
 
-    page = write_report(run, out, split, resamples, skip_bad)
+    page = write_report(run, out, split, resamples, skip_bad, force)
     screen.print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens without a network", highlight=False)
 
 
@@ -35,11 +37,15 @@ def compare(
     split: Split = "test",
     resamples: Resamples = 200,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Show runs side by side, with paired bootstrap differences to the first."""
     from plures.report.compare import compare as run_comparison
     from plures.report.compare import render_terminal, write_comparison
+    from plures.training.run import Run
 
+    if out is not None:
+        refuse_replacing(out, force=force, inputs=[file for run in runs for file in Run(run).reads()])
     found = run_comparison(runs, split, resamples, skip_bad)
     screen.print(render_terminal(found))
     if out is not None:

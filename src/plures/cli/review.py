@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, data_and_options, screen
+from plures.cli.app import Force, Skip, app, data_and_options, screen
 from plures.errors import PluresError, require
+from plures.files import mark_folder, refuse_folder, refuse_replacing
 
 
 @app.command()
@@ -27,16 +28,22 @@ def suggest(
     with_wrong: Annotated[bool, typer.Option("--with-wrong", help="Known tags that look wrong, too.")] = False,
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for a picture of each suggestion.")] = None,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Write the tags that are probably missing, best first, for `plures review`."""
     from collections import Counter
 
+    from plures.inference.heatmaps import HEATMAPS
     from plures.inference.missing import draw_heatmaps, write_suggestions
     from plures.inference.missing import suggest as run_suggest
+    from plures.training.run import Run
 
     if cross_fit == 1:
         raise PluresError("--cross-fit 1 leaves nothing to train on; use 2 folds or more, or 0 for none")
     data, options = data_and_options(arguments or [])
+    refuse_replacing(out, force=force, inputs=Run(run).reads(data))
+    if heatmaps is not None:
+        refuse_folder(heatmaps, HEATMAPS)
     found, dataset = run_suggest(
         run,
         data,
@@ -52,6 +59,7 @@ def suggest(
             f"{dataset.name}: no label is unknown, so no tag can be missing; --with-wrong doubts known ones"
         )
     if heatmaps is not None:
+        mark_folder(heatmaps, HEATMAPS)
         found = draw_heatmaps(run, found, dataset, heatmaps)
     write_suggestions(found, out, dataset)
     kinds = Counter(s.kind for s in found)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
 
@@ -67,6 +68,23 @@ def find_files(folder: str, images: Sequence[str], rows: Sequence[int]) -> Found
             rest.append(row)
     hint = _hint(search, [images[row] for row in rest]) if rest else ""
     return Found(files, ", ".join(way for way, _ in ways.most_common()), unclear, hint)
+
+
+def paths_from(folder: str | Path) -> Callable[[str], str]:
+    """A function that spells a path as it is seen from `folder`, with /, so that a file there can name it; also where
+    a link leads to the folder, from which .. leads elsewhere than the folder's name says."""
+    start = os.path.realpath(folder)
+    straight = start == os.path.normpath(os.path.join(os.path.realpath(os.curdir), os.path.relpath(folder)))
+
+    def spelt(path: str) -> str:
+        if not straight:
+            path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        try:
+            return Path(os.path.relpath(path, start if not straight else folder)).as_posix()
+        except ValueError:  # another drive
+            return path
+
+    return spelt
 
 
 def _slashes(path: str) -> str:

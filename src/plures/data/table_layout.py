@@ -9,6 +9,7 @@ from pathlib import Path
 from plures.errors import BadData, Problem, did_you_mean
 
 RESERVED = ("image", "tags", "absent", "split")
+UNUSED = 8  # columns that a notice names
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,21 @@ def lay_out(columns: list[str], file: Path) -> Layout:
         problem("no labels", "a column 'tags', or one column per class")
     if problems:
         raise BadData(problems, skippable=False)
-    notices = tuple(_unused(name, names, file) for name in others) if tags_form else ()
+    notices = _unused(others, names, file) if tags_form else ()
     return Layout(names, () if tags_form else others, "absent" in names, "split" in names, notices)
 
 
-def _unused(name: str, names: tuple[str, ...], file: Path) -> Problem:
+def _unused(others: tuple[str, ...], names: tuple[str, ...], file: Path) -> tuple[Problem, ...]:
+    """Notices of the columns that are not used: one each where a name looks like a misspelt one, else one for all."""
     free = [word for word in RESERVED if word not in names]
-    hint = did_you_mean(name.lower(), free)
-    hint = hint if "did you mean" in hint else ""
-    return Problem(str(file), None, f"column '{name}' is not used{hint}", severity="notice")
+    hints = {name: did_you_mean(name.lower(), free) for name in others}
+    whats = [f"column '{name}' is not used{hint}" for name, hint in hints.items() if "did you mean" in hint]
+    plain = [name for name, hint in hints.items() if "did you mean" not in hint]
+    if plain:
+        more = f" and {len(plain) - UNUSED:,} more" if len(plain) > UNUSED else ""
+        listed = ", ".join(f"'{name}'" for name in plain[:UNUSED]) + more
+        whats.append(f"column{'s' * (len(plain) > 1)} {listed} {'are' if len(plain) > 1 else 'is'} not used")
+    return tuple(Problem(str(file), None, what, severity="notice") for what in whats)
 
 
 def _closest(word: str, names: tuple[str, ...]) -> str:

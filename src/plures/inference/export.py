@@ -20,7 +20,7 @@ from plures.data.dataset import Dataset
 from plures.data.images import list_images
 from plures.data.read import read
 from plures.errors import PluresError, WorkFailed, require
-from plures.files import clear_left, writing
+from plures.files import clear_left, refuse_replacing, writing
 from plures.inference.exporting import formats
 from plures.inference.exporting.checks import Agreement, Cost, agreement, cost, pixels_of, some
 from plures.inference.exporting.description import card_of, metadata_of
@@ -56,11 +56,12 @@ def export(
     calibration: str | None = None,
     maps: bool = False,
     tolerance: float = TOLERANCE,
+    force: bool = False,
 ) -> Exported:
     """Write a run's model as one file for another program: .onnx, .xml (with its .bin beside it) or .pt2.
 
     int8: `dynamic` or `static` 8-bit weights; calibration: the images for `static` (a folder, or DATA), by default the
-    run's own training images. maps: attention maps as a third output.
+    run's own training images. maps: attention maps as a third output. force: replace files that are there.
     Raises WorkFailed, with nothing written, if the file's scores or maps differ from the model's by more than
     `tolerance`, or ROUNDING times that on resized images (with int8: the file before it is made 8-bit; `cost` says
     what 8 bits cost).
@@ -69,6 +70,8 @@ def export(
     _refuse_wrong_wishes(to, out, int8, calibration)
     require("exporting", "export", formats.NEEDS[to] + (("onnxruntime",) if int8 else ()))
     run = run if isinstance(run, Run) else Run(run)
+    for path in (out, out.with_suffix(".bin"))[: 1 + (to == "openvino")]:
+        refuse_replacing(path, force=force, inputs=run.reads(calibration))
     model = load(run.path)
     thresholds = thresholds_of(run, model.classes)
     graph = Graph(model, thresholds, maps)

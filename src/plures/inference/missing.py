@@ -20,6 +20,7 @@ from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.data.images import Transform, Unreadable, to_image
+from plures.data.paths import paths_from
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.files import writing
@@ -264,17 +265,14 @@ def write_suggestions(suggestions: Sequence[Suggestion], path: str | Path, datas
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise PluresError(f"{path}: cannot tell the format from '{path.suffix}'; use .csv or .tsv")
+    spelt = paths_from(path.parent)
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
         writer.writerow(COLUMNS)
         for s in suggestions:
-            image = s.image if dataset.in_memory else _from(path, s.image)
-            heat = _from(path, s.heatmap) if s.heatmap else ""
+            image = s.image if dataset.in_memory else spelt(s.image)
+            heat = spelt(s.heatmap) if s.heatmap else ""
             writer.writerow([image, s.tag, s.kind, f"{s.score:.6f}", s.rank, s.method, heat])
-
-
-def _from(file: Path, target: str) -> str:
-    return Path(os.path.relpath(target, file.parent)).as_posix()
 
 
 def draw_heatmaps(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import plures
 from plures.errors import PluresError
 from plures.experiment import AUTO, EXACT, Part
-from plures.files import writing
+from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
 from plures.metrics.report import kind_of, percent
@@ -45,13 +45,21 @@ class Fig:
 
 
 def write_report(
-    run: str | Path, out: str | Path | None = None, split: str = "test", resamples: int = 200, skip_bad: bool = False
+    run: str | Path,
+    out: str | Path | None = None,
+    split: str = "test",
+    resamples: int = 200,
+    skip_bad: bool = False,
+    force: bool = False,
 ) -> Path:
-    """Write the page of a run. out: RUN/report.html unless given. Returns its path."""
-    run = Run(run).path
+    """Write the page of a run. out: RUN/report.html unless given; force: replace a file that is no page of plures.
+    Returns its path."""
+    opened = Run(run)
+    run = opened.path
     out = run / "report.html" if out is None else Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise PluresError(f"{out}: the report is a page; expected a name that ends in .html")
+    refuse_replacing(out, force=force, inputs=opened.reads())
     scored = score_run(run, split, resamples, skip_bad)
     html = render("report.html", page_context(scored, load(scored.run.path)))
     with writing(out) as temporary:

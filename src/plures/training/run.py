@@ -33,11 +33,16 @@ import torch
 from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
-from plures.files import clear_left, parse_json, read_json_lines, writing
+from plures.files import clear_left, parse_json, read_json_lines, refuse_folder, writing
 from plures.metrics.report import kind_of
 
 Record = dict[str, Any]
 IMPORTED = "imported.json"
+FILES = (
+    "experiment.yaml", "model.safetensors", "model.json", "checkpoint.pt", "log.jsonl", "log.csv", "report.json",
+    "environment.json", "model_card.md", "thresholds.json", "probabilities.jsonl", "head.safetensors",
+    "label_state.safetensors", "failed.json", IMPORTED,
+)  # fmt: skip
 
 
 class Run:
@@ -64,11 +69,17 @@ class Run:
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
-        """Raise PluresError if a run is in this folder already."""
+        """Raise PluresError if a run is in this folder already, or anything that plures did not make."""
         if (Path(path) / "experiment.yaml").exists():
             raise PluresError(
                 f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
             )
+        refuse_folder(path)
+
+    def reads(self, data: str | None = None) -> list[str | Path]:
+        """What a command with this run reads, for `plures.files.refuse_replacing`: the run's own files, and `data` or
+        else the data that it was trained on."""
+        return [*(self.path / name for name in FILES), data or self.experiment.data.name]
 
     def refuse_other_labels(self, train: Dataset) -> None:
         """Raise PluresError if these are not the training labels that the run began with."""

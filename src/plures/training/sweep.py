@@ -25,7 +25,7 @@ import numpy as np
 from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed, require
 from plures.experiment import Experiment, apply_settings
-from plures.files import writing
+from plures.files import mark_folder, refuse_folder, writing
 from plures.training.frozen_sweep import complete, train_frozen, trains_together
 from plures.training.sweep_run import Outcome, SweepRun, outcome
 from plures.training.train import train
@@ -88,8 +88,10 @@ def sweep(
         raise PluresError(f"{ranges[0]} is a range: say how many settings to try with --search N, or list its values")
     if "seed" in spaces:
         raise PluresError("seeds are set with --seeds N (and seed=FIRST), not as part of the grid")
+    refuse_folder(out, "sweep")
     plan = Plan(dict(values), out, seeds, jobs, dataset, skip_bad, say)
     with _alone(out):
+        mark_folder(out, "sweep")
         if search is None:
             lists = [[f"{key}={value}" for value in space] for key, space in spaces.items()]
             wanted = [tuple(choice) for choice in itertools.product(*lists)]

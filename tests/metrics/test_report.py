@@ -71,9 +71,42 @@ def test_partial_labels_leave_out_only_the_classes_that_cannot_be_judged(judged)
     assert report.interval.value == pytest.approx(report.map)
 
 
-def test_a_class_that_every_image_has_is_scored_as_scikit_learn_does():
-    labels = Labels(np.full((5, 1), PRESENT, np.int8))
-    assert evaluate_scores(np.zeros((5, 1)), labels, ("sky",), bootstrap=0).map == 1
+def test_a_class_that_every_image_has_cannot_fail_and_is_not_scored(judged):
+    scores, labels = judged
+    values = labels.values.copy()
+    values[:, 1] = PRESENT
+    report = evaluate_scores(scores, Labels(values), CLASSES, threshold=0.0, bootstrap=20)
+    assert report.left_out == {"dog": "every image has it", "tv": "no known positive"}
+    assert report.map == report.interval.value == pytest.approx(average_precision(scores, labels)[[0, 2]].mean())
+    dog = report.per_class[1]
+    assert np.isnan([dog.average_precision, dog.precision, dog.f1]).all()
+    assert dog.recall == 1
+    others = values[:, [0, 2, 3]]
+    assert report.averages["OP"] == pytest.approx((others == PRESENT).mean())  # threshold 0 calls everything
+    published = evaluate_scores(scores, Labels(values), CLASSES, definition="mlgcn", bootstrap=0)
+    assert published.per_class[1].average_precision == 1  # as that code has it
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_where_nothing_is_known_to_be_absent_only_recall_is_left(judged, threshold):
+    scores, labels = judged
+    observed = observe_single_positive(labels)
+    report = evaluate_scores(scores, observed, CLASSES, threshold=threshold)
+    undefined = {name: value for name, value in report.averages.items() if np.isnan(value)}
+    assert set(undefined) == {"CP", "CF1", "OP", "OF1", "macro_f1"}
+    called = scores >= threshold
+    assert report.averages["OR"] == pytest.approx(called[observed.present].mean())
+    assert all(np.isnan([c.precision, c.f1, c.average_precision]).all() for c in report.per_class)
+    assert json.loads(report.to_json())["averages"]["OP"] is None
+    assert "100.0" not in shown(report) or threshold == 0.0
+
+
+def test_one_known_absence_makes_one_class_count():
+    """cat: called on both photos, of which it has one; dog: nothing is known to be absent."""
+    report = evaluate_scores(np.ones((2, 2)), Labels(np.array([[1, 1], [0, UNKNOWN]], np.int8)), ("cat", "dog"))
+    assert report.averages["CP"] == report.averages["OP"] == 0.5
+    assert report.averages["OF1"] == report.averages["macro_f1"] == pytest.approx(2 / 3)
+    assert report.left_out == {"dog": "nothing known to be absent"}
 
 
 @pytest.mark.parametrize(
@@ -113,11 +146,15 @@ def test_a_failed_save_keeps_the_old_file(judged, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def shown(report, width=160):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report.render())
+    return console.file.getvalue()
+
+
 def test_render_shows_percent(judged):
     report = evaluate_scores(*judged, CLASSES, bootstrap=10)
-    console = Console(file=io.StringIO(), width=160)
-    console.print(report.render())
-    text = console.file.getvalue()
+    text = shown(report)
     assert f"{100 * report.map:.1f}  [" in text
     assert "3 of 4" in text
     assert "tv: no known positive" in text

@@ -2,11 +2,13 @@
 
 Conventions. Two, by name:
 
-textbook  a ratio with denominator 0 is nan and its class is left out of the mean; the result says how many classes
-          each mean is over.
+textbook  a ratio with denominator 0 is nan and its class is left out of the mean. So are the precision and the F1 of a
+          class of which no image is known to be without it: no false call could be seen, every call would count as
+          right, and calling it everywhere would score 100. OP and OF1 pool the other classes only. Recall needs
+          positives alone and stays.
 mlgcn     as the evaluator of ML-GCN (Chen et al., CVPR 2019, arXiv 1904.03582), which later papers reuse: a class
           that is never predicted counts as one prediction (precision 0) in CP and in OP; a class without positives
-          makes CR and CF1 nan.
+          makes CR and CF1 nan. It is for complete labels, and counts a class that every image has.
 
 In both, CF1 is the harmonic mean of CP and CR (as in that paper), and `macro_f1` the mean of the classes' own F1
 (scikit-learn's "macro"). OF1 is scikit-learn's "micro" F1.
@@ -134,22 +136,24 @@ def count_tags(scores: Scores, labels: Labels, threshold: ArrayLike | None = 0.5
 def averages(counts: TagCounts, convention: Convention = "textbook") -> Averages:
     """Precision, recall and F1 from counts, in a convention of this file's table."""
     if convention not in ("textbook", "mlgcn"):
-        raise PluresError(f"unknown convention '{convention}'; there are: mlgcn, textbook")
+        raise PluresError(f"unknown convention '{convention}'; choose from: mlgcn, textbook")
     predicted, positives, hits = counts.predicted, counts.positives, counts.hits
+    judged = counts.known > positives  # [K]: where a false call would be seen
     if convention == "mlgcn":
-        predicted = np.maximum(predicted, 1)
-    precision, recall = _ratio(hits, predicted), _ratio(hits, positives)
-    f1 = _ratio(2 * hits, predicted + positives)
+        predicted, judged = np.maximum(predicted, 1), np.ones(len(hits), np.bool_)
+    precision, recall = np.where(judged, _ratio(hits, predicted), np.nan), _ratio(hits, positives)
+    f1 = np.where(judged, _ratio(2 * hits, predicted + positives), np.nan)
     mean = np.mean if convention == "mlgcn" else _mean_of_defined
     CP, CR = float(mean(precision)), float(mean(recall))
-    OP, OR = float(_ratio(hits.sum(), predicted.sum())), float(_ratio(hits.sum(), positives.sum()))
+    OR = float(_ratio(hits.sum(), positives.sum()))
+    all_hits, all_predicted, all_positives = (int(of[judged].sum()) for of in (hits, predicted, positives))
     return Averages(
         CP=CP,
         CR=CR,
         CF1=_harmonic(CP, CR),
-        OP=OP,
+        OP=float(_ratio(all_hits, all_predicted)),
         OR=OR,
-        OF1=float(_ratio(2 * hits.sum(), predicted.sum() + positives.sum())),
+        OF1=float(_ratio(2 * all_hits, all_predicted + all_positives)),
         macro_f1=_mean_of_defined(f1),
         precision=precision,
         recall=recall,

@@ -120,7 +120,7 @@ def weighted_average_precision(
     hit = codes[order] == PRESENT
     positives, ordered = column[order[hit]], column[order]
     if len(ordered) and np.isnan(ordered[-1]):
-        raise PluresError("scores hold nan; average precision wants a number for every image and class")
+        raise PluresError("scores hold nan; average precision needs a number for every image and class")
     first = first_of_ties(positives)
     steps_hits = _rows_between(order[hit], first, len(column))
     steps_taken = _rows_between(order, np.searchsorted(ordered, positives[first]), len(column))

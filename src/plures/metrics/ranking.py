@@ -2,7 +2,8 @@
 
 Convention `mlspl` is that of the code of Cole et al. 2021 (Multi-Label Learning from Single Positive Labels, arXiv
 2106.09708): an image without a present label counts as 0 in every mean. `textbook` leaves such images out of recall
-and of the share of hits, where they have no meaning; their precision is 0 and counts.
+and of the share of hits, where they have no meaning; their precision is 0 and counts. It also leaves out images of
+which no class is known to be absent: their best-ranked known classes are present whatever the scores.
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ def ranking(
     """
     check_shapes(scores, labels)
     if convention not in ("textbook", "mlspl"):
-        raise PluresError(f"unknown convention '{convention}'; there are: mlspl, textbook")
+        raise PluresError(f"unknown convention '{convention}'; choose from: mlspl, textbook")
     if min(ks, default=1) < 1:
         raise PluresError(f"precision at k wants k of 1 or more, got {min(ks)}")
     hits, positives, known = _per_image(scores, labels, max(ks, default=1))
-    some = positives > 0
-    counted = some if convention == "textbook" else np.ones(len(labels), np.bool_)
+    some, fallible = positives > 0, known > positives
+    if convention == "mlspl":
+        fallible = np.ones(len(labels), np.bool_)
+    counted = some & fallible if convention == "textbook" else fallible
     results = []
     for k in ks:
         found = hits[:, min(k, hits.shape[1]) - 1] if hits.shape[1] else np.zeros(len(labels))
         asked = np.minimum(k, known)
-        judged = asked > 0
+        judged = (asked > 0) & fallible
         results.append(
             Ranking(
                 k=k,

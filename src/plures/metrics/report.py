@@ -20,7 +20,7 @@ from rich.table import Table
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, average_precision
+from plures.metrics.average_precision import Scores, average_precision, cannot_fail
 from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
 
@@ -144,8 +144,9 @@ def evaluate_scores(
 
     threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
     for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
-    A class without a known positive is left out of the mean, and so is one of which nothing is known but
-    positives: any scores would rank it perfectly. (A definition that gives the former 0 keeps them in.)
+    A class without a known positive is left out of the mean, and so is one without a known negative: any scores
+    would rank it perfectly, and its precision and F1 are nan as well. (Definitions of published codes keep in what
+    those codes count.)
     Raises PluresError if shapes or names disagree.
     """
     if len(classes) != labels.classes:
@@ -153,10 +154,11 @@ def evaluate_scores(
     cut = np.asarray(threshold, np.float64)
     counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut)
     at_threshold = averages(counts)
-    only_positives = (counts.positives == counts.known) & (counts.known < len(labels)) & (counts.positives > 0)
-    per_class = np.where(only_positives, np.nan, average_precision(scores, labels, definition))
+    certain = cannot_fail(labels, definition)
+    per_class = np.where(certain, np.nan, average_precision(scores, labels, definition))
     scored = ~np.isnan(per_class)
-    reasons = np.where(only_positives, "nothing known to be absent", "no known positive")
+    everywhere = np.where(counts.known < len(labels), "nothing known to be absent", "every image has it")
+    reasons = np.where(certain, everywhere, "no known positive")
     return Report(
         definition=definition,
         map=float(per_class[scored].mean()) if scored.any() else float("nan"),

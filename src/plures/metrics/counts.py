@@ -133,8 +133,9 @@ def count_tags(scores: Scores, labels: Labels, threshold: ArrayLike | None = 0.5
     return TagCounts(hits, predicted, positives, known_cells, tagged, len(labels))
 
 
-def averages(counts: TagCounts, convention: Convention = "textbook") -> Averages:
-    """Precision, recall and F1 from counts, in a convention of this file's table."""
+def averages(counts: TagCounts, convention: Convention = "textbook", lost: Averages | None = None) -> Averages:
+    """Precision, recall and F1 from counts, in a convention of this file's table. lost: where a class has no value of
+    its own in these counts, because they are of a resample, its value on all images."""
     if convention not in ("textbook", "mlgcn"):
         raise PluresError(f"unknown convention '{convention}'; choose from: mlgcn, textbook")
     predicted, positives, hits = counts.predicted, counts.positives, counts.hits
@@ -143,6 +144,11 @@ def averages(counts: TagCounts, convention: Convention = "textbook") -> Averages
         predicted, judged = np.maximum(predicted, 1), np.ones(len(hits), np.bool_)
     precision, recall = np.where(judged, _ratio(hits, predicted), np.nan), _ratio(hits, positives)
     f1 = np.where(judged, _ratio(2 * hits, predicted + positives), np.nan)
+    if lost is not None:
+        precision, recall, f1 = (
+            np.where(np.isnan(own), whole, own)
+            for own, whole in ((precision, lost.precision), (recall, lost.recall), (f1, lost.f1))
+        )
     mean = np.mean if convention == "mlgcn" else _mean_of_defined
     CP, CR = float(mean(precision)), float(mean(recall))
     OR = float(_ratio(hits.sum(), positives.sum()))

@@ -204,11 +204,7 @@ def _interval(
     scores: Scores, labels: Labels, scored: NDArray[np.bool_], definition: str, resamples: int, seed: int
 ) -> Interval | None:
     """The interval of the mean over the classes scored; None if none was asked for or nothing was scored."""
-    if resamples == 0 or not scored.any():
-        return None
-    if not scored.all():
-        scores, labels = scores[:, scored], Labels(labels.values[:, scored])
-    return bootstrap_map(scores, labels, definition, resamples, seed)
+    return bootstrap_map(scores, labels, definition, resamples, seed) if resamples and scored.any() else None
 
 
 def _mean(counts: NDArray[np.int64], images: int) -> float:

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from plures.labels import Labels
 from plures.metrics.average_precision import Scores
 from plures.metrics.counts import TagCounts, averages, best_classes, count_tags
-from plures.metrics.intervals import Interval, bootstrap_average_precision, multiplicities
+from plures.metrics.intervals import Interval, bootstrap_means, interval_of, multiplicities
 from plures.metrics.ranking import ranking
 from plures.metrics.report import Report
 
 Floats = NDArray[np.float64]
-LEVEL = 0.95
 AVERAGES = {
     "CF1": "harmonic mean of CP and CR",
     "CP": "precision of each class at its threshold, averaged over classes that were called",
@@ -44,16 +43,7 @@ class Measure:
 
     @property
     def interval(self) -> Interval:
-        return interval_of(self.value, self.samples)
-
-
-def interval_of(value: float, samples: Floats) -> Interval:
-    """The percentile interval of samples."""
-    defined = samples[~np.isnan(samples)]
-    if not len(defined):
-        return Interval(value, float("nan"), float("nan"), LEVEL, 0)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), LEVEL, len(defined))
+        return interval_of(self.value, self.samples, within=(0.0, 1.0 if self.unit == "percent" else np.inf))
 
 
 def difference(first: Measure, second: Measure) -> Interval:
@@ -77,13 +67,7 @@ def take_measures(
 
 
 def _mean_ap(logits: Scores, labels: Labels, report: Report, resamples: int, seed: int) -> Measure:
-    scored = np.array([c.name not in report.left_out for c in report.per_class], np.bool_)
-    samples = np.full(resamples, np.nan)
-    if scored.any():
-        part = Labels(labels.values[:, scored])
-        by_class = bootstrap_average_precision(logits[:, scored], part, report.definition, resamples, seed)
-        defined = (~np.isnan(by_class)).sum(1)
-        samples = np.where(defined > 0, np.nansum(by_class, axis=1) / np.maximum(defined, 1), np.nan)
+    _, samples = bootstrap_means(logits, labels, report.definition, resamples, seed)
     words = (
         f"mean over the {report.classes_scored} classes scored of average precision, definition '{report.definition}'"
     )
@@ -94,7 +78,7 @@ def _decisions(
     logits: Scores, labels: Labels, cuts: NDArray[np.floating], draws: list[NDArray[np.uint8]]
 ) -> list[Measure]:
     counts = count_tags(logits, labels, cuts)
-    whole = averages(counts).overall()
+    whole = averages(counts)
     tags, present, known = logits >= cuts, labels.present, ~labels.unknown
     cells = [(tags & present), (tags & known), present, known, tags]
     columns = [cell.T.astype(np.float32) for cell in cells]  # [K, N]
@@ -104,10 +88,11 @@ def _decisions(
         sums = [np.rint(column @ times).astype(np.int64) for column in columns]  # [K, r]
         for r in range(block.shape[1]):
             drawn = TagCounts(*(total[:, r] for total in sums), len(labels))  # type: ignore[call-arg]
-            for name, value in averages(drawn).overall().items():
+            for name, value in averages(drawn, lost=whole).overall().items():
                 found[name].append(value)
             found["tags"].append(float(drawn.tagged.sum() / max(len(labels), 1)))
-    measures = [Measure(name, whole[name], np.array(found[name]), words) for name, words in AVERAGES.items()]
+    values = whole.overall()
+    measures = [Measure(name, values[name], np.array(found[name]), words) for name, words in AVERAGES.items()]
     mean = float(counts.tagged.sum() / len(labels)) if len(labels) else float("nan")
     words = f"tags called; {counts.positives.sum() / max(len(labels), 1):.2f} are labelled present"
     return [*measures, Measure("tags an image", mean, np.array(found["tags"]), words, "tags")]
@@ -118,12 +103,13 @@ def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> 
     best = best_classes(np.asarray(logits), max(KS), known)  # [N, k]
     hits = np.cumsum(np.take_along_axis(present, best, axis=1), axis=1)
     positives, asked = present.sum(1), known.sum(1)
+    fallible = asked > positives
     measures = []
     for whole in ranking(logits, labels, KS):
         found = hits[:, min(whole.k, hits.shape[1]) - 1]
         of = np.minimum(whole.k, asked)
-        precision, judged = found / np.maximum(of, 1), of > 0
-        recall, some = found / np.maximum(positives, 1), positives > 0
+        precision, judged = found / np.maximum(of, 1), fallible
+        recall, some = found / np.maximum(positives, 1), fallible & (positives > 0)
         for name, value, each, counted, words in (
             (
                 "P",

@@ -205,7 +205,7 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
         if (pair := figures.against_frequency(ap, trained, s.dataset.classes)) is not None:
             words = f"A dot is a class. Rank correlation (Spearman) {_signed(pair[1])}."
             add("Do frequent classes do better?", pair[0], words)
-    tags = s.thresholds.tags(probabilities)
+    tags = s.thresholds.called(s.logits)
     if (pair := figures.co_occurrences(s.labels, tags, s.dataset.classes)) is not None:
         words = (
             "Of images with the row's tag, the percent that also carry the column's; empty rows are never called."

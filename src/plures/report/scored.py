@@ -58,7 +58,7 @@ def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_
     logits, dataset = scored_split(run, data, split, None, skip_bad)
     thresholds = thresholds_of(run, dataset.classes)
     report = report_of(logits, dataset, run.experiment, thresholds)
-    measures = take_measures(logits, dataset.labels, thresholds.cut_logits(), report, resamples)
+    measures = take_measures(logits, dataset.labels, thresholds.cuts, report, resamples)
     return Scored(
         run,
         split,

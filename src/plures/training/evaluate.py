@@ -81,7 +81,7 @@ def evaluate_positives_only(
         raise PluresError(
             f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"
         )
-    cuts = thresholds_of(run, dataset.classes, threshold).cut_logits()
+    cuts = thresholds_of(run, dataset.classes, threshold).cuts
     return evaluate_positives(logits, observed, dataset.classes, cuts)
 
 
@@ -181,7 +181,7 @@ def report_of(logits: Scores, dataset: Dataset, experiment: Experiment, threshol
         dataset.labels,
         dataset.classes,
         definition=experiment.average_precision,
-        threshold=thresholds.cut_logits(),
+        threshold=thresholds.cuts,
     )
     shown = zip(report.per_class, thresholds.values.tolist(), strict=True)
     return replace(report, per_class=tuple(replace(one, threshold=value) for one, value in shown))

@@ -80,7 +80,7 @@ def make_run(folder, thresholds=None, **settings):
 
 
 def thresholds(calibration=None):
-    return Thresholds.at_probabilities(CLASSES, np.array([0.2, 0.5, 0.55, 0.7]), "m", "f1", "a", "g", calibration)
+    return Thresholds(CLASSES, np.array([0.2, 0.5, 0.55, 0.7]), "m", "f1", "a", "g", calibration)
 
 
 def reference(model, chosen, images):

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from rich.console import Console
 from plures.errors import PluresError, WorkFailed
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, observe_single_positive
 from plures.metrics.average_precision import average_precision
-from plures.metrics.report import evaluate_scores, kind_of
+from plures.metrics.report import Estimates, Report, evaluate_scores, kind_of, too_many_or_few
 
 CLASSES = ("cat", "dog", "sofa", "tv")
 
@@ -157,8 +158,47 @@ def test_render_shows_percent(judged):
     text = shown(report)
     assert f"{100 * report.map:.1f}  [" in text
     assert "3 of 4" in text
-    assert "tv: no known positive" in text
+    assert "1 class (tv): no known positive" in text
     assert f"{100 * report.per_class[0].average_precision:.1f}" in text
+
+
+def test_undefined_numbers_have_no_place_on_the_screen_and_equal_reasons_are_said_once(judged):
+    scores, labels = judged
+    text = shown(evaluate_scores(scores, observe_single_positive(labels), CLASSES), width=200)
+    assert "mAP" not in text
+    assert "precision" not in text
+    assert "CF1" not in text
+    assert text.count("nothing known to be absent") == 1
+    assert "3 classes (cat, dog, sofa): nothing known to be absent; 1 class (tv): no known positive" in text
+
+
+def test_a_model_that_calls_far_too_many_tags_is_said_once():
+    six = too_many_or_few(6.6, 1.0, 1.4, complete=False)
+    assert six == (
+        "it calls 6.60 tags per image where about 1.40 are estimated to be there; thresholds that fit: plures"
+        " thresholds RUN"
+    )
+    assert too_many_or_few(2.0, 1.0, 1.4, complete=False) == ""
+    assert too_many_or_few(0.7, 1.0, 2.1, complete=False) == ""  # an estimate alone says nothing of too few
+    assert "where 1.00 are labelled" in too_many_or_few(0.5, 1.0, 2.1, complete=False)
+    assert too_many_or_few(6.6, 1.4, None, complete=True).endswith(
+        "where 1.40 are there; thresholds that fit: plures thresholds RUN --from clean"
+    )
+    assert too_many_or_few(6.6, 0.0, None, complete=False) == ""
+
+
+def test_estimates_and_warning_are_kept_and_reports_of_the_first_version_are_read(judged, tmp_path):
+    report = evaluate_scores(*judged, CLASSES, bootstrap=0)
+    told = replace(report, estimates=Estimates(0.5, float("nan"), 0.3, 2.0, 1.5, 100, "so"), warning="too many")
+    told.save(tmp_path / "report.json")
+    back = Report.load(tmp_path / "report.json")
+    assert back.warning == "too many"
+    assert (back.estimates.f1, back.estimates.assumes) == (0.3, "so")
+    assert np.isnan(back.estimates.precision)
+    assert "about 1.50 estimated there" in shown(back)
+    assert "Warning: too many" in shown(back)
+    old = {key: value for key, value in report.to_dict().items() if key not in ("estimates", "warning")}
+    assert Report.from_dict(old).estimates is None
 
 
 def test_names_must_fit(judged):

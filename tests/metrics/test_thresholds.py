@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plures.errors import PluresError
 from plures.metrics.calibrating import calibrate, calibration_error
 from plures.metrics.choosing import ALWAYS, NEVER, Curve, Objective, Pool, choose, conformal_cut
-from plures.metrics.thresholds import LEAST, Calibration, Thresholds, sigmoid
+from plures.metrics.thresholds import LEAST, Calibration, Thresholds, probabilities_at, sigmoid
 from plures.metrics.thresholds import NEVER as ABOVE_ONE
 
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
@@ -206,7 +206,7 @@ CALIBRATIONS = {
 
 def made(kind="none", values=(0.4, 0.25)):
     words = ("clean", "f1", "a.", "b.")
-    return Thresholds.at_probabilities(("cat", "dog"), np.array(values), *words, CALIBRATIONS[kind])
+    return Thresholds(("cat", "dog"), np.array(values), *words, CALIBRATIONS[kind])
 
 
 @pytest.mark.parametrize("kind", CALIBRATIONS)
@@ -236,7 +236,8 @@ def test_saved_thresholds_come_back_in_the_order_of_the_classes(tmp_path, kind):
 @pytest.mark.parametrize("kind", CALIBRATIONS)
 def test_infinite_cuts_are_words_and_come_back(tmp_path, kind):
     classes, cuts = ("cat", "dog"), np.array([np.inf, -np.inf], np.float32)
-    Thresholds.at_cuts(classes, cuts, "m", "f1", "a.", "b.", CALIBRATIONS[kind]).save(tmp_path)
+    values = probabilities_at(cuts, CALIBRATIONS[kind])
+    Thresholds(classes, values, "m", "f1", "a.", "b.", CALIBRATIONS[kind], cuts).save(tmp_path)
     stored = json.loads((tmp_path / "thresholds.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert stored["cut_logits"] == {"cat": "never", "dog": "always"}
     back = Thresholds.load(tmp_path, classes)

@@ -17,7 +17,7 @@ from plures.labels import Labels
 from plures.metrics.calibrating import KINDS, calibrate
 from plures.metrics.calibrating import Kind as Calibrating
 from plures.metrics.choosing import Cuts, Objective, Pool, choose
-from plures.metrics.thresholds import Calibration, Floats, Thresholds
+from plures.metrics.thresholds import Calibration, Floats, Thresholds, probabilities_at
 from plures.metrics.uniform_choice import fit_uniform_choice, most_tags
 from plures.models.model import load
 from plures.training.data import prepare
@@ -150,20 +150,22 @@ def from_logits(
     scores = logits.astype(np.float64) if calibration is None else calibration.comparable(logits)
     pool = Pool(scores, presence, known, labels.present, weights)
     cuts = choose(pool, objective, per_class=per_class, match_priors=estimated)
-    thresholds = Thresholds.at_cuts(
+    settled = settle(cuts.values, scores, logits, calibration)
+    thresholds = Thresholds(
         classes,
-        settled(cuts.values, scores, logits, calibration),
+        probabilities_at(settled, calibration),
         f"{source}, {'per class' if per_class else 'global'}",
         str(objective),
         assumption(source),
         guarantee(source, objective, per_class, len(labels)),
         calibration,
+        settled,
     )
     warning = _warning(labels, objective, pool, estimated, logits)
     return _judged(thresholds, pool, thresholds.called(logits), cuts, estimated, warning)
 
 
-def settled(chosen: Floats, scores: Floats, logits: Scores, calibration: Calibration | None) -> NDArray[np.float32]:
+def settle(chosen: Floats, scores: Floats, logits: Scores, calibration: Calibration | None) -> NDArray[np.float32]:
     """The cuts [K] on float32 logits [N, K] that call what `chosen` [K] calls by their comparable scores [N, K],
     whatever the way back from scores to logits rounds."""
     cuts = (chosen if calibration is None else calibration.logits_at(chosen)).astype(np.float32)
@@ -249,7 +251,9 @@ def _judged(
         for k, name in enumerate(thresholds.classes)
     )
     images = len(pool.scores)
-    return Choice(thresholds, images, float(tags.sum() / images), float(np.nansum(pool.share)), estimated, per_class, warning)
+    return Choice(
+        thresholds, images, float(tags.sum() / images), float(np.nansum(pool.share)), estimated, per_class, warning
+    )
 
 
 def _share(part: float, whole: float) -> float:

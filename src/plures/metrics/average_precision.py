@@ -175,7 +175,8 @@ def mean_average_precision(
     scores: Scores, labels: Labels, definition: str = "plain", threads: int | None = None
 ) -> MeanAveragePrecision:
     """mAP over the classes that the definition gives a value and that can fail; arguments as `average_precision`."""
-    per_class = np.where(cannot_fail(labels, definition), np.nan, average_precision(scores, labels, definition, threads))
+    by_formula = average_precision(scores, labels, definition, threads)
+    per_class = np.where(cannot_fail(labels, definition), np.nan, by_formula)
     scored = ~np.isnan(per_class)
     value = float(per_class[scored].mean()) if scored.any() else float("nan")
     return MeanAveragePrecision(value, per_class, scored)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
@@ -24,6 +25,7 @@ from plures.metrics.average_precision import Scores, average_precision, cannot_f
 from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
 
+FAR = 1.5  # times as many tags as there are, or as few: worth a warning
 LabelsKind = Literal["complete", "partial", "single-positive"]
 
 
@@ -42,6 +44,23 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """What the labels known to be present say of those that nobody wrote down, as far as `assumes` holds.
+
+    map, precision, f1: in [0, 1], precision and f1 of all cells together at the thresholds; tags_called,
+    tags_present: per image on average; images: those with a present label, on which the estimates rest.
+    """
+
+    map: float
+    precision: float
+    f1: float
+    tags_called: float
+    tags_present: float
+    images: int
+    assumes: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What an evaluation found.
 
@@ -51,6 +70,7 @@ class Report:
     nothing known to be absent); classes_scored: how many; left_out: the others' names, each with the reason.
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
     an image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
+    estimates: where labels are not complete, else None; warning: for people, or nothing.
     """
 
     definition: str
@@ -64,6 +84,8 @@ class Report:
     tags_predicted: float
     tags_true: float
     per_class: tuple[ClassResult, ...]
+    estimates: Estimates | None = None
+    warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: nan becomes None; `unit` says that values are fractions."""
@@ -81,8 +103,10 @@ class Report:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
         """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is no report."""
-        values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
-        report = read_as(cls, values | ({} if stored["interval"] else {"interval": None}))
+        since_0_2 = {"estimates": None, "warning": ""}
+        values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
+        values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
+        report = read_as(cls, values)
         if not set(AVERAGES) <= set(report.averages):
             raise ValueError(f"averages of {', '.join(report.averages)}")
         return report
@@ -98,34 +122,49 @@ class Report:
             raise PluresError(f"{path}: not a report ({error})") from None
 
     def render(self) -> Group:
-        """Two tables for the terminal, in percent: the whole, and the classes."""
-        return Group(self._summary(), self._classes())
+        """Two tables for the terminal, in percent: the whole, and the classes; what is undefined has no place there.
+        A warning comes last."""
+        warning = [Text(f"Warning: {self.warning}", style="yellow")] if self.warning else []
+        return Group(self._summary(), self._classes(), *warning)
 
     def _summary(self) -> Table:
         table = Table(title="Evaluation (percent)", show_header=False)
         interval = ""
         if self.interval is not None:
             interval = f"  [{percent(self.interval.low)}, {percent(self.interval.high)}] at {self.interval.level:.0%}"
-        rows = {
-            f"mAP ({self.definition})": percent(self.map) + interval,
-            "classes scored": f"{self.classes_scored} of {len(self.per_class)}",
-            "images": f"{self.images:,} ({self.labels} labels)",
-            "CP / CR / CF1": " / ".join(percent(self.averages[name]) for name in ("CP", "CR", "CF1")),
-            "OP / OR / OF1": " / ".join(percent(self.averages[name]) for name in ("OP", "OR", "OF1")),
-            "tags an image": f"{self.tags_predicted:.2f} predicted, {self.tags_true:.2f} labelled present",
-        }
+        rows = {"images": f"{self.images:,} ({self.labels} labels)"}
+        if self.classes_scored:
+            rows[f"mAP ({self.definition})"] = percent(self.map) + interval
+            rows["classes scored"] = f"{self.classes_scored} of {len(self.per_class)}"
+        for names in (("CP", "CR", "CF1"), ("OP", "OR", "OF1")):
+            defined = [name for name in names if not math.isnan(self.averages[name])]
+            if defined:
+                rows[" / ".join(defined)] = " / ".join(percent(self.averages[name]) for name in defined)
+        tags = f"{self.tags_predicted:.2f} called, {self.tags_true:.2f} labelled present"
+        if (e := self.estimates) is not None:
+            rows["estimated mAP"] = percent(e.map)
+            rows["estimated precision / F1"] = f"{percent(e.precision)} / {percent(e.f1)}"
+            tags += f", about {e.tags_present:.2f} estimated there"
+        rows["tags per image"] = tags
         if self.left_out:
-            rows["left out"] = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            rows["not scored"] = spell_left_out(self.left_out)
+        if e is not None:
+            rows["estimates assume"] = e.assumes
         for name, value in rows.items():
             table.add_row(name, value)
         return table
 
     def _classes(self) -> Table:
         table = Table("class", title="Classes (percent)")
-        for name in ("AP", "precision", "recall", "F1", "positives", "known"):
+        measures = {"AP": "average_precision", "precision": "precision", "recall": "recall", "F1": "f1"}
+        shown = {
+            name: attribute for name, attribute in measures.items()
+            if not all(math.isnan(getattr(c, attribute)) for c in self.per_class)
+        }  # fmt: skip
+        for name in (*shown, "positives", "known"):
             table.add_column(name, justify="right")
         for c in self.per_class:
-            values = [percent(value) for value in (c.average_precision, c.precision, c.recall, c.f1)]
+            values = [percent(getattr(c, attribute)) for attribute in shown.values()]
             table.add_row(c.name, *values, f"{c.positives:,}", f"{c.known:,}")
         return table
 
@@ -193,6 +232,32 @@ def kind_of(labels: Labels) -> LabelsKind:
         return "complete"
     single = not labels.absent.any() and int(labels.present.sum(1).max(initial=0)) <= 1
     return "single-positive" if single else "partial"
+
+
+def spell_left_out(left_out: dict[str, str], most: int = 5) -> str:
+    """Which classes were not scored and why, each reason once: `3 classes (a, b, c): no known positive`."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{len(of)} {'class' if len(of) == 1 else 'classes'}"
+        f" ({', '.join(of[:most])}{', ...' if len(of) > most else ''}): {reason}"
+        for reason, of in names.items()
+    )
+
+
+def too_many_or_few(called: float, labelled: float, estimated: float | None, complete: bool) -> str:
+    """A warning where a model calls far more tags per image than there are, as far as can be said, or far fewer than
+    are labelled, with what to do; or nothing. estimated: None where nothing was estimated."""
+    how = " --from clean" if complete else ""
+    most = labelled if complete else estimated
+    if most and called > FAR * most:
+        there = f"{most:.2f} are there" if complete else f"about {most:.2f} are estimated to be there"
+    elif labelled > FAR * called:
+        there = f"{labelled:.2f} are labelled"
+    else:
+        return ""
+    return f"it calls {called:.2f} tags per image where {there}; thresholds that fit: plures thresholds RUN{how}"
 
 
 def percent(fraction: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,22 +45,27 @@ class Calibration:
         """Logits [N, K] -> probabilities [N, K]."""
         logits = np.asarray(logits, np.float64)
         if self.kind == "affine":
-            assert self.scale is not None
-            assert self.offset is not None
-            return sigmoid(logits * self.scale + self.offset)
+            return sigmoid(self.comparable(logits))
         return np.stack([np.interp(logits[:, k], x, y) for k, (x, y) in enumerate(self.points)], axis=1)
+
+    def _line(self) -> tuple[Floats, Floats]:
+        assert self.scale is not None
+        assert self.offset is not None
+        return self.scale, self.offset
 
     def comparable(self, logits: NDArray[np.floating]) -> Floats:
         """Logits [N, K] -> scores [N, K] that can be compared between classes: the calibrated logits of an affine
         calibration (which never tie where logits differ), the probabilities of an isotonic one."""
         if self.kind == "affine":
-            return np.asarray(np.asarray(logits, np.float64) * self.scale + self.offset)
+            scale, offset = self._line()
+            return np.asarray(np.asarray(logits, np.float64) * scale + offset)
         return self(logits)
 
     def logits_at(self, scores: Floats) -> Floats:
         """The least logit [K] whose `comparable` score is this [K] or more: infinity for never."""
         if self.kind == "affine":
-            return np.asarray((scores - self.offset) / self.scale)
+            scale, offset = self._line()
+            return np.asarray((scores - offset) / scale)
         return np.array([_reaches(x, y, value) for (x, y), value in zip(self.points, scores, strict=True)])
 
     def logits_of(self, probabilities: Floats) -> Floats:
@@ -72,49 +77,25 @@ class Calibration:
 class Thresholds:
     """For each of K classes the logit from which on it is called, and the same as a probability for people.
 
-    cuts: float32 [K], on the logits before calibration; infinity: never called. values [K]: the calibrated
-    probabilities at the cuts, in (0, 1] (NEVER, 1 and a bit: never called). method: how they were chosen; objective:
-    for what; assumes and guarantees: a sentence each, for people.
+    values [K]: calibrated probabilities in (0, 1] (NEVER, 1 and a bit: never called). cuts: float32 [K], on the logits
+    before calibration, infinity: never called; made of the values unless given. method: how they were chosen;
+    objective: for what; assumes and guarantees: a sentence each, for people.
     """
 
     classes: tuple[str, ...]
-    cuts: Cuts
     values: Floats
     method: str
     objective: str
     assumes: str
     guarantees: str
     calibration: Calibration | None = None
+    cuts: Cuts = field(default_factory=lambda: np.empty(0, np.float32))
 
-    @classmethod
-    def at_probabilities(
-        cls,
-        classes: tuple[str, ...],
-        values: Floats,
-        method: str,
-        objective: str,
-        assumes: str,
-        guarantees: str,
-        calibration: Calibration | None = None,
-    ) -> Thresholds:
-        """From calibrated probabilities [K]."""
-        cuts = logit(values) if calibration is None else calibration.logits_of(values)
-        return cls(classes, cuts.astype(np.float32), values, method, objective, assumes, guarantees, calibration)
-
-    @classmethod
-    def at_cuts(
-        cls,
-        classes: tuple[str, ...],
-        cuts: Cuts,
-        method: str,
-        objective: str,
-        assumes: str,
-        guarantees: str,
-        calibration: Calibration | None = None,
-    ) -> Thresholds:
-        """From logits [K] before calibration."""
-        values = probabilities_at(cuts, calibration)
-        return cls(classes, cuts, values, method, objective, assumes, guarantees, calibration)
+    def __post_init__(self) -> None:
+        if self.cuts.shape != self.values.shape:
+            c = self.calibration
+            cuts = logit(self.values) if c is None else c.logits_of(self.values)
+            object.__setattr__(self, "cuts", cuts.astype(np.float32))
 
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Logits [N, K] -> calibrated probabilities [N, K]."""
@@ -127,7 +108,7 @@ class Thresholds:
     @classmethod
     def constant(cls, classes: tuple[str, ...], value: float = 0.5) -> Thresholds:
         """One threshold for every class, as given: a probability."""
-        return cls.at_probabilities(classes, np.full(len(classes), value), "given", "none", "nothing", "nothing")
+        return cls(classes, np.full(len(classes), value), "given", "none", "nothing", "nothing")
 
     def save(self, folder: str | Path) -> None:
         """Write `thresholds.json` into a run folder, whole or not at all."""
@@ -136,9 +117,8 @@ class Thresholds:
             c = self.calibration
             calibration = {"kind": c.kind}
             if c.kind == "affine":
-                assert c.scale is not None
-                assert c.offset is not None
-                calibration |= {"scale": c.scale.tolist(), "offset": c.offset.tolist()}
+                scale, offset = c._line()
+                calibration |= {"scale": scale.tolist(), "offset": offset.tolist()}
             else:
                 calibration["points"] = [[x.tolist(), y.tolist()] for x, y in c.points]
         stored = {
@@ -172,9 +152,9 @@ class Thresholds:
             values = np.array([stored["thresholds"][name] for name in classes], np.float64)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise ValueError("a threshold is a number above 0")
-            words = [str(stored[name]) for name in ("method", "objective", "assumes", "guarantees")]
+            method, objective, *told = (str(stored[n]) for n in ("method", "objective", "assumes", "guarantees"))
             calibration = _read_calibration(stored["calibration"], order)
-            given = cls.at_probabilities(classes, values, words[0], words[1], words[2], words[3], calibration)
+            given = cls(classes, values, method, objective, told[0], told[1], calibration)
             if "cut_logits" not in stored:
                 return given
             cuts = np.array([_read_cut(stored["cut_logits"][name]) for name in classes], np.float32)

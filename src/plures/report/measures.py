@@ -16,7 +16,8 @@ from plures.metrics.average_precision import Scores
 from plures.metrics.counts import TagCounts, averages, best_classes, count_tags
 from plures.metrics.intervals import Interval, bootstrap_means, interval_of, multiplicities
 from plures.metrics.ranking import ranking
-from plures.metrics.report import Report
+from plures.metrics.report import Estimates, Report
+from plures.metrics.uniform_choice import fit_uniform_choice
 
 Floats = NDArray[np.float64]
 AVERAGES = {
@@ -33,7 +34,7 @@ KS = (1, 3, 5)
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """value and samples [resamples] in [0, 1] (tags an image: tags), nan where undefined; unit: "percent" or "tags"."""
+    """value, samples [resamples]: in [0, 1], or tags per image; nan where undefined. unit: "percent" or "tags"."""
 
     name: str
     value: float
@@ -63,7 +64,10 @@ def take_measures(
     measures = [_mean_ap(logits, labels, report, resamples, seed)]
     draws = multiplicities(len(labels), resamples, seed)
     measures += _decisions(logits, labels, cuts, draws)
-    return measures + _ranking(logits, labels, draws)
+    measures += _ranking(logits, labels, draws)
+    return (
+        measures if report.estimates is None else measures + _estimated(logits, labels, cuts, report.estimates, draws)
+    )
 
 
 def _mean_ap(logits: Scores, labels: Labels, report: Report, resamples: int, seed: int) -> Measure:
@@ -95,7 +99,7 @@ def _decisions(
     measures = [Measure(name, values[name], np.array(found[name]), words) for name, words in AVERAGES.items()]
     mean = float(counts.tagged.sum() / len(labels)) if len(labels) else float("nan")
     words = f"tags called; {counts.positives.sum() / max(len(labels), 1):.2f} are labelled present"
-    return [*measures, Measure("tags an image", mean, np.array(found["tags"]), words, "tags")]
+    return [*measures, Measure("tags per image", mean, np.array(found["tags"]), words, "tags")]
 
 
 def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> list[Measure]:
@@ -123,6 +127,37 @@ def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> 
             samples = np.concatenate([_weighted(each, counted, block) for block in draws])
             measures.append(Measure(f"{name}@{whole.k}", value, samples, f"{words}, averaged over images"))
     return measures
+
+
+def _estimated(
+    logits: Scores,
+    labels: Labels,
+    cuts: NDArray[np.floating],
+    estimates: Estimates,
+    draws: list[NDArray[np.uint8]],
+) -> list[Measure]:
+    """What is estimated of labels that are not complete; intervals over images, the estimate of each label held."""
+    rows = labels.present.any(1)
+    presence = fit_uniform_choice(logits, labels).presence(logits, labels)
+    tags = logits >= cuts
+    per_image = np.stack([(presence * tags).sum(1), tags.sum(1), presence.sum(1)]) * rows  # [3, N]
+    hits, called, there = np.concatenate([per_image @ block for block in draws], axis=1)  # [resamples] each
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "precision": (estimates.precision, hits / called, "percent"),
+            "F1": (estimates.f1, 2 * hits / (called + there), "percent"),
+            "tags there": (estimates.tags_present, there / (rows @ np.concatenate(draws, axis=1)), "tags"),
+        }
+    words = {
+        "precision": "precision of all cells pooled",
+        "F1": "F1 of all cells pooled",
+        "tags there": "tags per image that are there",
+    }
+    assumed = f"estimated, if {estimates.assumes}"
+    return [
+        Measure(f"{name}, estimated", value, samples, f"{words[name]}, {assumed}", unit)
+        for name, (value, samples, unit) in found.items()
+    ]
 
 
 def _weighted(values: Floats, counted: NDArray[np.bool_], block: NDArray[np.uint8]) -> Floats:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from plures.errors import PluresError, WorkFailed
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, observe_single_positive
 from plures.metrics.average_precision import average_precision
+from plures.metrics.ranking import ranking
 from plures.metrics.report import Estimates, Report, evaluate_scores, kind_of, too_many_or_few
 
 CLASSES = ("cat", "dog", "sofa", "tv")
@@ -199,6 +201,20 @@ def test_estimates_and_warning_are_kept_and_reports_of_the_first_version_are_rea
     assert "Warning: too many" in shown(back)
     old = {key: value for key, value in report.to_dict().items() if key not in ("estimates", "warning")}
     assert Report.from_dict(old).estimates is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_and_codes_are_taken_as_arrays_are(judged, dtype):
+    tensor = torch.from_numpy(judged[0]).to(dtype).requires_grad_()
+    codes = judged[1].values
+    scores = tensor.detach().double().numpy()
+    expected = evaluate_scores(scores, judged[1], CLASSES, bootstrap=10)
+    assert repr(evaluate_scores(tensor, torch.from_numpy(codes), CLASSES, bootstrap=10)) == repr(expected)
+    np.testing.assert_equal(average_precision(tensor, codes), average_precision(scores, judged[1]))
+    np.testing.assert_equal(average_precision(tensor, codes == 1), average_precision(scores, judged[1]))
+    assert ranking(tensor, codes) == ranking(scores, judged[1])
+    with pytest.raises(PluresError, match="differ in shape"):
+        average_precision(tensor, codes[:3])
 
 
 def test_names_must_fit(judged):

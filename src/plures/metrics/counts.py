@@ -17,14 +17,17 @@ In both, CF1 is the harmonic mean of CP and CR (as in that paper), and `macro_f1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, check_shapes
+from plures.metrics.average_precision import Scores, arrays, check_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Convention = Literal["textbook", "mlgcn"]
 BLOCK_CELLS = 2**22  # cells of scores looked at together
@@ -113,11 +116,17 @@ def best_classes(scores: Scores, top: int, among: NDArray[np.bool_] | None = Non
     return np.argsort(ranked, axis=1, kind="stable")[:, :top]
 
 
-def count_tags(scores: Scores, labels: Labels, threshold: ArrayLike | None = 0.5, top: int | None = None) -> TagCounts:
+def count_tags(
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
+    threshold: ArrayLike | None = 0.5,
+    top: int | None = None,
+) -> TagCounts:
     """Count predicted tags against labels; arguments as `predict_tags`, unknown cells masked. Memory is bounded.
 
     Raises PluresError if the shapes differ or neither threshold nor top is given.
     """
+    scores, labels = arrays(scores, labels)
     check_shapes(scores, labels)
     if threshold is None and top is None:
         raise PluresError("counting tags wants a threshold, a top-k, or both")

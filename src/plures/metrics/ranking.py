@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, check_shapes
+from plures.metrics.average_precision import Scores, arrays, check_shapes
 from plures.metrics.counts import BLOCK_CELLS, best_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Ranking:
 
 
 def ranking(
-    scores: Scores,
-    labels: Labels,
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
     ks: Sequence[int] = (1, 3, 5),
     convention: Literal["textbook", "mlspl"] = "textbook",
 ) -> list[Ranking]:
@@ -47,6 +51,7 @@ def ranking(
     by the number of its known classes, whichever is less (an image without a known class is left out of it).
     Raises PluresError for a k below 1 or shapes that differ.
     """
+    scores, labels = arrays(scores, labels)
     check_shapes(scores, labels)
     if convention not in ("textbook", "mlspl"):
         raise PluresError(f"unknown convention '{convention}'; choose from: mlspl, textbook")

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,9 +21,12 @@ from rich.text import Text
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, average_precision, cannot_fail
+from plures.metrics.average_precision import Scores, arrays, average_precision, cannot_fail
 from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAR = 1.5  # times as many tags as there are, or as few: worth a warning
 LabelsKind = Literal["complete", "partial", "single-positive"]
@@ -170,8 +173,8 @@ class Report:
 
 
 def evaluate_scores(
-    scores: Scores,
-    labels: Labels,
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
     classes: tuple[str, ...],
     definition: str = "plain",
     threshold: ArrayLike = 0.5,
@@ -179,7 +182,7 @@ def evaluate_scores(
     seed: int = 0,
     logits: bool = False,
 ) -> Report:
-    """Judge scores [N, K] by labels [N, K] of the named classes.
+    """Judge scores [N, K] by labels [N, K] of the named classes: arrays or tensors; labels as Labels or codes.
 
     threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
     for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
@@ -188,6 +191,7 @@ def evaluate_scores(
     those codes count.)
     Raises PluresError if shapes or names disagree.
     """
+    scores, labels = arrays(scores, labels)
     if len(classes) != labels.classes:
         raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
     cut = np.asarray(threshold, np.float64)

@@ -18,7 +18,7 @@ from plures.metrics.calibrating import KINDS, calibrate
 from plures.metrics.calibrating import Kind as Calibrating
 from plures.metrics.choosing import Cuts, Objective, Pool, choose
 from plures.metrics.thresholds import Calibration, Floats, Thresholds, probabilities_at
-from plures.metrics.uniform_choice import fit_uniform_choice, most_tags
+from plures.metrics.uniform_choice import ASSUMES, fit_uniform_choice, most_tags
 from plures.models.model import load
 from plures.training.data import prepare
 from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
@@ -180,10 +180,7 @@ def assumption(source: Source) -> str:
     """What a choice takes for granted, in a sentence."""
     same = "The held-out images are like those to come, and the model was not trained on them"
     if source == "positives":
-        return (
-            f"{same}; the tag of an image was picked evenly among its labels; and labels are independent given the"
-            " model's scores."
-        )
+        return f"{same}; {ASSUMES}."
     return f"{same}; {'every' if source == 'clean' else 'and each'} label that counts here is right."
 
 
@@ -220,7 +217,7 @@ def _warning(labels: Labels, objective: Objective, pool: Pool, estimated: bool, 
         parts.append(f"{few} of {labels.classes} classes have fewer than {FEW} held-out positives and are uncertain")
     if estimated:
         tags = float(pool.presence.sum(1).mean())
-        parts.append(f"{tags:.2f} labels an image estimated, {most_tags(logits, labels):.2f} at most by their ranks")
+        parts.append(f"{tags:.2f} labels per image estimated, {most_tags(logits, labels):.2f} at most by their ranks")
     return "; ".join(parts)
 
 

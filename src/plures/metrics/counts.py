@@ -101,7 +101,7 @@ def predict_tags(
     if top is None:
         return tags
     if top < 1:
-        raise PluresError(f"top-k wants k of 1 or more, got {top}")
+        raise PluresError(f"top-k needs k of 1 or more, got {top}")
     chosen = np.zeros(scores.shape, np.bool_)
     np.put_along_axis(chosen, best_classes(scores, top, among), True, axis=1)
     return tags & chosen if among is None else tags & chosen & among
@@ -129,7 +129,7 @@ def count_tags(
     scores, labels = arrays(scores, labels)
     check_shapes(scores, labels)
     if threshold is None and top is None:
-        raise PluresError("counting tags wants a threshold, a top-k, or both")
+        raise PluresError("counting tags needs a threshold, a top-k, or both")
     totals = np.zeros((5, labels.classes), np.int64)
     rows = max(1, BLOCK_CELLS // max(labels.classes, 1))
     for start in range(0, len(labels), rows):

@@ -50,8 +50,8 @@ class PositivesReport:
     labels: what the evaluation saw of them; images: those with an observed positive; map: estimated mean AP over the
     classes with an observed positive; map_low: the same if nothing were present but what was observed; map_high: if
     images had `tags_most` labels on average, more than which these ranks do not allow, and those not observed were
-    the highest scores of their classes; tags_estimated: labels an image;
-    tags_predicted: tags an image at the thresholds; precision (of all cells together), macro_f1, micro_f1: estimates
+    the highest scores of their classes; tags_estimated: labels per image;
+    tags_predicted: tags per image at the thresholds; precision (of all cells together), macro_f1, micro_f1: estimates
     at the thresholds; likelihood: mean
     log chance of the observed labels, for comparing models on the same images.
     """
@@ -100,8 +100,8 @@ class PositivesReport:
         table.add_row("precision", percent(self.precision), estimate)
         table.add_row("macro / micro F1", f"{percent(self.macro_f1)} / {percent(self.micro_f1)}", estimate)
         tags = f"{self.tags_predicted:.2f} predicted, {self.tags_estimated:.2f} present"
-        table.add_row("tags an image", tags, estimate)
-        table.add_row("tags an image, at most", f"{self.tags_most:.2f}", self.labels)
+        table.add_row("tags per image", tags, estimate)
+        table.add_row("tags per image, at most", f"{self.tags_most:.2f}", self.labels)
         if self.left_out:
             names = ", ".join(self.left_out)
             table.add_row("left out", f"{names}: no held-out positive", self.labels)

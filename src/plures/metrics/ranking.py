@@ -56,7 +56,7 @@ def ranking(
     if convention not in ("textbook", "mlspl"):
         raise PluresError(f"unknown convention '{convention}'; choose from: mlspl, textbook")
     if min(ks, default=1) < 1:
-        raise PluresError(f"precision at k wants k of 1 or more, got {min(ks)}")
+        raise PluresError(f"precision at k needs k of 1 or more, got {min(ks)}")
     hits, positives, known = _per_image(scores, labels, max(ks, default=1))
     some, fallible = positives > 0, known > positives
     if convention == "mlspl":

@@ -40,7 +40,7 @@ def compare(
     that split differ: their numbers do not measure the same."""
     folders = list(dict.fromkeys(Path(path).resolve() for path in paths))
     if len(folders) < 2:
-        raise PluresError(f"comparing wants two runs or more, got {len(folders)}")
+        raise PluresError(f"comparing needs two runs or more, got {len(folders)}")
     names = _short(folders)
     runs = tuple(score_run(folder, split, resamples, skip_bad) for folder in folders)
     first = runs[0]

@@ -50,7 +50,7 @@ def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_
     PluresError for imported weights (they have no data of their own), a split that is not there, or fewer than two
     resamples."""
     if resamples < 2:
-        raise PluresError(f"a bootstrap wants 2 resamples or more, got {resamples}")
+        raise PluresError(f"a bootstrap needs 2 resamples or more, got {resamples}")
     run = Run(path)
     data = own_data(run, {}, skip_bad)
     if split == "test" and "test" not in data.split_names():

@@ -191,13 +191,13 @@ def test_a_model_that_calls_far_too_many_tags_is_said_once():
 
 def test_estimates_and_warning_are_kept_and_reports_of_the_first_version_are_read(judged, tmp_path):
     report = evaluate_scores(*judged, CLASSES, bootstrap=0)
-    told = replace(report, estimates=Estimates(0.5, float("nan"), 0.3, 2.0, 1.5, 100, "so"), warning="too many")
+    told = replace(report, estimates=Estimates(0.5, float("nan"), 0.3, 2.0, 1.5, 1.9, 100, "so"), warning="too many")
     told.save(tmp_path / "report.json")
     back = Report.load(tmp_path / "report.json")
     assert back.warning == "too many"
     assert (back.estimates.f1, back.estimates.assumes) == (0.3, "so")
     assert np.isnan(back.estimates.precision)
-    assert "about 1.50 estimated there" in shown(back)
+    assert "about 1.50 estimated there (at most 1.90)" in shown(back)
     assert "Warning: too many" in shown(back)
     old = {key: value for key, value in report.to_dict().items() if key not in ("estimates", "warning")}
     assert Report.from_dict(old).estimates is None

@@ -76,7 +76,7 @@ class PositivesReport:
     def estimates(self) -> Estimates:
         """The same in short, as a Report shows it."""
         numbers = (self.map, self.precision, self.micro_f1, self.tags_predicted, self.tags_estimated)
-        return Estimates(*numbers, self.images, ASSUMES)
+        return Estimates(*numbers, self.tags_most, self.images, ASSUMES)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: nan becomes None."""

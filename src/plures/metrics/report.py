@@ -51,7 +51,8 @@ class Estimates:
     """What the labels known to be present say of those that nobody wrote down, as far as `assumes` holds.
 
     map, precision, f1: in [0, 1], precision and f1 of all cells together at the thresholds; tags_called,
-    tags_present: per image on average; images: those with a present label, on which the estimates rest.
+    tags_present: per image on average; tags_most: more than so many the ranks of the labels do not allow, whatever is
+    assumed; images: those with a present label, on which the estimates rest.
     """
 
     map: float
@@ -59,6 +60,7 @@ class Estimates:
     f1: float
     tags_called: float
     tags_present: float
+    tags_most: float
     images: int
     assumes: str
 
@@ -147,7 +149,7 @@ class Report:
         if (e := self.estimates) is not None:
             rows["estimated mAP"] = percent(e.map)
             rows["estimated precision / F1"] = f"{percent(e.precision)} / {percent(e.f1)}"
-            tags += f", about {e.tags_present:.2f} estimated there"
+            tags += f", about {e.tags_present:.2f} estimated there (at most {e.tags_most:.2f})"
         rows["tags per image"] = tags
         if self.left_out:
             rows["not scored"] = spell_left_out(self.left_out)

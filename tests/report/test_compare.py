@@ -55,5 +55,5 @@ def test_runs_judged_by_other_labels_are_refused(plures, runs, tmp_path):
         compare([runs[0], other.path], resamples=2)
     code, _, err = plures("compare", runs[0], runs[0])
     assert code == 2
-    assert "wants two runs or more, got 1" in err
+    assert "needs two runs or more, got 1" in err
     assert np.isfinite(compare(runs, resamples=2).differences(1)[0].value)

@@ -31,7 +31,7 @@ from plures.files import writing
 from plures.inference.heatmaps import paint, region_weights
 from plures.metrics.localisation import Judge, Localisation, box_of
 from plures.models.model import Model, load
-from plures.models.output import Output
+from plures.models.output import Output, checked_logits
 from plures.training.evaluate import make_fabric, match_classes, own_data, thresholds_of
 from plures.training.features import frozen_features, token_boxes
 from plures.training.phase import HeadOnFeatures
@@ -48,7 +48,7 @@ class Seen:
 
     row: int
     size: tuple[int, int]
-    logits: NDArray[np.float64]
+    logits: NDArray[np.float32]
     weights: NDArray[np.floating]
     boxes: NDArray[np.floating]
 
@@ -108,7 +108,7 @@ def localise(
         sizes.append(seen.size)
         smallest = _smallest(seen.boxes)
         probabilities = thresholds.probabilities(seen.logits[None])
-        called = set(np.flatnonzero(thresholds.tags(probabilities)[0]).tolist())
+        called = set(np.flatnonzero(thresholds.called(seen.logits)).tolist())
         here = truth.get(seen.row, {})
         for column in sorted(called | here.keys()):
             heat = seen.heat(column)
@@ -131,7 +131,7 @@ def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[See
     for rows, output in _outputs(model, dataset, experiment):
         weights = region_weights(output).float().cpu().numpy()  # [B, K, P]
         assert output.boxes is not None
-        boxes, logits = output.boxes.float().cpu().numpy(), output.logits.double().cpu().numpy()
+        boxes, logits = output.boxes.float().cpu().numpy(), checked_logits(output.logits)
         for i, row in enumerate(rows.tolist()):
             yield Seen(row, image_size(dataset.images[row]), logits[i], weights[i], boxes)
 

@@ -29,6 +29,7 @@ from plures.inference.heatmaps import overlay, paint, region_weights
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
+from plures.models.output import checked_logits
 from plures.training.data import prepare, with_splits
 from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
 from plures.training.history import mean_logits
@@ -304,6 +305,7 @@ def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], I
         if tag not in model.classes:
             raise Unreadable(f"the model does not know '{tag}'")
         output = model(transform(photo)[None])
+        checked_logits(output.logits)
         weights = region_weights(output)[0, model.classes.index(tag)].float().numpy()  # [P]
         assert output.boxes is not None
         heat = paint(weights, output.boxes.float().numpy(), photo.height, photo.width)

@@ -202,7 +202,7 @@ def write_part(folder: Parts, scorer: Scorer, scored: list[Scored], pictures: _P
 def rows_of(scorer: Scorer, scored: Scored) -> Rows:
     """Probabilities and tags of a batch."""
     probabilities = scorer.thresholds.probabilities(scored.logits)
-    return Rows(scored.names, probabilities, scorer.thresholds.tags(probabilities))
+    return Rows(scored.names, probabilities, scorer.thresholds.called(scored.logits))
 
 
 def _measured(todo: Iterator[tuple[int, list[Item]]], sizes: dict[int, int]) -> Iterator[tuple[int, list[Item]]]:

@@ -21,7 +21,7 @@ from plures.inference.heatmaps import region_weights
 from plures.inference.sources import Item
 from plures.models.memory import Halving, joined
 from plures.models.model import Model, load
-from plures.models.output import Output
+from plures.models.output import Output, checked_logits
 from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
 
@@ -38,7 +38,7 @@ class Scored:
     asked: list[str]
     rows: list[int]
     images: list[Any]
-    logits: NDArray[np.float64]
+    logits: NDArray[np.float32]
     weights: NDArray[np.floating[Any]] | None
     boxes: NDArray[np.floating[Any]] | None
     bad: list[tuple[str, str]]
@@ -112,10 +112,10 @@ class Scorer:
         for part, asked, rows, pixels, images, bad in loader:
             weights = boxes = None
             if pixels is None:
-                logits = np.empty((0, len(self.classes)))
+                logits = np.empty((0, len(self.classes)), np.float32)
             else:
                 output = self(pixels, maps)
-                logits = output.logits.double().cpu().numpy()
+                logits = checked_logits(output.logits)
                 if maps and output.boxes is not None:
                     weights = region_weights(output).float().cpu().numpy()
                     boxes = output.boxes.float().cpu().numpy()

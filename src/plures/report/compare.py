@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from plures.files import writing
 from plures.metrics.intervals import Interval
 from plures.metrics.report import percent
 from plures.report import figures
-from plures.report.measures import difference
+from plures.report.measures import Measure, difference
 from plures.report.page import KINDS, Fig, honest, render, spell_difference, spell_interval, spell_measure
 from plures.report.scored import Scored, score_run
 from plures.training.probabilities import read_probabilities
@@ -39,7 +40,7 @@ def compare(
     that split differ: their numbers do not measure the same."""
     folders = list(dict.fromkeys(Path(path).resolve() for path in paths))
     if len(folders) < 2:
-        raise PluresError(f"comparing wants two runs or more, got {len(folders)}")
+        raise PluresError(f"comparing needs two runs or more, got {len(folders)}")
     names = _short(folders)
     runs = tuple(score_run(folder, split, resamples, skip_bad) for folder in folders)
     first = runs[0]
@@ -71,12 +72,22 @@ def render_terminal(c: Comparison) -> Table:
     for name in c.names:
         table.add_column(name, justify="right", overflow="fold")
     gaps = [c.differences(i) for i in range(1, len(c.runs))]
-    for row, measure in enumerate(c.runs[0].measures):
+    for row, measure in _defined(c):
         cells = [spell_measure(measure)]
         for run, differences in zip(c.runs[1:], gaps, strict=True):
             cells.append(f"{spell_measure(run.measures[row])}  {spell_difference(differences[row], measure.unit)}")
         table.add_row(measure.name, *cells)
+    if (estimates := c.runs[0].report.estimates) is not None:
+        table.caption = f"estimated: if {estimates.assumes}"
     return table
+
+
+def _defined(c: Comparison) -> list[tuple[int, Measure]]:
+    """The first run's measures by their place, without those that no run has a value of."""
+    return [
+        (row, measure) for row, measure in enumerate(c.runs[0].measures)
+        if not all(math.isnan(run.measures[row].value) for run in c.runs)
+    ]  # fmt: skip
 
 
 def write_comparison(c: Comparison, out: str | Path) -> None:
@@ -93,7 +104,7 @@ def _context(c: Comparison) -> dict[str, Any]:
     first = c.runs[0]
     gaps = [c.differences(i) for i in range(1, len(c.runs))]
     rows = []
-    for row, measure in enumerate(first.measures):
+    for row, measure in _defined(c):
         others = [
             (run.measures[row], spell_difference(d[row], measure.unit), _verdict(d[row]))
             for run, d in zip(c.runs[1:], gaps, strict=True)

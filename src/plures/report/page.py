@@ -17,7 +17,7 @@ from plures.experiment import AUTO, EXACT, Part
 from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
-from plures.metrics.report import kind_of, percent
+from plures.metrics.report import kind_of, percent, spell_left_out
 from plures.models.model import Model, load
 from plures.report import figures
 from plures.report.measures import Measure
@@ -94,8 +94,9 @@ def page_context(s: Scored, model: Model) -> dict[str, Any]:
         "honest": honest(s),
         "kind": s.report.labels,
         "kind_words": KINDS[s.report.labels],
-        "measures": s.measures,
-        "left_out": s.report.left_out,
+        "measures": [m for m in s.measures if not math.isnan(m.value)],
+        "warning": s.report.warning,
+        "left_out": spell_left_out(s.report.left_out, most=40),
         "classes": by_class(s),
         "thresholds": s.thresholds,
         "figures": all_figures(s, probabilities),
@@ -135,7 +136,7 @@ def trained_on(s: Scored) -> dict[str, str]:
         labels = p.train.labels
         rows["training labels"] = (
             f"{KINDS[kind_of(labels)]}; {_share(~labels.unknown):.1%} of the cells known,"
-            f" {labels.present.sum() / max(len(labels), 1):.2f} present tags an image"
+            f" {labels.present.sum() / max(len(labels), 1):.2f} present tags per image"
         )
         sizes = {"train": p.train, "validation": p.val, "test": p.test}
         rows["images"] = ", ".join(f"{len(d):,} {name}" for name, d in sizes.items() if d is not None)
@@ -213,7 +214,7 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
         if (pair := figures.against_frequency(ap, trained, s.dataset.classes)) is not None:
             words = f"A dot is a class. Rank correlation (Spearman) {_signed(pair[1])}."
             add("Do frequent classes do better?", pair[0], words)
-    tags = s.thresholds.tags(probabilities)
+    tags = s.thresholds.called(s.logits)
     if (pair := figures.co_occurrences(s.labels, tags, s.dataset.classes)) is not None:
         words = (
             "Of images with the row's tag, the percent that also carry the column's; empty rows are never called."

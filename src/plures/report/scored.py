@@ -50,7 +50,7 @@ def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_
     PluresError for imported weights (they have no data of their own), a split that is not there, or fewer than two
     resamples."""
     if resamples < 2:
-        raise PluresError(f"a bootstrap wants 2 resamples or more, got {resamples}")
+        raise PluresError(f"a bootstrap needs 2 resamples or more, got {resamples}")
     run = Run(path)
     data = own_data(run, {}, skip_bad)
     if split == "test" and "test" not in data.split_names():
@@ -58,7 +58,7 @@ def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_
     logits, dataset = scored_split(run, data, split, None, skip_bad)
     thresholds = thresholds_of(run, dataset.classes)
     report = report_of(logits, dataset, run.experiment, thresholds)
-    measures = take_measures(logits, dataset.labels, thresholds.cut_logits(), report, resamples)
+    measures = take_measures(logits, dataset.labels, thresholds.cuts, report, resamples)
     return Scored(
         run,
         split,

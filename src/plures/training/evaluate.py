@@ -22,7 +22,7 @@ from plures.errors import PluresError, did_you_mean
 from plures.experiment import Experiment, Part
 from plures.labels import Labels
 from plures.metrics.positives_only import PositivesReport, evaluate_positives
-from plures.metrics.report import Report, evaluate_scores
+from plures.metrics.report import Report, evaluate_scores, too_many_or_few
 from plures.metrics.thresholds import Thresholds
 from plures.metrics.uniform_choice import fit_uniform_choice
 from plures.models.model import Model, load
@@ -81,7 +81,7 @@ def evaluate_positives_only(
         raise PluresError(
             f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"
         )
-    cuts = thresholds_of(run, dataset.classes, threshold).cut_logits()
+    cuts = thresholds_of(run, dataset.classes, threshold).cuts
     return evaluate_positives(logits, observed, dataset.classes, cuts)
 
 
@@ -173,18 +173,32 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
     return logits_of(model, ImageBatches(dataset, transform, order, workers), fabric)
 
 
-def report_of(logits: Scores, dataset: Dataset, experiment: Experiment, thresholds: Thresholds | None = None) -> Report:
-    """The report of these logits against the dataset's known labels; thresholds None: the experiment's."""
+def report_of(
+    logits: Scores,
+    dataset: Dataset,
+    experiment: Experiment,
+    thresholds: Thresholds | None = None,
+    estimate: bool = True,
+) -> Report:
+    """The report of these logits against the dataset's known labels; thresholds None: the experiment's. estimate:
+    whether to estimate, where labels are not complete, what nobody wrote down (seconds for thousands of images)."""
     thresholds = thresholds or Thresholds.constant(dataset.classes, experiment.threshold)
     report = evaluate_scores(
         logits,
         dataset.labels,
         dataset.classes,
         definition=experiment.average_precision,
-        threshold=thresholds.cut_logits(),
+        threshold=thresholds.cuts,
     )
     shown = zip(report.per_class, thresholds.values.tolist(), strict=True)
-    return replace(report, per_class=tuple(replace(one, threshold=value) for one, value in shown))
+    per_class = tuple(replace(one, threshold=value) for one, value in shown)
+    complete, estimates, warning = dataset.labels.complete, None, ""
+    if estimate and not complete and dataset.labels.present.any():
+        estimates = evaluate_positives(logits, dataset.labels, dataset.classes, thresholds.cuts).estimates
+    if thresholds.objective in ("none", "f1"):  # nobody asked for more or fewer than there are
+        there = None if estimates is None else estimates.tags_present
+        warning = too_many_or_few(report.tags_predicted, report.tags_true, there, complete)
+    return replace(report, per_class=per_class, estimates=estimates, warning=warning)
 
 
 def validation_map(logits: Scores, labels: Labels, observed: Labels | None, experiment: Experiment) -> dict[str, float]:

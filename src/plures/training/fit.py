@@ -23,7 +23,7 @@ from plures.experiment import EXACT, Experiment
 from plures.labels import TensorLabels
 from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
 from plures.models.memory import Halving, out_of_memory
-from plures.models.output import Output
+from plures.models.output import Output, checked_logits
 from plures.training.exact import fit_exactly
 from plures.training.label_state import LabelMemory, load_table
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
@@ -192,7 +192,7 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
 
     score = Halving(run, torch.cat)
     for batch in batches.epoch(0):
-        logits = gather(score(batch.inputs), batch.total).cpu().numpy()
+        logits = checked_logits(gather(score(batch.inputs), batch.total))
         if table is None:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
         table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits

@@ -192,7 +192,7 @@ class Bench:
             return
         where = "test" if prepared.test is not None else "val"
         logits, judged = self.test_logits(made, head)
-        report = report_of(logits, judged, run.experiment)
+        report = report_of(logits, judged, run.experiment, estimate=False)
         score = None if math.isnan(head.best.score) else head.best.score
         selected = {"by": made.select, "epoch": head.best.epoch, "score": score}
         evaluation = {**report.to_dict(), "split": where, "selected": selected}

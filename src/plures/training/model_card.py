@@ -7,6 +7,7 @@ read. It stands beside the runs rather than with the reports, because training i
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,7 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
         f" {report.classes_scored} of {len(report.per_class)} classes{interval})"
         if report.classes_scored
         else "- mAP is undefined: no class has both known positives and known negatives here",
-        f"- CF1 {percent(report.averages['CF1'])}, OF1 {percent(report.averages['OF1'])} percent;"
-        f" {report.tags_predicted:.2f} tags an image called, {report.tags_true:.2f} labelled present (when it was"
-        " trained; thresholds may have been chosen since)",
+        *_at_thresholds(report),
         f"- weights as they were after epoch {chosen['epoch'] + 1}, chosen by `{chosen['by']}`"
         if chosen.get("epoch") is not None
         else "- which epoch's weights these are is not recorded",
@@ -131,6 +130,22 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
     if split == "val":
         lines.append("- the epoch was chosen on these same images, which flatters the numbers")
     return [*lines, "", "| class | AP | positives | known |", "|---|---|---|---|", *map(_row, report.per_class)]
+
+
+def _at_thresholds(report: Report) -> list[str]:
+    then = "when it was trained; thresholds may have been chosen since"
+    tags = f"{report.tags_predicted:.2f} tags per image called, {report.tags_true:.2f} labelled present"
+    cf1, of1 = (report.averages[name] for name in ("CF1", "OF1"))
+    lines = [f"- {tags} ({then})"]
+    if not math.isnan(of1):
+        lines = [f"- CF1 {percent(cf1)}, OF1 {percent(of1)} percent; {tags} ({then})"]
+    if (e := report.estimates) is not None:
+        lines.append(
+            f"- estimated from the tags known to be present: precision {percent(e.precision)}, F1 {percent(e.f1)}, mAP"
+            f" {percent(e.map)} percent; about {e.tags_present:.2f} tags per image are there. This assumes that"
+            f" {e.assumes}"
+        )
+    return lines
 
 
 def _row(c: ClassResult) -> str:

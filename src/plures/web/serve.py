@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import plures
-from plures.errors import PluresError
+from plures.errors import PluresError, WorkFailed
 from plures.training.run import Run
 from plures.web.batching import Batcher, Full, Stopped
 from plures.web.front import Front
@@ -199,6 +199,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Stopped)
     async def busy(_: Request, error: PluresError) -> JSONResponse:
         return say(503, str(error))
+
+    @app.exception_handler(WorkFailed)
+    async def failed(_: Request, error: WorkFailed) -> JSONResponse:
+        return say(500, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -18,6 +18,7 @@ from plures.inference.heatmaps import region_weights
 from plures.metrics.report import evaluate_scores
 from plures.metrics.thresholds import Thresholds, sigmoid
 from plures.models.model import Model
+from plures.models.output import checked_logits
 
 BATCHES = (1, 3)  # images
 MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
@@ -29,7 +30,7 @@ class Agreement:
 
     exact, resized: the largest difference of a logit's sigmoid and of a map's share, on images of the model's own size
     and on others, where a resize may round a pixel to the next level. calibrated: the largest difference of a score
-    from the calibration of the file's own logit. tags: cells called otherwise than the file's own scores say.
+    from the calibration of the file's own logit. tags: cells called otherwise than the file's own logits say.
     """
 
     exact: float
@@ -71,7 +72,7 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
             own = height == width == side
             worst[own] = max(worst[own], _largest(sigmoid(got["logits"]) - sigmoid(logits)), of_maps)
             calibrated = max(calibrated, _largest(got["scores"] - thresholds.probabilities(got["logits"])))
-            tags += int((got["tags"] != thresholds.tags(got["scores"])).sum())
+            tags += int((got["tags"] != thresholds.called(got["logits"])).sum())
             images += batch
     return Agreement(worst[True], worst[False], calibrated, tags, images, sizes)
 
@@ -98,7 +99,7 @@ def expected(model: Model, images: NDArray[np.uint8]) -> tuple[NDArray[np.float6
     transform = Transform(p.image_size, "none", p.interpolation)
     pixels = torch.stack([transform(Image.fromarray(image.transpose(1, 2, 0))) for image in images])
     output = model(pixels)
-    return output.logits.double().numpy(), region_weights(output).float().numpy()
+    return checked_logits(output.logits).astype(np.float64), region_weights(output).float().numpy()
 
 
 def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -138,7 +139,7 @@ def cost(run: Runner, model: Model, thresholds: Thresholds, dataset: Dataset, sp
     before, after = [], []
     for pixels in pixels_of(model, dataset.images, 16):
         logits = model(torch.from_numpy(pixels), maps=False).logits
-        before.append(thresholds.probabilities(logits.double().numpy()))
+        before.append(thresholds.probabilities(checked_logits(logits)))
         after.append(run(pixels)["scores"].astype(np.float64))
     maps = [
         100 * evaluate_scores(np.concatenate(s), dataset.labels, dataset.classes, definition, bootstrap=0).map

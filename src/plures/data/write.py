@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from plures.data.cells import NULLS
 from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.data.table import SUFFIXES
@@ -80,6 +81,8 @@ def _refuse_names(dataset: Dataset, path: Path, separator: str) -> None:
             raise PluresError(f"class '{name}' contains '{separator}', which separates tags; rename the class")
         if not name or name != name.strip() or any(mark in name for mark in "\r\n\0"):
             raise PluresError(f"class {name!r} is empty, has blanks at its ends or a line end; rename the class")
+        if name in NULLS or name.startswith(("[", "{")):
+            raise PluresError(f"class '{name}' would be read as a blank cell or a list; rename the class")
     for image in dataset.images:
         name = str(image)
         if any(mark in name for mark in "\r\n\0") or name != name.strip():

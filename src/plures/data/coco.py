@@ -316,7 +316,7 @@ def _corners(box: list[float], width: float, height: float) -> tuple[float, floa
 def _without_placeholder(dataset: Dataset, categories: list[dict[str, Any]]) -> Dataset:
     """Leave out the category that Roboflow puts first: the supercategory of others, itself never annotated."""
     above = {str(c.get("supercategory")) for c in categories if c.get("supercategory") != c["name"]}
-    shown = dataset.labels.present.any(0)
+    shown = np.asarray(dataset.labels.present.any(0))
     keep = [k for k, name in enumerate(dataset.classes) if name not in above or shown[k]]
     if len(keep) == len(dataset.classes) or not keep:
         return dataset

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +157,7 @@ class Coco:
         places += [base / "images", file.parent, file.parent / "images", file.parent / "images" / "default", base]
         for name in names[:20]:
             for place in places:
-                if (place / name).is_file():
+                if os.path.isfile(place / name):  # which says no to a name that is too long
                     return place
         return next((place for place in places if place.is_dir() and place != file.parent), base / subset)
 

@@ -251,7 +251,7 @@ def test_sweep_in_python_refuses_too(place):
 
 
 def test_init_adds_what_is_new_and_keeps_the_rest(place, plures):
-    """/work/shared/cases/29-init-overwrites-tags: tags were lost, exit 0."""
+    """The table was replaced: tags were lost, exit 0."""
     Path("tags.csv").unlink()
     assert plures("init", "photos")[1] == "tags.csv: 3 images, 0 classes\n"
     text = Path("tags.csv").read_text().replace('"photos/1.png",""', '"photos/1.png","desert;camel"')
@@ -310,7 +310,7 @@ REFUSED = {
     "tags.csv": {
         b"name,tags\na.png,cat\n": "no column 'image'",
         b"": "the table is empty",
-        "image,tags\na.png,cat\n".encode("utf-16"): "UTF-16",
+        "image,tags\na.png,cat\n".encode("utf-16"): "not a table of UTF-8 text",
         b"image,tags\n\xff.png,cat\n": "not a table of UTF-8 text",
         b'image,tags\na.png,"never closed\n': "not a table of UTF-8 text",
     },

@@ -245,8 +245,8 @@ def test_lists_and_tables(tmp_path):
     pd.DataFrame({"image": ["a.png", "s3://bucket/x.jpg", "/far/y.png"]}).to_parquet(tmp_path / "t.parquet")
     for name in ("l.txt", "t.csv", "t.parquet"):
         assert [path for path, _ in images_of(tmp_path / name)()] == wanted, name
-    (tmp_path / "other.csv").write_text("photo,tags\na.png,cat\n")
-    with pytest.raises(BadData, match="no column 'image' among photo, tags"):
+    (tmp_path / "other.csv").write_text("scan,tags\na.png,cat\n")
+    with pytest.raises(BadData, match="no column 'image' among scan, tags"):
         images_of(tmp_path / "other.csv")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(PluresError, match="no image in this list"):

@@ -42,7 +42,7 @@ def check(
     """Read the data, list every problem, and describe the labels."""
     from plures.data.describe import describe, pictures, render
     from plures.data.observing import observe
-    from plures.data.read import read
+    from plures.data.read import read, reason
 
     values = settings_values(data, None, settings or [])
     if out is not None:
@@ -50,6 +50,7 @@ def check(
     from plures.experiment import Experiment
 
     experiment = Experiment(**values)
+    screen.print(reason(experiment.data.name, **experiment.data.options), highlight=False)
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
     description = describe(dataset)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.data.split_names import split_name
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import Labels
 from plures.shelf import Shelf
@@ -91,7 +92,8 @@ class Dataset:
         )
 
     def split(self, name: str) -> Dataset:
-        """The rows of one split. Raises PluresError if there is no such split."""
+        """The rows of one split, in any spelling (valid for val). Raises PluresError if there is no such split."""
+        name = name if name in self.split_names() else split_name(name) or name
         if self.splits is None or name not in self.split_names():
             raise PluresError(f"{self.name or 'the data'}: no split '{name}'{did_you_mean(name, self.split_names())}")
         return self.take(self.splits == name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +33,17 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 class Unreadable(PluresError):
     """An image file that cannot be used; the message names the file and the reason."""
+
+
+def is_junk(path: str | os.PathLike[str]) -> bool:
+    """Whether this is what macOS leaves beside photographs: `._a.jpg`, or anything in a folder `__MACOSX`."""
+    parts = os.fspath(path).replace("\\", "/").split("/")
+    return parts[-1].startswith("._") or "__MACOSX" in parts
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file of this name is taken for a photograph: by its suffix, in any case; see `is_junk`."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_junk(name)
 
 
 def is_address(path: str) -> bool:
@@ -166,7 +178,7 @@ def random_for(seed: int, epoch: int, row: int) -> np.random.Generator:
 
 def list_images(folder: str | Path) -> list[str]:
     """All image files below a folder, by suffix, sorted. Raises PluresError if there is none."""
-    paths = sorted(str(p) for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    paths = sorted(str(p) for p in Path(folder).rglob("*") if is_photo(str(p.relative_to(folder))) and p.is_file())
     if not paths:
         raise PluresError(f"{folder}: no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths

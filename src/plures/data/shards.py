@@ -22,6 +22,7 @@ import numpy as np
 from plures.data.dataset import Dataset, formats
 from plures.data.images import IMAGE_SUFFIXES
 from plures.data.parquet_shards import holds_images, read_parquet
+from plures.data.split_names import UNDERSTOOD, split_name
 from plures.errors import BadData, PluresError, Problem
 from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
@@ -99,7 +100,11 @@ class Shards:
             text = content.decode()
             said: Any = parse_json(text) if kind == "json" else {"tags": text.replace("\n", self.separator)}
             sample.tags, sample.absent = (self._words(said.get(name, [])) for name in ("tags", "absent"))
-            sample.split = str(said.get("split", ""))
+            word = str(said.get("split") or "")
+            split = split_name(word) if word else ""
+            if split is None:
+                raise ValueError(f"'{word}' is no split; expected {UNDERSTOOD}")
+            sample.split = split
             both = set(sample.tags) & set(sample.absent)
             if both:
                 raise ValueError(f"'{min(both)}' is among the tags and among the absent")

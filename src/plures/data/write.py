@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plures.data import delimited
+from plures.data.cells import NULLS
 from plures.data.dataset import Dataset
 from plures.data.paths import Search, find_files, paths_from
 from plures.data.read import read
-from plures.data.table import SUFFIXES
-from plures.data.table_layout import lay_out
+from plures.data.table import SUFFIXES, Table
+from plures.data.table_layout import Layout
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError
 from plures.files import refuse_replacing, writing
@@ -135,6 +136,8 @@ def _refuse_names(dataset: Dataset, path: Path, separator: str) -> None:
             raise PluresError(f"class '{name}' contains '{separator}', which separates tags; rename the class")
         if not name or name != name.strip() or any(mark in name for mark in "\r\n\0"):
             raise PluresError(f"class {name!r} is empty, has blanks at its ends or a line end; rename the class")
+        if name in NULLS or name.startswith(("[", "{")):
+            raise PluresError(f"class '{name}' would be read as a blank cell or a list; rename the class")
     for image in dataset.images:
         name = str(image)
         if any(mark in name for mark in "\r\n\0") or name != name.strip():
@@ -166,7 +169,7 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str) 
     folder: where the images lie; a table whose paths start from there (read with data.images=FOLDER) is added to so.
     Returns how many rows were added and how many were there. Raises PluresError if the table cannot hold them.
     """
-    names, cells, content, delimiter = _text_table(table)
+    head, layout, cells, content = _text_table(table)
     base = _base(table, cells, folder)
     places = [os.path.join(base, cell) for cell in cells]
     found = find_files(base, cells, missing_images(places)).files
@@ -180,7 +183,9 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str) 
     columns = _columns(rows, images, complete, ";")
     if not any(columns["tags"]) and "absent" not in columns:
         del columns["tags"]  # a column per class will do as well
-    lost = [name for name in columns if name not in names]
+    called = {"image": layout.image, "tags": layout.tags, "absent": layout.absent, "split": layout.split}
+    lost = [name for name in columns if not called[name]]
+    columns = {called[name]: cells for name, cells in columns.items() if called[name]}
     if lost:
         raise PluresError(
             f"{table} has no column '{lost[0]}' for what is known of the new images; add it, or choose another --out"
@@ -189,9 +194,9 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str) 
     if header.endswith(b"\r"):
         newline = "\r\n"
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=delimiter, lineterminator=newline)
+    writer = csv.writer(text, delimiter=head.delimiter, lineterminator=newline)
     blank = [""] * len(new)
-    writer.writerows(zip(*(columns.get(name, blank) for name in names), strict=True))
+    writer.writerows(zip(*(columns.get(name, blank) for name in head.names), strict=True))
     added = text.getvalue()
     if not content.endswith(b"\n"):  # no line end after the last row: none after the new last row
         added = newline + added.removesuffix(newline)
@@ -209,24 +214,23 @@ def refuse_extending(table: Path) -> None:
     _text_table(table)
 
 
-def _text_table(table: Path) -> tuple[list[str], list[str], bytes, str]:
-    """A delimited table's column names, the cells of its column `image`, its bytes and its delimiter."""
+def _text_table(table: Path) -> tuple[delimited.Header, Layout, list[str], bytes]:
+    """A delimited table's header, what its columns are, the cells that name images, and its bytes."""
     way_out = "choose another --out, or replace it with --force"
     if table.suffix.lower() == ".parquet":
         raise PluresError(f"{table} is there already, and rows can be added to .csv and .tsv only; {way_out}")
     try:
         content = table.read_bytes()
-        header = delimited.read_header(table)
-        lay_out(header.names, table)
+        header, layout = delimited.read_header(table), Table().layout(table)
         lines = _lines(content.decode(), header.delimiter)
     except OSError as error:
         raise PluresError(f"{table} cannot be read ({error.strerror}); {way_out}") from None
     except (BadData, UnicodeDecodeError, csv.Error) as error:
         reason = error.problems[0].what if isinstance(error, BadData) else "not a table of UTF-8 text"
         raise PluresError(f"{table} is there already, and no rows can be added to it ({reason}); {way_out}") from None
-    at = header.names.index("image")
+    at = header.names.index(layout.image)
     cells = [line[at].strip() for line in lines[1:] if len(line) > at]
-    return header.names, [cell for cell in cells if cell], content, header.delimiter
+    return header, layout, [cell for cell in cells if cell], content
 
 
 def _lines(text: str, delimiter: str) -> list[list[str]]:

@@ -17,6 +17,7 @@ from plures.data.parquet_shards import holds_images
 from plures.data.paths import Search
 from plures.data.read import read
 from plures.data.table import parquet_batches
+from plures.data.table_layout import image_column
 from plures.errors import BadData, PluresError, Problem
 
 LISTS = (".txt", ".lst")
@@ -112,25 +113,27 @@ def _parquet_words(file: Path) -> Iterator[list[str | None]]:
         names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], skippable=False) from error
-    _refuse_without_image(names, file)
-    for batch in parquet_batches(parquet, ["image"], file):
+    for batch in parquet_batches(parquet, [_image_column(names, file)], file):
         yield batch.column(0).cast(pa.string()).to_pylist()
 
 
 def _text_words(file: Path) -> Iterator[list[str | None]]:
     header = delimited.read_header(file)
-    _refuse_without_image(header.names, file)
+    column = _image_column(header.names, file)
     for line, block in delimited.blocks(file, header.length):
-        _, table, problems = delimited.parse(block, line, header, ["image"], file)
+        _, table, problems = delimited.parse(block, line, header, [column], file)
         if problems:
             raise BadData(problems, skippable=False)
-        yield table.column("image").to_pylist()
+        yield table.column(column).to_pylist()
 
 
-def _refuse_without_image(names: list[str], file: Path) -> None:
-    if "image" not in names:
+def _image_column(names: list[str], file: Path) -> str:
+    """The column that names the images, as training finds it. Raises BadData if there is none or it is ambiguous."""
+    column = image_column(names)
+    if not column:
         what = f"no column 'image' among {', '.join(names[:8])}"
         raise BadData([Problem(str(file), None, what, "a column 'image' with the path of each image")], skippable=False)
+    return column
 
 
 class _Place:

@@ -15,6 +15,7 @@ from torch import nn
 from plures.data.dataset import Dataset
 from plures.data.images import Transform
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.read import sayings
 from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
 from plures.labels import Labels
@@ -65,6 +66,8 @@ def train(
         Run.refuse_existing(out)
     training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
     fabric = training.fabric
+    for line in sayings(training.prepared.train):
+        training.watch.say(line)
     if not resume and fabric.is_global_zero:
         Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
     fabric.barrier()

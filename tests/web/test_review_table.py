@@ -101,7 +101,7 @@ def tables(draw):
         rows = [[("1" if name == "note" else c) for name, c in zip(names, row, strict=True)] for row in rows]
         tags = columns
     else:
-        tags = ["cat", "dog", "new ß"]
+        tags = ["cat", "dog", "new ß", f'x{delimiter}"y"']
     bom = draw(st.sampled_from(["", "\ufeff"]))
     options = {"delimiter": delimiter, "separator": separator}
     return bom, header, rows, ends, options, tags
@@ -125,6 +125,8 @@ def test_only_the_answered_cells_change(data, table, tmp_path_factory):
     editable = open_table(file, formats.make("table", **options))
     editable.set(f"{row}.png", tag, code)
     editable.write()
+    if code_in(before, row, tag) == code:
+        assert file.read_bytes() == (bom + "".join(lines)).encode()
 
     names = [name.strip() for name in header]
     touched = {names.index(name) for name in ({tag} if tag in names else {"tags", "absent"})}

@@ -339,3 +339,53 @@ def test_a_class_is_found_by_typing(browser, folder, sample):
     assert journal(folder)[0]["image"] == photo
     assert journal(folder)[0]["answers"]["dog"] == "yes"
     page.close()
+
+
+def test_first_tags_with_keys_alone_and_a_kill(browser, folder):
+    (folder / "tags.csv").unlink()
+    server = Server(str(folder))
+    try:
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(server.url)
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "00.png")
+        playwright.expect(page.locator("#find")).to_be_focused()
+        page.keyboard.type("grey cat")
+        playwright.expect(page.locator(".pill[data-tag='grey cat']")).to_contain_text("new class")
+        page.keyboard.press("Enter")
+        page.keyboard.type("dog")
+        page.keyboard.press("Enter")
+        answered(page)
+        assert cells(folder)["00.png"]["tags"] == "grey cat;dog"  # at once, not when the photo is done
+        server.kill()
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "01.png")
+        page.keyboard.type("gr")  # what Enter takes is marked
+        playwright.expect(page.locator(".pill[data-tag='grey cat']")).to_contain_text("Enter")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#banner")).to_contain_text("1 answer waits")
+        server.start()
+        page.wait_for_selector("#banner", state="hidden", timeout=60_000)
+        answered(page)
+        assert cells(folder)["01.png"]["tags"] == "grey cat"
+        page.keyboard.press("Backspace")  # takes it away again
+        page.keyboard.press("Enter")
+        page.keyboard.type("a;b")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#toast")).to_contain_text("contains ';'")
+        playwright.expect(page.locator("#given .pill")).to_have_count(0)
+        page.keyboard.press("1")
+        answered(page)
+        assert [cells(folder)[f"0{i}.png"]["tags"] for i in range(3)] == ["grey cat;dog", "", "grey cat"]
+        page.keyboard.press("Control+z")
+        playwright.expect(page.locator("#given .pill")).to_have_count(0)
+        playwright.expect(page.locator("#count")).to_have_text("0 of 39")  # what was tagged before is not asked again
+        assert cells(folder)["02.png"]["tags"] == ""
+        page.keyboard.press("PageUp")
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "01.png")
+        assert page.problems == []
+        page.close()
+    finally:
+        server.stop()
+    assert len(cells(folder)) == PHOTOS

@@ -501,6 +501,44 @@ def test_the_rest_is_absent_except_what_is_known(photos):
     assert table.read_text() == "image,cat,cow,dog,hen,split\n0.png,1,0,0,,val\n"
 
 
+def test_first_tags_go_into_the_table_one_by_one(photos):
+    table = photos / "t.csv"
+    table.write_bytes(b"image,tags\r\n0.png,\r\n1.png,cat\r\n2.png,")
+    review = Review(table)
+    client = client_of(review)
+    assert [item["row"] for item in client.get("/api/items").json()] == [0, 2]
+    assert [item["row"] for item in client.get("/api/items?after=0").json()] == [2]
+    assert client.get("/api/state").json()["classes"] == [{"tag": "cat", "total": 1}]
+
+    def tell(id, row, tag, answer, version):
+        decision = {"id": id, "row": row, "answers": {tag: answer}, "versions": {tag: version}}
+        return client.post("/api/decisions", json={"tab": "t", "decisions": [decision]})
+
+    assert tell("a", 0, "new one", "yes", 0).json()[0]["status"] == "kept"
+    assert tell("b", 2, "cat", "yes", 0).json()[0]["status"] == "kept"
+    assert table.read_bytes() == b"image,tags\r\n0.png,new one\r\n1.png,cat\r\n2.png,cat"
+    state = client.get("/api/state").json()
+    assert (state["done"], state["total"], state["mode"]) == (2, 2, "tagging")
+    assert tell("c", 2, "cat", "clear", 1).json()[0]["status"] == "kept"
+    assert table.read_bytes() == b"image,tags\r\n0.png,new one\r\n1.png,cat\r\n2.png,"
+    for bad in ((1, "cat", "yes"), (2, "cat", "no"), (2, "a;b", "yes"), (2, " ", "yes"), (2, "a\nb", "yes")):
+        assert tell("d", *bad, 0).status_code == 400
+    assert table.read_bytes() == b"image,tags\r\n0.png,new one\r\n1.png,cat\r\n2.png,"
+    assert client.post("/api/undo", json={"tab": "t", "id": "u"}).json()[0]["status"] == "kept"
+    assert client.get("/api/state").json()["classes"] == [{"tag": "cat", "total": 2}, {"tag": "new one", "total": 1}]
+    assert client.get("/api/state").json()["done"] == 2
+    assert client.post("/api/undo", json={"tab": "t", "id": "v"}).json()[0]["status"] == "kept"
+    assert client.get("/api/state").json()["classes"] == [{"tag": "cat", "total": 1}, {"tag": "new one", "total": 1}]
+    assert client.get("/api/state").json()["done"] == 1
+    review.close()
+    again = Review(table)
+    assert again.untagged == [2]
+    again.close()
+    table.write_text("image,tags\n0.png,cat\n")
+    with pytest.raises(PluresError, match=r"every image has a tag; say what to ask.*--sample 200"):
+        Review(table)
+
+
 @pytest.mark.parametrize("number", ["NaN", "1e400", "-Infinity", "1" * 5000, '"\\ud800"', "[[]]"])
 def test_numbers_that_are_none_are_a_clear_refusal(asked, number):
     _, client, _ = asked

@@ -63,7 +63,7 @@ def suggest(
 
 @app.command()
 def review(
-    table: Annotated[Path, typer.Argument(help="The table to complete: .csv, .tsv or .parquet.")],
+    table: Annotated[Path, typer.Argument(help="The table to complete: .csv, .tsv or .parquet; or a folder.")],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -82,7 +82,8 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8765,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name by which others may call the page.")] = None,
 ) -> None:
-    """Open a page on this machine to answer suggestions (keys y n ? u) or label a sample; answers are kept at once."""
+    """Open a page on this machine to answer suggestions (keys y n ? u), label a sample (--sample), or give the images
+    of a folder or table their first tags; answers are kept at once."""
     require("reviewing", "web", ["fastapi", "uvicorn"])
     import uvicorn
 
@@ -92,6 +93,8 @@ def review(
 
     hosts = allowed_hosts(host, allow_host or [])
     suggestions, options = _suggestions_and_options(arguments or [])
+    if table.is_dir() and suggestions is None and not sample:
+        table = _table_in(table)
     if not table.is_file():
         raise PluresError(f"no table '{table}'; make one of other data with `plures init DATA --out tags.csv`")
     if run is not None:
@@ -104,7 +107,7 @@ def review(
         work = Review(table, suggestions, run=run, sample=sample, seed=seed, options=options)
         try:
             state = work.state()
-            what = "images" if sample else "suggestions"
+            what = "suggestions" if suggestions else "images"
             name = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
             screen.print(f"{state['done']:,} of {state['total']:,} {what} are answered", highlight=False)
             screen.print(f"open http://{name}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", highlight=False)
@@ -114,6 +117,17 @@ def review(
         finally:
             work.close()
     screen.print(f"{table} is up to date; journal: {work.decisions.journal.path}", highlight=False)
+
+
+def _table_in(folder: Path) -> Path:
+    """The table of a folder of photographs, made where there is none."""
+    from plures.data.write import init_table
+
+    table = folder / "tags.csv"
+    if not table.exists():
+        dataset = init_table(f"folder:{folder}", table)
+        screen.print(f"{table}: {len(dataset):,} images; tags go there", highlight=False)
+    return table
 
 
 def _suggestions_and_options(arguments: list[str]) -> tuple[Path | None, dict[str, Any]]:

@@ -23,8 +23,8 @@ from plures.labels import ABSENT, PRESENT, UNKNOWN
 from plures.web.journal import Entry, Journal, journal_of
 from plures.web.table_edit import EditableTable, Key, check_writable, key_of, open_table
 
-Answer = Literal["yes", "no", "unsure"]
-CODES: dict[str, int] = {"yes": PRESENT, "no": ABSENT}
+Answer = Literal["yes", "no", "unsure", "clear"]
+CODES: dict[str, int] = {"yes": PRESENT, "no": ABSENT, "clear": UNKNOWN}
 Place = tuple[Key, str]  # a cell
 
 

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -28,10 +31,10 @@ from plures.web.decisions import Answer, Decision, Decisions, Outcome
 from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures
 from plures.web.questions import Question, draw_sample, read_suggestions
-from plures.web.table_edit import key_of
+from plures.web.table_edit import Key, key_of
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"review.js": "text/javascript", "review.css": "text/css"}
+FILES = {"review.js": "text/javascript", "tagging.js": "text/javascript", "review.css": "text/css"}
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 Short = Annotated[str, Field(max_length=1000)]
 
@@ -66,11 +69,12 @@ class Undo(BaseModel):
 
 
 class Review:
-    """One review of a table: its questions or its sample of images, and the decisions about them.
+    """One review of a table: its questions, its sample of images or its images without a tag, and the decisions.
 
     suggestions: a file that `plures suggest` wrote. sample: how many images to ask every class of, for a clean
-    validation set; their rows get split=val. options: of the table's reader, as in training. Raises PluresError if
-    there is nothing to ask, or an answer could not be written into the table.
+    validation set; their rows get split=val. Neither: the images without a tag get their first ones. options: of the
+    table's reader, as in training. Raises PluresError if there is nothing to ask, or an answer could not be written
+    into the table.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class Review:
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if (suggestions is None) == (sample == 0):
+        if suggestions is not None and sample:
             raise PluresError("say what to ask: SUGGESTIONS (from `plures suggest`), or --sample 200; one of the two")
         self.table = table
         self.decisions = Decisions(table, options)
@@ -91,9 +95,18 @@ class Review:
             self.dataset: Dataset = read(f"table:{table}", labelled=False, **(options or {}))
             self.questions: list[Question] = []
             self.sample: list[int] = []
+            self.untagged: list[int] = []
             if suggestions is not None:
                 self.questions = read_suggestions(suggestions, self.dataset, table)
                 rows, tags = [q.row for q in self.questions], [[q.tag] for q in self.questions]
+            elif not sample:
+                self.untagged = rows = np.flatnonzero(~self.dataset.labels.present.any(1)).tolist()
+                tags = [list(self.dataset.classes)] * len(rows)
+                if not rows:
+                    raise PluresError(
+                        f"{table}: every image has a tag; say what to ask: SUGGESTIONS (from `plures suggest`), or"
+                        " --sample 200"
+                    )
             else:
                 self.sample = self._sample(sample, seed)
                 rows, tags = self.sample, [list(self.dataset.classes)] * len(self.sample)
@@ -106,6 +119,10 @@ class Review:
             self.decisions.close()
             raise
         self.pictures = Pictures(self.dataset, suggestions.parent if suggestions else None, run)
+        counts = self.dataset.labels.present.sum(0).tolist()
+        self.times = Counter(dict(zip(self.dataset.classes, counts, strict=True)))
+        self._of_untagged = frozenset(self.untagged)
+        self._now_tagged: set[Key] = set()  # of them, by this review
         self.of_tag: dict[str, list[Question]] = {}
         for question in self.questions:
             self.of_tag.setdefault(question.tag, []).append(question)
@@ -126,10 +143,17 @@ class Review:
 
     # --------------------------------------------------------------------------------------------- what the page asks
 
+    @property
+    def mode(self) -> str:
+        return "tagging" if self.untagged else "sample" if self.sample else "suggestions"
+
     def state(self) -> dict[str, Any]:
         """What is asked and how far it is."""
         classes: list[dict[str, Any]] = []
-        if self.sample:
+        if self.untagged:
+            done, total = len(self._now_tagged), len(self.untagged)
+            classes = [{"tag": tag, "total": times} for tag, times in self.times.most_common()]
+        elif self.sample:
             done = sum(self._image_done(row) for row in self.sample)
             total = len(self.sample)
         else:
@@ -139,7 +163,7 @@ class Review:
             ]
             done, total = sum(c["done"] for c in classes), len(self.questions)
         return {
-            "mode": "sample" if self.sample else "suggestions",
+            "mode": self.mode,
             "table": self.table.name,
             "done": done,
             "total": total,
@@ -163,11 +187,22 @@ class Review:
         rows = [row for row in self.sample if row not in skip and not self._image_done(row)][:limit]
         return [self._image(row) for row in rows]
 
+    def untagged_after(self, row: int, limit: int) -> list[dict[str, Any]]:
+        """The next images without a tag, in the order of the table."""
+        found = (r for r in self.untagged if r > row and not self._tagged(r))
+        return [self._image(r) for r in islice(found, limit)]
+
+    def _key(self, row: int) -> Key:
+        return key_of(str(self.dataset.images[row]), self.table)
+
+    def _tagged(self, row: int) -> bool:
+        return bool(self.decisions.file.present(self._key(row)))
+
     def _done(self, question: Question) -> bool:
         return self.decisions.cell(question.image, question.tag).answer != ""
 
     def _image_done(self, row: int) -> bool:
-        key = key_of(str(self.dataset.images[row]), self.table)
+        key = self._key(row)
         return all(self.decisions.cell(key, tag).answer for tag in self.dataset.classes)
 
     def _item(self, q: Question) -> dict[str, Any]:
@@ -188,7 +223,7 @@ class Review:
         }
 
     def _image(self, row: int) -> dict[str, Any]:
-        key = key_of(str(self.dataset.images[row]), self.table)
+        key = self._key(row)
         cells = {tag: self.decisions.cell(key, tag) for tag in self.dataset.classes}
         tags = [{"tag": tag, "version": cell.version, "code": cell.code} for tag, cell in cells.items()]
         tags.sort(key=lambda t: -int(str(t["code"]) == "1"))  # what is known to be there comes first
@@ -204,13 +239,26 @@ class Review:
         no question of this review or cannot be written; WorkFailed if the table cannot be written just now."""
         outcomes = self.decisions.keep([self._decision(asked) for asked in told.decisions], told.tab)
         self.decisions.flush()
+        self._count(outcomes)
         return [self._as_it_is(outcome) for outcome in outcomes]
 
     def undo(self, asked: Undo) -> list[Outcome]:
         """Take back this tab's last answer, or batch of answers; as `tell`."""
         outcomes = self.decisions.undo(asked.tab, asked.id)
         self.decisions.flush()
+        self._count(outcomes)
         return [self._as_it_is(outcome) for outcome in outcomes]
+
+    def _count(self, outcomes: list[Outcome]) -> None:
+        """Keep the number of times that a class is given, and the images that have a tag now, up to date."""
+        for outcome in outcomes if self.untagged else ():
+            if outcome.status == "kept":
+                for tag, cell in outcome.cells.items():
+                    self.times[tag] += 1 if cell.code == PRESENT else -1
+            if self.decisions.file.present(outcome.image):
+                self._now_tagged.add(outcome.image)
+            else:
+                self._now_tagged.discard(outcome.image)
 
     def _as_it_is(self, outcome: Outcome) -> Outcome:
         """An outcome after the table was written: somebody may have edited the table in the last moment."""
@@ -219,6 +267,10 @@ class Review:
         return Outcome(outcome.id, "conflict" if lost else outcome.status, outcome.image, cells)
 
     def _decision(self, asked: Asked) -> Decision:
+        if asked.row in self._of_untagged and asked.answers and set(asked.answers.values()) <= {"yes", "clear"}:
+            return Decision(asked.id, self._key(asked.row), asked.answers, asked.versions)
+        if "clear" in asked.answers.values():
+            raise PluresError("only first tags can be cleared")
         if asked.question is not None and 0 <= asked.question < len(self.questions):
             question = self.questions[asked.question]
             if list(asked.answers) == [question.tag]:
@@ -227,7 +279,7 @@ class Review:
         if asked.row in self.sample and (
             set(asked.answers) == classes or (asked.rest and set(asked.answers) < classes)
         ):
-            key = key_of(str(self.dataset.images[asked.row]), self.table)
+            key = self._key(asked.row)
             rest: dict[str, Answer] = {
                 tag: "yes" if self.decisions.cell(key, tag).code == PRESENT else "no" for tag in self.dataset.classes
             }
@@ -288,7 +340,7 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
 
     @app.get("/", response_class=HTMLResponse)
     def show() -> str:
-        return template.render(table=review.table.name, mode="sample" if review.sample else "suggestions")
+        return template.render(table=review.table.name, mode=review.mode)
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -305,7 +357,10 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
         tag: Annotated[str, Query(max_length=1000)] = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         skip: Annotated[str, Query(max_length=2000, pattern=r"^[\d,]*$")] = "",
+        after: int = -1,
     ) -> Response:
+        if review.untagged:
+            return AnyText(review.untagged_after(after, limit))
         known = {int(number) for number in skip.split(",") if number}
         return AnyText(review.images(limit, known) if review.sample else review.items(tag, limit, known))
 

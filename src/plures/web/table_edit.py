@@ -65,6 +65,13 @@ class EditableTable(ABC):
         """The code of a cell; None if the image has no row."""
         return max((self._code(row, tag) for row in self.rows.get(key, ())), default=None)
 
+    def present(self, key: Key) -> list[str]:
+        """The tags that an image has, in order."""
+        rows = self.rows.get(key, ())
+        tags = [self.layout.classes if self.layout.classes else self._words(row, "tags") for row in rows]
+        return list(dict.fromkeys(tag for row, some in zip(rows, tags, strict=True) for tag in some
+                                  if self._code(row, tag) == PRESENT))  # fmt: skip
+
     def split(self, key: Key) -> str | None:
         """The image's split; "" where the table has none, None if the image has no row."""
         if key not in self.rows:

@@ -3,7 +3,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const SAMPLE = document.body.dataset.mode === "sample";
+const SAMPLE = document.body.dataset.mode === "sample", TAGGING = document.body.dataset.mode === "tagging";
 const AHEAD = 20, GRID = 12, RETRY_MS = 1000;
 const TAB = sessionStorage.tab || (sessionStorage.tab = newId());
 
@@ -12,6 +12,7 @@ let unsent = [];       // decisions that the server has not acknowledged
 let history = [];      // items that this tab has answered
 let tag = "";          // the class that is asked for, "" for all
 let grid = false, sending = false, filling = null, exhausted = false, generation = 0;
+let lastRow = -1;      // of the photos to tag, that the server has sent
 let state = null, here = 0, marks = {}, statePending = null;
 
 function newId() {
@@ -33,7 +34,7 @@ async function call(path, body) {
 
 // ---------------------------------------------------------------------------------------------- what comes from there
 
-const nameOf = (item) => (SAMPLE ? item.row : item.question);
+const nameOf = (item) => (SAMPLE || TAGGING ? item.row : item.question);
 
 async function fill() {
   if (filling) return filling;
@@ -41,10 +42,11 @@ async function fill() {
   filling = (async () => {
     try {
       const have = [...queue.map(nameOf), ...unsent.map((d) => (SAMPLE ? d.row : d.question))];
-      const path = `/api/items?limit=${AHEAD}&tag=${encodeURIComponent(tag)}&skip=${have.join(",")}`;
+      const path = TAGGING ? `/api/items?limit=${AHEAD}&after=${lastRow}` : `/api/items?limit=${AHEAD}&tag=${encodeURIComponent(tag)}&skip=${have.join(",")}`;
       const found = await call(path);
       if (mine !== generation) return;
       queue.push(...found);
+      if (TAGGING && found.length) lastRow = found.at(-1).row;
       exhausted = found.length === 0;
       online();
       for (const item of found.slice(0, 8)) new Image().src = item.photo;
@@ -90,13 +92,13 @@ function decide(item, answers, batch = "") {
 async function send() {
   if (sending) return;
   sending = true;
-  let most = 50;
+  let most = TAGGING ? 1 : 50; // a tag may be given and cleared again at once
   while (unsent.length) {
     showSaved();
     const batch = unsent.slice(0, most);
     try {
       const outcomes = await call("/api/decisions", { tab: TAB, decisions: batch });
-      outcomes.forEach(hear);
+      outcomes.forEach(TAGGING ? hearTag : hear);
       unsent = unsent.slice(batch.length);
       online();
     } catch (error) {
@@ -106,6 +108,7 @@ async function send() {
       } else if (batch.length > 1) most = 1; // none was kept: find the one that is refused
       else {
         const refused = unsent.shift();
+        if (TAGGING) takeBack(refused);
         history = history.filter((item) => nameOf(item) !== (SAMPLE ? refused.row : refused.question));
         toast(`An answer was not kept: ${error.message}`);
       }
@@ -134,6 +137,7 @@ async function undo() {
   try {
     const outcomes = await call("/api/undo", { tab: TAB, id: newId() });
     if (outcomes[0].status === "nothing") { toast("nothing to undo"); return; }
+    if (TAGGING) { undone(outcomes[0]); return; }
     const kept = outcomes.filter((o) => o.status === "kept"), lost = outcomes.filter((o) => o.status === "conflict");
     let known = true;
     for (const outcome of kept) {
@@ -177,7 +181,8 @@ function showProgress() {
   $("progress").value = state.done;
   $("count").textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")}`;
   if (state.failure) { $("banner").textContent = `The table could not be written (the answers are safe): ${state.failure}`; $("banner").hidden = false; }
-  if (SAMPLE) return;
+  if (TAGGING) learnClasses(state.classes);
+  if (SAMPLE || TAGGING) return;
   const all = { tag: "", done: state.done, total: state.total };
   const buttons = [all, ...state.classes].map((c) => {
     const button = document.createElement("button");
@@ -198,10 +203,10 @@ function show() {
   if (queue.length < Math.max(wanted, AHEAD / 2) && !exhausted && !filling) fill();
   const item = queue[0];
   $("end").hidden = Boolean(item) || !exhausted;
-  if (!item && exhausted) $("end").textContent = tag ? `All of "${tag}" is answered. Choose another class.` : "All is answered. The table is up to date; you can close this page.";
+  if (!item && exhausted) $("end").textContent = tag ? `All of "${tag}" is answered. Choose another class.` : `${TAGGING ? "These were all photos without a tag." : "All is answered."} The table is up to date; you can close this page.`;
   $("pictures").hidden = grid || !item;
   $("actions").dataset.empty = String(!item);
-  if (SAMPLE) showSample(item); else if (grid) showGrid(); else showOne(item);
+  if (TAGGING) showTagging(item); else if (SAMPLE) showSample(item); else if (grid) showGrid(); else showOne(item);
 }
 
 function showPhoto(item) {
@@ -430,6 +435,7 @@ const KEYS = SAMPLE ? {
 };
 
 document.addEventListener("keydown", (event) => {
+  if (TAGGING) { tagKey(event); return; }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target === $("find")) { findKey(event); return; }
   if (event.repeat && !event.key.startsWith("Arrow")) return;
@@ -447,11 +453,13 @@ $("undo").onclick = undo;
 if (SAMPLE) {
   $("rest").onclick = finishImage;
   $("find").oninput = find;
-} else {
+} else if (!TAGGING) {
   for (const id of ["yes", "no", "unsure"]) $(id).onclick = () => { answer(id); $(id).blur(); };
   $("confirm").onclick = confirmGrid;
   $("mode").onclick = toggleGrid;
 }
-showSaved();
-loadState();
-fill();
+addEventListener("DOMContentLoaded", () => { // the script of first tags is there then, too
+  showSaved();
+  loadState();
+  fill();
+});

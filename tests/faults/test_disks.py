@@ -128,7 +128,7 @@ def test_answers_on_a_full_disk_are_refused_until_there_is_room(disk):
     answer = Decision("first", "0.png", {"b": "yes"}, {"b": 0})
     before = (disk / "tags.csv").read_bytes()
     fill(disk, 0)
-    kept = Decisions(disk / "tags.csv", wait=99)
+    kept = Decisions(disk / "tags.csv")
     try:
         with pytest.raises(WorkFailed, match="the decision could not be kept"):
             kept.keep([answer], "tab")

@@ -24,7 +24,7 @@ from plures.data.dataset import Dataset
 from plures.data.paths import Search, find_files, paths_from
 from plures.data.read import read
 from plures.data.table import SUFFIXES, Table
-from plures.data.table_layout import Layout
+from plures.data.table_layout import Layout, lay_out
 from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError
 from plures.files import refuse_replacing, writing
@@ -221,7 +221,11 @@ def _text_table(table: Path) -> tuple[delimited.Header, Layout, list[str], bytes
         raise PluresError(f"{table} is there already, and rows can be added to .csv and .tsv only; {way_out}")
     try:
         content = table.read_bytes()
-        header, layout = delimited.read_header(table), Table().layout(table)
+        header = delimited.read_header(table)
+        try:
+            layout = Table().layout(table)
+        except BadData:  # of rows that are no concern here, or of the columns, which the names alone tell then
+            layout = lay_out(header.names, table)
         lines = _lines(content.decode(), header.delimiter)
     except OSError as error:
         raise PluresError(f"{table} cannot be read ({error.strerror}); {way_out}") from None

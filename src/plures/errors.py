@@ -7,12 +7,22 @@ The command line prints the message alone and ends with the error's exit code: 2
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+SHORT_OF_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, for want of room for it
+    "could not create a memory",
+)
+OUT_OF_MEMORY = "out of memory; use a smaller batch_size, image_size or fewer workers, or a machine with more of it"
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
 
 
@@ -42,6 +52,21 @@ class WorkFailed(PluresError):
     """Good input, but the work could not be done (no memory, no disk, a loss that became NaN). Exit code 1."""
 
     exit_code = 1
+
+
+class Diverged(WorkFailed):
+    """Training failed by its own settings and would fail again; every other WorkFailed is worth another try."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out: Python's own and those of torch (CPU, CUDA, MPS), oneDNN,
+    onnxruntime and the operating system, which are known by their names and texts."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in SHORT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

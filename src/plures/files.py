@@ -8,14 +8,17 @@ import math
 import os
 import platform
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from plures.errors import PluresError, WorkFailed, clipped
+from plures.system import alive
 
 T = TypeVar("T")
 
@@ -27,16 +30,22 @@ _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place at the end: a reader never sees half a file.
 
-    Makes the folder if need be. Raises WorkFailed in one line if the disk is full or the place cannot be written;
-    what was there before stays.
+    Makes the folder if need be. The temporary file is new, with a name that nobody can foresee (a link that waits there
+    is never followed), and what is made has the rights that the umask says. Raises WorkFailed in one line if the disk
+    is full or the place cannot be written; what was there before stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_once(path.parent.absolute())
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        rights = os.fstat(made).st_mode & 0o777
+        os.close(made)
         yield temporary
-        with temporary.open("rb") as handle:
+        with temporary.open("r+b") as handle:
             os.fsync(handle.fileno())
+        os.chmod(temporary, rights)  # safetensors puts a file of its own in this place, for its owner alone
         os.replace(temporary, path)
     except PluresError:
         raise
@@ -46,26 +55,23 @@ def writing(path: str | Path) -> Iterator[Path]:
             raise
         raise WorkFailed(f"{path}: cannot be written ({reason}); what was there before is intact") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never made: the error above says why
+            temporary.unlink(missing_ok=True)
+
+
+@cache
+def _clear_once(folder: Path) -> None:
+    """`clear_left`, before this process first writes into the folder."""
+    clear_left(folder)
 
 
 def clear_left(folder: str | Path) -> None:
     """Remove what `writing` had begun in this folder when its process, of this machine, was killed."""
     for left in Path(folder).glob(f".*.{_HOST}.*.tmp"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and not _alive(int(process)):
+        process = re.search(rf"\.{_HOST}\.(\d+)(\.[0-9a-f]+)?\.tmp$", left.name)
+        if process is not None and not alive(int(process[1])):
             with suppress(OSError):  # a read-only disk: what wants to write there will say so
                 left.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def claim(file: int, size: int) -> None:

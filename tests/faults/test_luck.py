@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from faults.test_readers import benchmark
+from plures import files
 from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
@@ -67,6 +68,46 @@ def test_a_killed_write_leaves_the_old_file_and_its_rest_is_cleared(tmp_path):
         temporary.write_text("still being written")
         clear_left(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_the_umask_counts_for_every_file_of_a_run(tmp_path):
+    before = os.umask(0o027)
+    try:
+        run = train(Experiment(**SMALL), tmp_path / "run", dataset=photos(tmp_path))
+    finally:
+        os.umask(before)
+    rights = {p.name: p.stat().st_mode & 0o777 for p in run.path.iterdir() if p.suffix}
+    assert {"model.safetensors", "checkpoint.pt", "log.csv"} <= set(rights)
+    assert set(rights.values()) == {0o640}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    """Somebody who could foresee the name puts a link there, which leads to a file of ours."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "00")
+    (tmp_path / "mine").write_text("precious")
+    with writing(tmp_path / "a.txt") as temporary:
+        name = temporary
+    name.symlink_to(tmp_path / "mine")
+    with pytest.raises(WorkFailed, match="File exists"), writing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("overwritten")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_the_next_command_clears_what_a_killed_one_left_whatever_it_writes(tmp_path):
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    host = files._HOST
+    for name in (f".maps.png.{host}.{gone}.0a1b.tmp", f".old.{host}.{gone}.tmp", f".live.{host}.{os.getpid()}.0a.tmp",
+                 f".theirs.other.{gone}.0a1b.tmp"):  # fmt: skip
+        (tmp_path / name).touch()
+    with writing(tmp_path / "thresholds.json") as temporary:
+        temporary.write_text("{}")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"thresholds.json", f".live.{host}.{os.getpid()}.0a.tmp", f".theirs.other.{gone}.0a1b.tmp"}
 
 
 @pytest.mark.slow

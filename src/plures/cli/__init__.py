@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError
+from plures.errors import OUT_OF_MEMORY, BadData, PluresError, out_of_memory
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -46,7 +46,9 @@ def _terminated(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows knows no SIGHUP, and nohup has it ignored
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _terminated)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except BadData as bad:
@@ -61,6 +63,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PLURES_TRACEBACK"):
             raise
+        if out_of_memory(error):
+            errors.print(f"plures: {OUT_OF_MEMORY}")
+            sys.exit(1)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
             where = f"{error.filename}: " if error.filename else ""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from plures.errors import PluresError, WorkFailed
+from plures.errors import Diverged, PluresError, WorkFailed, out_of_memory
 from plures.experiment import EXACT, Experiment
 from plures.labels import TensorLabels
 from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
-from plures.models.memory import Halving, out_of_memory
+from plures.models.memory import Halving
 from plures.models.output import Output
 from plures.training.exact import fit_exactly
 from plures.training.label_state import LabelMemory, load_table
@@ -160,7 +160,7 @@ def train_epoch(
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
-        raise WorkFailed(
+        raise Diverged(
             f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
             f" try a smaller lr (now {phase.lr:g}) or clip=1"
         )

@@ -22,7 +22,6 @@ SHORT_OF_MEMORY = (
     "could not create a primitive",  # oneDNN, for want of room for it
     "could not create a memory",
 )
-OUT_OF_MEMORY = "out of memory; use a smaller batch_size, image_size or fewer workers, or a machine with more of it"
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
 
 
@@ -67,6 +66,15 @@ def out_of_memory(error: BaseException | None) -> bool:
         return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in SHORT_OF_MEMORY)
+
+
+def machine_failure(error: BaseException) -> str | None:
+    """One line for a failure that is the machine's, not the program's: no memory, a worker process that was killed."""
+    if out_of_memory(error):
+        return "out of memory; use a smaller batch_size, image_size or fewer workers, or a machine with more of it"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # torch's words
+        return "a process that reads images was killed, perhaps because memory ran out; use fewer workers (workers=0)"
+    return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import OUT_OF_MEMORY, BadData, PluresError, out_of_memory
+from plures.errors import BadData, PluresError, machine_failure
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -51,6 +51,11 @@ def main() -> None:
             signal.signal(getattr(signal, name), _terminated)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+        errors.print("plures: stopped; files are as they were before, or whole")  # by a signal; typer says nothing
+        sys.exit(1)
     except BadData as bad:
         _show_problems(bad)
         count = f"{len(bad.problems):,} problem{'s' * (len(bad.problems) > 1)}"
@@ -63,8 +68,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PLURES_TRACEBACK"):
             raise
-        if out_of_memory(error):
-            errors.print(f"plures: {OUT_OF_MEMORY}")
+        if reason := machine_failure(error):
+            errors.print(f"plures: {reason}")
             sys.exit(1)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from plures.data.dataset import Dataset
-from plures.errors import OUT_OF_MEMORY, Diverged, PluresError, WorkFailed, out_of_memory, require
+from plures.errors import Diverged, PluresError, WorkFailed, machine_failure, require
 from plures.experiment import Experiment, apply_settings
 from plures.files import writing
 from plures.system import EndsWithParent, lock
@@ -195,9 +195,10 @@ def _train_one(task: Task) -> str:
     except WorkFailed as error:
         return str(error)
     except Exception as error:
-        if not out_of_memory(error):
+        reason = machine_failure(error)
+        if reason is None:
             raise
-        return OUT_OF_MEMORY
+        return reason
     return ""
 
 

@@ -25,12 +25,15 @@ SHORT_OF_MEMORY = (
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+# all control characters but tab and newline; those that turn the direction of text, hide or cannot be encoded
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
     """The text with control characters, which a file's name may hold and a terminal obeys, written as escapes."""
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def clipped(text: str, most: int = 300) -> str:

@@ -49,6 +49,11 @@ def writing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except PluresError:
         raise
+    except UnicodeEncodeError as error:
+        raise PluresError(
+            f"{path}: cannot hold the name {error.object[:200]!r}, which is not UTF-8; rename that file, for example"
+            " with `convmv -f latin1 -t utf8`"
+        ) from None
     except Exception as error:
         reason = _reason(error)
         if reason is None:
@@ -88,9 +93,26 @@ def claim(file: int, size: int) -> None:
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text says. Raises ValueError, never another error."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number in JSON; null stands for an undefined one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises PluresError if it cannot be read or is something else."""
+    try:
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise PluresError(f"{path}: damaged ({error})") from None
+    return value
 
 
 def read_as(kind: type[T], value: Any) -> T:
@@ -173,7 +195,7 @@ def _reason(error: Exception) -> str | None:
     """
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or any(
-        w in text for w in ("No space", "file write", "os error 28")
+        w in text for w in ("No space", "file write", "os error 28", "PytorchStreamWriter", "inline_container")
     ):
         return "the disk is full"
     return error.strerror or text if isinstance(error, OSError) else None

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError, machine_failure
+from plures.errors import BadData, PluresError, clipped, machine_failure
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -71,6 +71,12 @@ def main() -> None:
         if reason := machine_failure(error):
             errors.print(f"plures: {reason}")
             sys.exit(1)
+        if isinstance(error, UnicodeEncodeError) and isinstance(error.object, str):  # a name of a file, of other bytes
+            errors.print(
+                f"plures: the name {clipped(error.object)} is not UTF-8; rename the file, for example with"
+                " `convmv -f latin1 -t utf8`"
+            )
+            sys.exit(2)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
             where = f"{error.filename}: " if error.filename else ""

@@ -134,6 +134,10 @@ def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
     """The pixels uint8 [3, H, W], or None and the reason."""
     name, image = item
     try:
+        name.encode()
+    except UnicodeEncodeError:
+        return None, "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
+    try:
         return transform(to_image(image, transform.decoding_size)), ""
     except Unreadable as error:
         return None, str(error).removeprefix(f"{name}: ")

@@ -299,6 +299,8 @@ class _clear_errors:  # noqa: N801 (used as a statement)
                 f"out of memory in {self.where}; the epochs before it are kept; use accumulate=2 or more (the same"
                 " batch in pieces), or a smaller batch_size or image_size"
             ) from None
+        if isinstance(error, RuntimeError) and "without overflow" in str(error):
+            raise Diverged(f"lr is too large for 32-bit numbers in {self.where}; try a much smaller lr") from None
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise PluresError(
                 f"a batch of one image in {self.where} is too little for this network's batch norm; use drop_last=true,"

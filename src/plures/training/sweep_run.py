@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from plures.errors import PluresError
 from plures.experiment import Experiment
-from plures.files import parse_json
+from plures.files import parse_json, read_json
 from plures.training.run import Run
 
 FAILED = "failed.json"
@@ -69,7 +68,7 @@ def outcome(run: SweepRun) -> Outcome:
     report = run.folder / "report.json"
     if not report.is_file():  # training without a validation or test split writes none
         raise PluresError(f"{run.folder}: the data have no rows to evaluate on; give val_share and test_share")
-    found = json.loads(report.read_text(encoding="utf-8"))
+    found = read_json(report)
     score = found["selected"]["score"]
     value = found["map"]
     return Outcome(

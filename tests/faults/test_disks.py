@@ -123,7 +123,16 @@ def test_a_full_disk(plures, world, disk, name):
 def test_a_disk_that_fills_up_at_any_moment_of_a_sweep(plures, world, disk):
     """Within the weights and within the checkpoint of the first run, and in the second: one line, no run is given up,
     and with room again the same command finishes all of them."""
-    command = ("sweep", world / "tags.csv", "--out", disk / "s", *SETTINGS, "embedder.width=8", "--grid", "lr=1e-3,1e-4")
+    command = (
+        "sweep",
+        world / "tags.csv",
+        "--out",
+        disk / "s",
+        *SETTINGS,
+        "embedder.width=8",
+        "--grid",
+        "lr=1e-3,1e-4",
+    )
     subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
     assert plures(*command)[0] == 0
     run = next((disk / "s" / "runs").iterdir())

@@ -64,8 +64,10 @@ def test_it_is_told_only_where_it_exceeds_what_is_free(model, monkeypatch):
 
 def test_the_smallest_limit_counts(tmp_path, monkeypatch):
     """Of the machine's memory and the container's; a container without a limit says "max"."""
-    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4000 kB\n", "/sys/fs/cgroup/memory.max": "3000000\n",
-             "/sys/fs/cgroup/memory.current": "1000000\n", "/sys/fs/cgroup/memory.stat": "inactive_file 500000\n"}  # fmt: skip
+    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4000 kB\n",
+             "/sys/fs/cgroup/memory.max": "3000000\n",
+             "/sys/fs/cgroup/memory.current": "1000000\n",
+             "/sys/fs/cgroup/memory.stat": "inactive_file 500000\n"}  # fmt: skip
 
     def read(path, *_, **__):
         if str(path) not in texts:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("uvicorn", reason='needs pip install "plures[web]"')
 
 SERVER = """
-import logging, sys
+import signal, sys
 from plures.web import connections
 try:
     import resource
@@ -27,7 +27,11 @@ async def app(scope, receive, send):
 connections.Connection.head_seconds = float(sys.argv[1])
 listening = connections.listen("127.0.0.1", 0)
 print(listening.getsockname()[1], flush=True)
-connections.run_server(app, listening, 1)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as the command line has it: to be raised again at the end
+try:
+    connections.run_server(app, listening, 1)
+except KeyboardInterrupt:
+    pass
 """
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -43,6 +47,7 @@ def start(tmp_path):
             servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True))
         return int(servers[0].stdout.readline())
 
+    begin.servers = servers
     yield begin
     for server in servers:
         server.send_signal(signal.SIGTERM)
@@ -117,3 +122,14 @@ def test_the_log_of_many_bad_requests_stays_short(start, tmp_path):
     lines = (tmp_path / "said.txt").read_text().splitlines()
     assert 0 < sum("Invalid HTTP" in line for line in lines) <= 20
     assert 0 < sum("a defect" in line for line in lines) <= 20
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows knows no SIGHUP")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_stops_the_server_without_a_word(start, tmp_path, number):
+    port = start(60)
+    assert ask(port).startswith(b"HTTP/1.1 200")
+    server = start.servers[0]
+    server.send_signal(getattr(signal, number))
+    server.wait(60)
+    assert (tmp_path / "said.txt").read_text() == ""

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from plures.cli.app import Skip, app, say_skipped, screen, settings_values
+from plures.system import free_memory
+
+FEATURES = 2048  # numbers for an image that the widest common embedders give; 12 bytes a cell are learned labels
 
 
 @app.command()
@@ -47,6 +50,13 @@ def check(
     for part in render(description):
         screen.print(part)
     say_skipped(dataset.problems)
+    likely, free = len(dataset) * (12 * len(dataset.classes) + 4 * FEATURES), free_memory()
+    if free is not None and likely > free:
+        screen.print(
+            f"training on frozen features is likely to take {likely / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB"
+            " are free; use fewer images, a machine with more of it, or mode=end_to_end",
+            highlight=False,
+        )
     if out is not None:
         for path in pictures(dataset, description, out):
             screen.print(f"wrote {path}", highlight=False)

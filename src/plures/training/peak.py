@@ -26,8 +26,8 @@ def warning(model: Model, train: Dataset, experiment: Experiment, workers: int) 
     if free is None or likely <= free:
         return ""
     return (
-        f"training is likely to take {likely / 1e9:.1f} GB of memory at its peak, and {free / 1e9:.1f} GB are free; if it"
-        " is stopped, use accumulate=2 or more, a smaller batch_size or image_size, or fewer workers"
+        f"training is likely to take {likely / 1e9:.1f} GB of memory at its peak, and {free / 1e9:.1f} GB are free; if"
+        " it is stopped, use accumulate=2 or more, a smaller batch_size or image_size, or fewer workers"
     )
 
 

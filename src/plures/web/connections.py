@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 import time
@@ -39,9 +40,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: Any, listening: socket.socket, seconds: float) -> None:
-    """Answer with an ASGI app until the process is told to stop (SIGINT, SIGTERM); requests in flight then have
-    `seconds` to end."""
+    """Answer with an ASGI app until the process is told to stop (SIGINT, SIGTERM, SIGHUP); requests in flight then
+    have `seconds` to end."""
     most = most_connections()
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).addFilter(Few())
     config = uvicorn.Config(

@@ -45,9 +45,9 @@ docs: $(VENV)/.installed  ## the documentation as a site, in site/
 
 sbom: $(VENV)/.installed  ## dist/sbom.json: every package with its version and its known vulnerabilities
 	mkdir -p dist
-	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit
-	$(VENV)-audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])") \
-	  --format cyclonedx-json --output dist/sbom.json
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet cyclonedx-bom pip-audit
+	$(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-file dist/sbom.json
+	$(VENV)-audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
 
 clean:
 	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache dist

@@ -167,7 +167,7 @@ def _sleep_below(method, pipe):
 
 def _sleep(ends_with_parent):
     ends_with_parent()
-    time.sleep(PATIENCE)
+    time.sleep(10 * PATIENCE)  # longer than the test waits
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -185,7 +185,11 @@ def test_a_process_ends_with_its_parent_however_that_ends(by_main_thread, monkey
     time.sleep(0.2)  # so that the child has begun
     parent.kill()
     parent.join()
-    until(lambda: not runs(child))
+    try:
+        until(lambda: not runs(child))
+    finally:
+        if runs(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_data_loading_workers_end_with_their_parent(tmp_path):

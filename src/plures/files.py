@@ -8,14 +8,17 @@ import math
 import os
 import platform
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from plures.errors import PluresError, WorkFailed, clipped
+from plures.system import alive
 
 T = TypeVar("T")
 
@@ -27,45 +30,53 @@ _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place at the end: a reader never sees half a file.
 
-    Makes the folder if need be. Raises WorkFailed in one line if the disk is full or the place cannot be written;
-    what was there before stays.
+    Makes the folder if need be. The temporary file is new, with a name that nobody can foresee (a link that waits there
+    is never followed), and what is made has the rights that the umask says. Raises WorkFailed in one line if the disk
+    is full or the place cannot be written; what was there before stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_once(path.parent.absolute())
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        rights = os.fstat(made).st_mode & 0o777
+        os.close(made)
         yield temporary
-        with temporary.open("rb") as handle:
+        with temporary.open("r+b") as handle:
             os.fsync(handle.fileno())
+        os.chmod(temporary, rights)  # safetensors puts a file of its own in this place, for its owner alone
         os.replace(temporary, path)
     except PluresError:
         raise
+    except UnicodeEncodeError as error:
+        raise PluresError(
+            f"{path}: cannot hold the name {error.object[:200]!r}, which is not UTF-8; rename that file, for example"
+            " with `convmv -f latin1 -t utf8`"
+        ) from None
     except Exception as error:
         reason = _reason(error)
         if reason is None:
             raise
         raise WorkFailed(f"{path}: cannot be written ({reason}); what was there before is intact") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never made: the error above says why
+            temporary.unlink(missing_ok=True)
+
+
+@cache
+def _clear_once(folder: Path) -> None:
+    """`clear_left`, before this process first writes into the folder."""
+    clear_left(folder)
 
 
 def clear_left(folder: str | Path) -> None:
     """Remove what `writing` had begun in this folder when its process, of this machine, was killed."""
     for left in Path(folder).glob(f".*.{_HOST}.*.tmp"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and not _alive(int(process)):
+        process = re.search(rf"\.{_HOST}\.(\d+)(\.[0-9a-f]+)?\.tmp$", left.name)
+        if process is not None and not alive(int(process[1])):
             with suppress(OSError):  # a read-only disk: what wants to write there will say so
                 left.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def claim(file: int, size: int) -> None:
@@ -170,9 +181,26 @@ def _maker(folder: Path) -> str:
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text says. Raises ValueError, never another error."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number in JSON; null stands for an undefined one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises PluresError if it cannot be read or is something else."""
+    try:
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except OSError as error:
+        raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise PluresError(f"{path}: damaged ({error})") from None
+    return value
 
 
 def read_as(kind: type[T], value: Any) -> T:
@@ -255,7 +283,7 @@ def _reason(error: Exception) -> str | None:
     """
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or any(
-        w in text for w in ("No space", "file write", "os error 28")
+        w in text for w in ("No space", "file write", "os error 28", "PytorchStreamWriter", "inline_container")
     ):
         return "the disk is full"
     return error.strerror or text if isinstance(error, OSError) else None

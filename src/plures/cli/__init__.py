@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError
+from plures.errors import BadData, PluresError, clipped, machine_failure
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -46,9 +46,16 @@ def _terminated(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows knows no SIGHUP, and nohup has it ignored
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _terminated)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+        errors.print("plures: stopped; files are as they were before, or whole")  # by a signal; typer says nothing
+        sys.exit(1)
     except BadData as bad:
         _show_problems(bad)
         times = sum(problem.times for problem in bad.problems)
@@ -62,6 +69,15 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PLURES_TRACEBACK"):
             raise
+        if reason := machine_failure(error):
+            errors.print(f"plures: {reason}")
+            sys.exit(1)
+        if isinstance(error, UnicodeEncodeError) and isinstance(error.object, str):  # a name of a file, of other bytes
+            errors.print(
+                f"plures: the name {clipped(error.object)} is not UTF-8; rename the file, for example with"
+                " `convmv -f latin1 -t utf8`"
+            )
+            sys.exit(2)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
             where = f"{error.filename}: " if error.filename else ""

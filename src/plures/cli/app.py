@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from plures.errors import PluresError, printable
@@ -28,6 +31,35 @@ class Screen(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does it, but no table loses a letter: into a file or pipe it is as wide as it needs to be, and on a
+        terminal too narrow for its words each row becomes a list."""
+        shown = [part for one in objects for part in (one.renderables if isinstance(one, Group) else [one])]
+        if not any(isinstance(part, Table) for part in shown):
+            super().print(*objects, **options)
+            return
+        for part in shown:
+            if isinstance(part, Table):
+                self._print_table(part)
+            else:
+                super().print(part, **options)
+
+    def _print_table(self, table: Table) -> None:
+        wide = self.options.update(width=10_000, max_width=10_000)
+        needed = Measurement.get(self, wide, table)
+        if not self.is_terminal:
+            usual = self.width
+            self.width = max(usual, needed.maximum)
+            super().print(table, soft_wrap=False)
+            self.width = usual
+        elif needed.minimum <= self.width:
+            super().print(table, soft_wrap=False)
+        else:
+            super().print(table.title or "")
+            names = [column.header for column in table.columns]
+            for cells in zip(*(column.cells for column in table.columns), strict=True):
+                super().print(", ".join(f"{name} {cell}".strip() for name, cell in zip(names, cells, strict=True)))
 
 
 screen = Screen()
@@ -52,8 +84,13 @@ def program(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no model hub; take weights that are on this machine.")
+    ] = False,
 ) -> None:
     """Learn all the labels of an image from training images that carry only one."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, which the commands do
 
 
 def experiment_values(arguments: list[str], recipe: str | None) -> dict[str, Any]:

@@ -9,6 +9,9 @@ import typer
 
 from plures.cli.app import Force, Skip, app, say_skipped, screen, settings_values
 from plures.files import mark_folder, refuse_folder
+from plures.system import free_memory
+
+FEATURES = 2048  # numbers per image that the widest common embedders give; 12 bytes per cell are learned labels
 
 
 @app.command()
@@ -57,6 +60,13 @@ def check(
     for part in render(description):
         screen.print(part)
     say_skipped(dataset.problems)
+    likely, free = len(dataset) * (12 * len(dataset.classes) + 4 * FEATURES), free_memory()
+    if free is not None and likely > free:
+        screen.print(
+            f"training on frozen features is likely to take {likely / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB"
+            " are free; use fewer images, a machine with more of it, or mode=end_to_end",
+            highlight=False,
+        )
     if out is not None:
         mark_folder(out, "check")
         for path in pictures(dataset, description, out):

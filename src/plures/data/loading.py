@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
 from plures.data.images import Transform, Unreadable, View, random_for, to_image
+from plures.system import EndsWithParent
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +155,61 @@ class _EpochRows:
                 yield [(epoch, int(row)) for row in piece.rows]
 
 
-def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
+def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Any, NDArray[Any]] | Unreadable:
     images, views = [], []
     for item in items:
         if isinstance(item, Unreadable):
             return item
         images.append(item[0])
         views.append(item[1])
-    return torch.stack(images), torch.tensor(views, dtype=torch.float32)  # [B, 3, H, W], [B, 4]
+    return crossing(torch.stack(images)), torch.tensor(views, dtype=torch.float32).numpy()  # [B, 3, H, W], [B, 4]
+
+
+# ----------------------------------------------------------------------------------------------- between processes
+
+
+def loader(
+    rows: Any, batches: Any, workers: int, collate: Callable[[list[Any]], Any], pin: bool = False, keep: bool = False
+) -> DataLoader[Any]:
+    """torch's DataLoader with worker processes that end with this one. What `collate` gives may hold `crossing`
+    tensors. keep: the workers, between epochs."""
+    return DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=keep and workers > 0,
+        pin_memory=pin,
+        worker_init_fn=EndsWithParent(),
+    )
+
+
+def crossing(images: Tensor) -> Tensor | NDArray[Any]:
+    """A tensor on its way from a worker: through shared memory, or where that is full (Docker gives 64 MB) as an array,
+    which goes through a pipe."""
+    if get_worker_info() is None:
+        return images
+    try:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+        return images
+    except RuntimeError:
+        return images.numpy()
+
+
+def arrived(images: Any) -> Tensor:
+    """What `crossing` sent."""
+    if isinstance(images, np.ndarray):
+        _say_full()
+        return torch.from_numpy(images)
+    tensor: Tensor = images
+    return tensor
+
+
+@cache
+def _say_full() -> None:
+    logging.getLogger("plures").warning(
+        "shared memory (/dev/shm) is full; images take a slower way between processes (docker: --shm-size=1g)"
+    )
 
 
 class ImageBatches:
@@ -174,14 +224,7 @@ class ImageBatches:
     ) -> None:
         self.order, self._labels = order, torch.from_numpy(dataset.labels.values)
         self._sampler = _EpochRows(order)
-        self._loader = DataLoader(
-            _Rows(dataset, transform, seed),
-            batch_sampler=self._sampler,
-            num_workers=workers,
-            collate_fn=_stack,
-            persistent_workers=workers > 0,
-            pin_memory=pin,
-        )
+        self._loader = loader(_Rows(dataset, transform, seed), self._sampler, workers, _stack, pin, keep=True)
         self._stream: Iterator[Any] | None = None  # stands at the beginning of epoch `_next`, or is None
         self._next = 0
 
@@ -197,7 +240,8 @@ class ImageBatches:
             if isinstance(loaded, Unreadable):
                 raise loaded
             index = torch.from_numpy(piece.rows)
-            yield Batch(loaded[0], self._labels[index], index, loaded[1], piece.total, piece.share, piece.last)
+            inputs, views = arrived(loaded[0]), torch.from_numpy(loaded[1])
+            yield Batch(inputs, self._labels[index], index, views, piece.total, piece.share, piece.last)
         if self.order.shuffle_seed is not None:
             self._stream, self._next = stream, epoch + 1
 

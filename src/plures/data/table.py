@@ -38,6 +38,7 @@ from plures.labels import ABSENT, UNKNOWN, Labels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SHOWN = 3  # missing images; more become one line
+MOST_IN_SMALL_FILES = 1_000_000  # rows of a Parquet file that need no byte each
 ROWS_AT_ONCE = 8192  # of a Parquet file
 LOOKED_AT = 500  # rows, to see what a column holds
 
@@ -334,7 +335,14 @@ def _text_rows(
 
 
 def parquet_batches(parquet: Any, columns: list[str], file: Path) -> Iterator[Any]:
-    """The rows of a Parquet file in pyarrow batches. Raises BadData where a page is damaged."""
+    """The rows of a Parquet file in pyarrow batches. Raises BadData where a page is damaged, or where there are more
+    rows than a table with a name in each can hold in so few bytes."""
+    rows, size = parquet.metadata.num_rows, file.stat().st_size
+    if rows > MOST_IN_SMALL_FILES and rows > size:
+        what = f"{rows:,} rows in {size / 1e6:.1f} MB, which no table with an image in each row is small enough for"
+        raise BadData(
+            [Problem(str(file), None, what, "rows that differ; a file like this only fills the memory")], False
+        )
     try:
         for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             batch.validate(full=True)  # text that is not UTF-8 would fail far from here

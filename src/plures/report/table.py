@@ -20,7 +20,7 @@ from rich.table import Table
 
 from plures.errors import PluresError
 from plures.experiment import Experiment, Part
-from plures.files import PAGE, writing
+from plures.files import PAGE, read_json, writing
 from plures.metrics.report import Report
 from plures.recipes import Recipe, load_recipe
 from plures.training.run import Run
@@ -106,9 +106,9 @@ def read_measured(path: Path) -> Measured:
         again = f"plures evaluate {path} {'DATA ' if run.imported else ''}--json {file}"
         raise PluresError(f"{path}: this run has no report yet; `{again}` writes one")
     report = Report.load(file)  # says in one line if the file is broken
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
     environment = path / "environment.json"
-    known = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
+    known = read_json(environment) if environment.is_file() else {}
     return Measured(
         run,
         report,

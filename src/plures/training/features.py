@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import os
@@ -25,6 +24,7 @@ from plures.files import claim, clear_left, writing
 from plures.models.memory import Halving
 from plures.models.model import Model
 from plures.models.output import grid_boxes
+from plures.system import lock
 
 SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
@@ -102,11 +102,10 @@ def _alone(path: Path) -> Iterator[None]:
     """One process computes, others wait for it; the lock goes with the process, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_suffix(".lock").open("w")
+        held = lock(path.with_suffix(".lock"), None)
     except OSError as error:
         raise WorkFailed(f"{path.parent}: features cannot be kept there ({error.strerror}); set PLURES_CACHE") from None
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with held:
         clear_left(path.parent)
         yield
 

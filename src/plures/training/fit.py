@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from plures.errors import PluresError, WorkFailed
+from plures.errors import Diverged, PluresError, WorkFailed, out_of_memory
 from plures.experiment import EXACT, Experiment
 from plures.labels import TensorLabels
 from plures.losses.context import OF_REGIONS, ActsAfterEpoch, CarriesState, Context, LooksAgain, Loss, RemembersLabels
-from plures.models.memory import Halving, out_of_memory
+from plures.models.memory import Halving
 from plures.models.output import Output, checked_logits
 from plures.training.exact import fit_exactly
 from plures.training.label_state import LabelMemory, load_table
@@ -160,7 +160,7 @@ def train_epoch(
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
-        raise WorkFailed(
+        raise Diverged(
             f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
             f" try a smaller lr (now {phase.lr:g}) or clip=1"
         )
@@ -299,6 +299,8 @@ class _clear_errors:  # noqa: N801 (used as a statement)
                 f"out of memory in {self.where}; the epochs before it are kept; use accumulate=2 or more (the same"
                 " batch in pieces), or a smaller batch_size or image_size"
             ) from None
+        if isinstance(error, RuntimeError) and "without overflow" in str(error):
+            raise Diverged(f"lr is too large for 32-bit numbers in {self.where}; try a much smaller lr") from None
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise PluresError(
                 f"a batch of one image in {self.where} is too little for this network's batch norm; use drop_last=true,"

@@ -6,7 +6,6 @@ head.safetensors, the head alone; `complete` makes an ordinary run folder of it,
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from plures.data.dataset import Dataset
 from plures.data.loading import default_workers
 from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
-from plures.files import writing
+from plures.files import read_json, writing
 from plures.labels import Labels
 from plures.losses import losses
 from plures.models.linear import Linear
@@ -212,7 +211,7 @@ def complete(folder: str | Path) -> None:
     if (folder / WEIGHTS).is_file() or not (folder / HEAD).is_file():
         return
     run = Run(folder)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_json(folder / "report.json")
     classes = tuple(one["name"] for one in report["per_class"])
     model = untrained(run.experiment, classes)
     cast(nn.Module, model.head).load_state_dict(load_file(folder / HEAD))

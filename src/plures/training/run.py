@@ -13,7 +13,6 @@ imported.json       instead of the last four, where the weights come from anothe
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -35,6 +34,7 @@ from plures.errors import PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.files import clear_left, parse_json, read_json_lines, refuse_folder, writing
 from plures.metrics.report import kind_of
+from plures.system import lock
 
 Record = dict[str, Any]
 IMPORTED = "imported.json"
@@ -99,14 +99,10 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Only one process at a time writes into a run folder; the lock goes with the process, however it ends."""
         try:
-            handle = (self.path / ".lock").open("w")
+            held = lock(self.path / ".lock", f"{self.path}: another process is training into this folder")
         except OSError as error:
             raise WorkFailed(f"{self.path}: cannot be written ({error.strerror}); what is there is intact") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise PluresError(f"{self.path}: another process is training into this folder") from None
+        with held:
             clear_left(self.path)  # of a process that was killed here
             yield
 

@@ -31,6 +31,7 @@ from plures.training.features import feature_statistics, frozen_features, needs_
 from plures.training.fit import fit, logits_of
 from plures.training.history import ScoreHistory
 from plures.training.model_card import write_card
+from plures.training.peak import warning
 from plures.training.phase import Batches, Best, HeadOnFeatures, Net, Phase, Scores
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
@@ -186,6 +187,9 @@ class Training:
     def go(self, run: Run, state: Record | None) -> None:
         """Run the phases that are left after this checkpoint, then evaluate the best weights."""
         self.run, e = run, self.experiment
+        workers = default_workers(self.prepared.train) if e.workers is None else e.workers
+        if short := warning(self.model, self.prepared.train, e, workers):
+            self.watch.say(short)
         if state is None:
             if self.fabric.is_global_zero:
                 run.write_json("environment.json", {**environment(self.prepared.train), "loss": self.loss_name})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-import uvicorn
 from fastapi import FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -213,27 +211,3 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         return say(error.status_code, str(error.detail), error.headers)
-
-
-def serve(app: FastAPI, host: str, port: int, seconds: float) -> None:
-    """Answer until the process is told to stop (SIGINT, SIGTERM); requests in flight then have `seconds` to end.
-
-    Raises PluresError if the address cannot be had.
-    """
-    listening = listen(host, port)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(seconds) + 1, server_header=False
-    )
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on this address. Raises PluresError if it cannot be had."""
-    try:
-        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise PluresError(f"cannot listen on {host} port {port} ({error.strerror}); choose another --port") from None
-    # asyncio does this only for sockets it made itself; without it each answer's body waits 40 ms for the other side to
-    # acknowledge its head
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return made

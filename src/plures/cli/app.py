@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from plures.errors import PluresError, printable
+from plures.errors import PluresError, grouped, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -95,6 +95,11 @@ def say_skipped(problems: tuple[Any, ...]) -> None:
     left_out = [p for p in problems if p.severity == "error"]
     if left_out:
         errors.print(f"left out {len(left_out):,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+
+
+def say_notices(problems: tuple[Any, ...]) -> None:
+    for notice in grouped(p for p in problems if p.severity == "notice"):
+        errors.print(f"{notice.file}: {notice.what}")
 
 
 def show_report(run: Path) -> None:

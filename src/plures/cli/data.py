@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, say_skipped, screen, settings_values
+from plures.cli.app import Skip, app, say_notices, say_skipped, screen, settings_values
 
 
 @app.command()
@@ -23,6 +23,7 @@ def init(
     dataset = init_table(source, out, complete=complete, skip_bad=skip_bad)
     screen.print(f"{out}: {len(dataset):,} images, {len(dataset.classes)} classes", highlight=False)
     say_skipped(dataset.problems)
+    say_notices(dataset.problems)
 
 
 @app.command()

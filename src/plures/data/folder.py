@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
-from plures.data.images import IMAGE_SUFFIXES
+from plures.data.images import is_junk, is_photo, unread_below
 from plures.errors import PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
@@ -43,6 +43,9 @@ class Folder:
         classes = tuple(sorted({name for _, folder in found for name in _folders(folder)}))
         column = {name: place for place, name in enumerate(classes)}
         photos = [(file, split, folder) for split, folder in found for file in sorted(_walk(folder))]
+        lost = [str(file) for file, _, _ in photos if not file.is_file()]
+        problems = [Problem(file, None, "a link to no file, or a pipe", "an image file") for file in lost]
+        photos = [photo for photo in photos if str(photo[0]) not in set(lost)] if lost else photos
         content = _content_of([file for file, _, _ in photos])
         rows: dict[tuple[str, str], int] = {}
         images, splits, cells = list[str](), list[str](), list[tuple[int, int]]()
@@ -58,19 +61,24 @@ class Folder:
         if cells:
             values[tuple(np.array(cells).T)] = PRESENT
         names = np.array(splits, np.str_) if split_form else None
-        return Dataset(images, Labels(values), classes, names, name=root.resolve().name), _leaks(rows, images)
+        return Dataset(images, Labels(values), classes, names, name=root.resolve().name), [
+            *problems,
+            *_leaks(rows, images),
+            *unread_below(root),
+        ]
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return [name for name in names if not name.startswith(".") and not is_junk(name)]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Every image file below, hidden files and folders left out."""
     for at, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_junk(name))
         for name in files:
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if is_photo(name) and not name.startswith("."):
                 yield Path(at, name)
 
 

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, Unreadable, View, random_for, to_image
+from plures.data.images import WHOLE, Transform, Unreadable, View, random_for, to_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,26 +152,45 @@ class _EpochRows:
                 yield [(epoch, int(row)) for row in piece.rows]
 
 
-def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
-    images, views = [], []
-    for item in items:
-        if isinstance(item, Unreadable):
-            return item
-        images.append(item[0])
-        views.append(item[1])
-    return torch.stack(images), torch.tensor(views, dtype=torch.float32)  # [B, 3, H, W], [B, 4]
+class _Loaded(NamedTuple):
+    """What workers send: the images [R, 3, H, W] and views [R, 4] that could be read, their places in the batch [R],
+    and by place why others could not."""
+
+    images: Tensor | None
+    views: Tensor
+    places: list[int]
+    unread: dict[int, Unreadable]
+
+
+def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> _Loaded:
+    unread = {place: item for place, item in enumerate(items) if isinstance(item, Unreadable)}
+    good = [item for item in items if not isinstance(item, Unreadable)]
+    places = [place for place in range(len(items)) if place not in unread]
+    images = torch.stack([image for image, _ in good]) if good else None
+    return _Loaded(images, torch.tensor([view for _, view in good], dtype=torch.float32), places, unread)
 
 
 class ImageBatches:
     """Batches of images, decoded by worker processes (workers 0: in this process).
 
     In training, workers go on with the next epoch while this one is judged, so that nothing waits between epochs.
-    Raises Unreadable, naming the file, at the batch that needs an image which cannot be read.
+    unread: where to note images that cannot be read, {path: reason}. In a shuffled order, which is for training,
+    another image of the batch stands in for each, with its own row and labels; in row order a grey one, so that the
+    rows keep their places. Without `unread`, or where no image of a batch can be read, raises Unreadable, naming the
+    file.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Transform, order: Order, workers: int = 0, seed: int = 0, pin: bool = False
+        self,
+        dataset: Dataset,
+        transform: Transform,
+        order: Order,
+        workers: int = 0,
+        seed: int = 0,
+        pin: bool = False,
+        unread: dict[str, str] | None = None,
     ) -> None:
+        self.dataset, self.unread = dataset, unread
         self.order, self._labels = order, torch.from_numpy(dataset.labels.values)
         self._sampler = _EpochRows(order)
         self._loader = DataLoader(
@@ -194,12 +213,29 @@ class ImageBatches:
             self._sampler.first = epoch
             stream = iter(self._loader)
         for piece, loaded in zip(self.order.pieces(epoch), stream, strict=False):
-            if isinstance(loaded, Unreadable):
-                raise loaded
-            index = torch.from_numpy(piece.rows)
-            yield Batch(loaded[0], self._labels[index], index, loaded[1], piece.total, piece.share, piece.last)
+            images, views, rows = (
+                self._filled(loaded, piece.rows) if loaded.unread else (loaded.images, loaded.views, piece.rows)
+            )
+            index = torch.from_numpy(rows)
+            yield Batch(images, self._labels[index], index, views, piece.total, piece.share, piece.last)
         if self.order.shuffle_seed is not None:
             self._stream, self._next = stream, epoch + 1
+
+    def _filled(self, loaded: _Loaded, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """A whole batch of one with images that could not be read: images, views, and the row that each shows."""
+        if self.unread is None or loaded.images is None:
+            raise next(iter(loaded.unread.values()))
+        for place, reason in loaded.unread.items():
+            path = str(self.dataset.images[rows[place]])
+            self.unread[path] = str(reason).removeprefix(f"{path}: ")
+        if self.order.shuffle_seed is None:
+            images = torch.full((len(rows), *loaded.images.shape[1:]), 127, dtype=torch.uint8)
+            views = torch.tensor([WHOLE] * len(rows), dtype=torch.float32)
+            images[loaded.places], views[loaded.places] = loaded.images, loaded.views
+            return images, views, rows
+        shown = np.arange(len(rows)) % len(loaded.places)  # which of the readable ones, at places that are not
+        shown[loaded.places] = np.arange(len(loaded.places))
+        return loaded.images[shown], loaded.views[shown], rows[np.array(loaded.places)[shown]]
 
 
 def default_workers(dataset: Dataset) -> int:

@@ -57,7 +57,7 @@ def predict_on_ray(
     address = str(out) if "://" in str(out) else str(Path(out).absolute())
     folder = Parts(address, scorer.classes)
     folder.begin(settings_of(run, source, rows, 1, scorer), resume)
-    tally = Tally()
+    tally = Tally(source)
     todo = [
         {"part": number, "names": [name for name, _ in items], "images": [_everywhere(image) for _, image in items]}
         for number, items in unfinished(images_of(source, skip_bad)(), rows, folder, tally)

@@ -7,6 +7,7 @@ whole, so that a run that was killed goes on without a lost or doubled row, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.images import to_image
+from plures.data.images import to_image, unread_below
 from plures.errors import BadData, PluresError, Problem
 from plures.files import writing
 from plures.inference.heatmaps import overlay, paint
@@ -33,12 +34,14 @@ KEPT_PROBLEMS = 1000  # of unreadable images, for the message; the rest is only 
 @dataclass(frozen=True)
 class Summary:
     """What a prediction run did. images: scored (in all parts, also those of the run that this one went on with);
-    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were."""
+    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were;
+    notices: of photographs that a folder holds and that nothing here reads."""
 
     images: int
     tags_per_image: float
     problems: tuple[Problem, ...]
     skipped: int = 0
+    notices: tuple[Problem, ...] = ()
 
 
 def predict(
@@ -76,11 +79,11 @@ def predict(
     pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
     items = sharded(open_(), number, of)
     if not into_folder:
-        return _into_file(scorer, items, Path(out), batch_size, workers, skip_bad, pictures)
+        return _into_file(scorer, items, Path(out), batch_size, workers, skip_bad, pictures, Tally(source))
     rows = parts or ROWS_A_PART
     folder = Parts(str(out), scorer.classes, (number, of))
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
-    summary = Tally()
+    summary = Tally(source)
     todo = unfinished(items, rows, folder, summary)
     sizes: dict[int, int] = {}
     stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
@@ -108,8 +111,8 @@ def _into_file(
     workers: int,
     skip_bad: bool,
     pictures: _Pictures | None,
+    tally: Tally,
 ) -> Summary:
-    tally = Tally()
     with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
         stretch = ((0, item) for item in items)
         for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
@@ -214,7 +217,8 @@ def _by_part(batches: Iterator[Scored], sizes: dict[int, int]) -> Iterator[list[
 class Tally:
     """Counts as parts come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str | Path) -> None:
+        self.notices = tuple(unread_below(source)) if os.path.isdir(source) else ()
         self.images = self.tags = self.bad = 0
         self.problems: list[Problem] = []
 
@@ -229,7 +233,7 @@ class Tally:
 
     def summary(self) -> Summary:
         mean = self.tags / self.images if self.images else float("nan")
-        return Summary(self.images, mean, tuple(self.problems), self.bad)
+        return Summary(self.images, mean, tuple(self.problems), self.bad, self.notices)
 
 
 # -------------------------------------------------------------------------------------------------------- heat maps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
@@ -12,7 +11,9 @@ from torch import Tensor
 from plures.data.images import Transform, Unreadable, open_image
 from plures.errors import PluresError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, which would start another program
+# not all that Pillow opens: EPS would start another program, and old formats have had the worst holes
+TAKEN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000")
+FORMATS = tuple(name for name in TAKEN if name in Image.OPEN)
 
 
 class Refused(PluresError):
@@ -33,23 +34,15 @@ class Photo:
     pixels: Tensor
 
 
-class _Upload(io.BytesIO):
-    """An upload's bytes. It must not go by the name that a stranger gave it: `open_image` follows addresses."""
-
-    def __str__(self) -> str:
-        return "upload"
-
-
 def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> Photo:
     """The photo in these bytes. Raises Refused: 413 too many pixels, 415 not an image, 422 a broken one."""
-    upload = _Upload(content)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(upload, formats=FORMATS) as image:
-                width, height = image.size
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
     except UnidentifiedImageError:
         raise Refused(415, f"{name}: not an image of a kind that is read here ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise Refused(413, f"{name}: too many pixels; at most {max_pixels:,} are taken") from None
     except Exception as error:  # Pillow's readers raise what they please on broken headers
         raise Refused(422, f"{name}: cannot be decoded ({error})") from None
     if width * height > max_pixels:
@@ -57,7 +50,7 @@ def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> 
     if not width * height:
         raise Refused(422, f"{name}: an image without pixels")
     try:
-        picture = open_image(upload)  # type: ignore[arg-type]
+        picture = open_image(io.BytesIO(content))
         return Photo(name, picture.width, picture.height, transform(picture))
     except Unreadable as error:
         raise Refused(422, f"{name}: {str(error).removeprefix('upload: ')}") from None

@@ -27,7 +27,9 @@ def metadata_of(model: Model, thresholds: Thresholds, boxes: NDArray[np.float32]
         "thresholds": [float(v) for v in thresholds.values],
         "thresholds_chosen": {"method": thresholds.method, "objective": thresholds.objective},
         "calibration": "none" if calibration is None else calibration.kind,
-        "input": "images: uint8 [batch, 3, height, width], RGB, upright, any size, all images of a batch the same",
+        "input": "images: uint8 [batch, 3, height, width], any size, all images of a batch the same: RGB, upright as"
+        " the EXIF orientation says, alpha laid on white, the first frame; grey of more than 8 bits scaled to 0..255"
+        " from the range of its bit depth",
         "outputs": "scores: float32 [batch, classes], probabilities; tags: bool [batch, classes], scores >= thresholds;"
         " logits: float32 [batch, classes], before calibration",
         "preprocessing": {**asdict(model.preprocessing), "inside": ["resize", "normalisation"]},

@@ -213,7 +213,7 @@ def _what_it_is(source: str | Path | BytesIO | None) -> str:
         return "not an image that can be read"
     for pattern, words in _HEADS:
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
-            return words
+            return "HEIC that is broken" if words.startswith("HEIC") and "HEIF" in Image.OPEN else words
     return "not an image that can be read"
 
 

@@ -25,6 +25,7 @@ from plures.data.images import (
     is_photo,
     list_images,
     open_image,
+    open_pixels,
     random_for,
     unread_below,
 )
@@ -100,14 +101,51 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
         open_image(tmp_path / "a.png")
 
 
-def test_transform_is_torchvisions_resize():
-    from torchvision.transforms import functional as F
+def test_transform_is_torchvisions_resize_and_nearly_pillows():
+    """torch and Pillow resize bytes by the same weights and round in another order: at most 2 of 256 levels."""
+    from torchvision.transforms.v2 import functional as F
 
-    image = _photo(size=(133, 97))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 133, 3), dtype=np.uint8))
     ours = Transform(64)(image)
-    theirs = F.pil_to_tensor(F.resize(image, [64, 64]))
-    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, F.resize(F.pil_to_tensor(image), [64, 64], antialias=True))
     assert ours.dtype == torch.uint8
+    pillows = F.pil_to_tensor(image.resize((64, 64), Image.Resampling.BILINEAR)).int()
+    assert (ours.int() - pillows).abs().max() <= 2
+    assert (ours.int() - pillows).ne(0).float().mean() < 0.1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["RGB", "4:2:0", "progressive", "stored as RGB", "L", "CMYK", "PNG"])
+def test_pixels_are_those_of_the_image_however_they_are_decoded(tmp_path, monkeypatch, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    x, y = np.meshgrid(np.linspace(0, 9, 133), np.linspace(0, 7, 97))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)
+    photo = Image.fromarray((127 + 100 * waves).astype(np.uint8)).convert(kind if kind in ("L", "CMYK") else "RGB")
+    extra = {"4:2:0": {"subsampling": 2}, "progressive": {"progressive": True}, "stored as RGB": {"keep_rgb": True}}
+    photo.save(tmp_path / "a", "PNG" if kind == "PNG" else "JPEG", exif=exif, **extra.get(kind, {}))
+    wanted = np.asarray(open_image(tmp_path / "a")).transpose(2, 0, 1)
+    for decoder in (module.simplejpeg, None):
+        monkeypatch.setattr(module, "simplejpeg", decoder)
+        for at_least in (None, 90):
+            assert np.array_equal(open_pixels(tmp_path / "a", at_least).numpy(), wanted)
+    scaled = open_pixels(tmp_path / "a", 40)
+    assert np.array_equal(scaled.numpy(), np.asarray(open_image(tmp_path / "a", 40)).transpose(2, 0, 1))
+    assert (scaled.shape[1] < wanted.shape[1]) == (kind != "PNG")
+
+
+def test_a_crop_is_the_part_of_the_image_that_its_view_says():
+    y, x = np.mgrid[:60, :90]
+    image = Image.fromarray(np.stack([x * 2, y * 4, x * 0], -1).astype(np.uint8))
+    crop = Transform(16, "crop", crop_area=(0.2, 0.9))
+    for row in range(50):
+        pixels, (left, top, right, bottom) = crop.with_view(image, random_for(0, 0, row))
+        assert 0 <= min(left, right) < max(left, right) <= 1
+        assert 0 <= top < bottom <= 1
+        assert pixels.float().mean(1)[0].diff().mean().sign() == (1 if right > left else -1)
+        middle = pixels[:2].float().mean((1, 2))
+        assert abs(middle[0] / 2 - 90 * (left + right) / 2) < 1.5
+        assert abs(middle[1] / 4 - 60 * (top + bottom) / 2) < 1.5
 
 
 def test_augmentation_follows_from_seed_epoch_and_row():

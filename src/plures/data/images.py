@@ -18,16 +18,22 @@ from typing import Literal
 import fsspec
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from plures.data.pixels import to_rgb, turned
+from plures.data.pixels import to_rgb, way_up
 from plures.data.randaugment import cutout_randaugment
 from plures.errors import PluresError, Problem
 
+try:
+    import simplejpeg
+except ImportError:  # a platform without its wheel: Pillow decodes the same pixels, in more time
+    simplejpeg = None
+
 DECODED_OVER_WANTED = 2  # with 2, scaled decoding moves mAP by less than 0.1; with less, by up to 0.5 (docs/scale.md)
-PIXELS = "2"  # version of the rules from a file to a model's pixels: another one makes cached features anew
+PIXELS = "3"  # version of the rules from a file to a model's pixels: another one makes cached features anew
 MAX_PIXELS = 100_000_000  # a 12,000 x 8,000 scan passes; a decompression bomb is refused before it is decoded
 
 Augment = Literal["auto", "none", "flip", "crop", "cutout_randaugment"]
@@ -243,12 +249,65 @@ def open_image(path: str | Path | BytesIO, at_least: int | None = None) -> Image
         return decoded(image, at_least)
 
 
+def open_pixels(path: str | Path | BytesIO, at_least: int | None = None) -> Tensor:
+    """The pixels of `open_image`, uint8 [3, H, W], in less time; arguments and errors are the same.
+
+    A JPEG that is not to be scaled is decoded by simplejpeg, which gives the very bytes that Pillow gives; what that
+    refuses, and all else, Pillow decides.
+    """
+    with open_header(path) as image:
+        jpeg = image.format in ("JPEG", "MPO") and image.mode == "RGB"
+        whole = at_least is None or min(image.size) < 2 * at_least
+        pixels = _decoded_fast(path) if jpeg and whole and simplejpeg is not None else None
+        if pixels is None or pixels.shape[:2] != (image.height, image.width):
+            return tensor_of(decoded(image, at_least))
+        upright, way = torch.from_numpy(pixels).permute(2, 0, 1), way_up(image)
+        return upright if way is None else turn_pixels(upright, way)
+
+
+def _decoded_fast(path: str | Path | BytesIO) -> NDArray[np.uint8] | None:
+    """A JPEG's pixels [H, W, 3], or None where libjpeg has anything to remark."""
+    source = opened(path)
+    content = source.getvalue() if isinstance(source, BytesIO) else Path(source).read_bytes()
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    return pixels
+
+
+def tensor_of(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image, uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # no copy: the resize reads any order
+
+
+def turn_pixels(pixels: Tensor, way: Image.Transpose) -> Tensor:
+    """Pixels [3, H, W] transposed as Pillow transposes an image."""
+    flips = _FLIPS[way]
+    pixels = pixels.transpose(1, 2) if way in ACROSS else pixels
+    return pixels.flip(flips) if flips else pixels
+
+
+_T = Image.Transpose
+ACROSS = (_T.ROTATE_90, _T.ROTATE_270, _T.TRANSPOSE, _T.TRANSVERSE)  # rows become columns, and are then flipped:
+_FLIPS: dict[Image.Transpose, tuple[int, ...]] = {
+    _T.FLIP_LEFT_RIGHT: (2,),
+    _T.FLIP_TOP_BOTTOM: (1,),
+    _T.ROTATE_180: (1, 2),
+    _T.ROTATE_90: (1,),
+    _T.ROTATE_270: (2,),
+    _T.TRANSPOSE: (),
+    _T.TRANSVERSE: (1, 2),
+}
+
+
 def decoded(image: Image.Image, at_least: int | None = None) -> Image.Image:
     """The upright RGB image of an opened one, see `open_image`. Raises what Pillow's decoders please."""
     if at_least is not None:
         image.draft(None, (at_least, at_least))
     image.load()
-    return turned(to_rgb(image), image)
+    picture, way = to_rgb(image), way_up(image)
+    return picture if way is None else picture.transpose(way)
 
 
 # -------------------------------------------------------------------------------------------------- to a model
@@ -256,7 +315,8 @@ def decoded(image: Image.Image, at_least: int | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """From an image to uint8 [3, size, size]: resized (aspect squashed, antialiased bilinear), then augmented.
+    """From an image, or its pixels uint8 [3, H, W], to uint8 [3, size, size]: resized (aspect squashed, antialiased, by
+    torch), then augmented.
 
     augment: none; flip (left-right with probability 1/2); crop (random area of `crop_area` and shape, then flip);
     cutout_randaugment (as Query2Label trains, see `randaugment.py`; no flip).
@@ -267,7 +327,7 @@ class Transform:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_area: tuple[float, float] = (0.5, 1.0)
 
-    def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor, random: np.random.Generator | None = None) -> Tensor:
         return self.with_view(image, random)[0]
 
     @property
@@ -279,37 +339,38 @@ class Transform:
             return whole
         return max(whole, math.ceil(self.size / math.sqrt(self.crop_area[0] * NARROWEST)))
 
-    def with_view(self, image: Image.Image, random: np.random.Generator | None = None) -> tuple[Tensor, View]:
+    def with_view(self, image: Image.Image | Tensor, random: np.random.Generator | None = None) -> tuple[Tensor, View]:
         """The result, and where in the image it lies. What RandAugment shears or turns the view does not say."""
-        how = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
-        box, view = None, WHOLE
+        pixels = image if isinstance(image, Tensor) else tensor_of(image)  # [3, H, W]
+        left, top, right, bottom = WHOLE
         if self.augment == "crop" and random is not None:
-            box = _random_box(image.size, self.crop_area, random)
-            width, height = image.size
-            view = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-        if image.size != (self.size, self.size) or box is not None:
-            image = image.resize((self.size, self.size), how, box=box)
+            height, width = pixels.shape[1:]
+            x, y, x_end, y_end = _random_box((width, height), self.crop_area, random)
+            pixels = pixels[:, y:y_end, x:x_end]
+            left, top, right, bottom = x / width, y / height, x_end / width, y_end / height
+        size = (self.size, self.size)
+        if pixels.shape[1:] != size:
+            pixels = F.interpolate(pixels[None], size, mode=self.interpolation, antialias=True, align_corners=False)[0]
         if self.augment == "cutout_randaugment" and random is not None:
-            image = cutout_randaugment(image, random)
-        pixels = np.asarray(image)  # [H, W, 3]
-        left, top, right, bottom = view
+            picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+            pixels = tensor_of(cutout_randaugment(picture, random))
         if self.augment in ("flip", "crop") and random is not None and random.random() < 0.5:
-            pixels, left, right = pixels[:, ::-1], right, left
-        tensor = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()  # [3, H, W]
-        return tensor, (left, top, right, bottom)
+            pixels, left, right = pixels.flip(2), right, left
+        return pixels.contiguous(), (left, top, right, bottom)
 
 
 def _random_box(
     size: tuple[int, int], area: tuple[float, float], random: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """A box of a random share of the area and of an aspect between 3:4 and 4:3, inside the image."""
+) -> tuple[int, int, int, int]:
+    """A box of a random share of the area and of an aspect between 3:4 and 4:3, inside the image, in whole pixels."""
     width, height = size
     share = random.uniform(*area)
     aspect = np.exp(random.uniform(np.log(NARROWEST), -np.log(NARROWEST)))
     w = min(width, np.sqrt(share * width * height * aspect))
     h = min(height, np.sqrt(share * width * height / aspect))
     left, top = random.uniform(0, width - w), random.uniform(0, height - h)
-    return (left, top, left + w, top + h)
+    x, y = min(int(left), width - 1), min(int(top), height - 1)
+    return (x, y, min(width, x + max(1, round(w))), min(height, y + max(1, round(h))))
 
 
 def random_for(seed: int, epoch: int, row: int) -> np.random.Generator:
@@ -320,3 +381,8 @@ def random_for(seed: int, epoch: int, row: int) -> np.random.Generator:
 def to_image(image: str | NDArray[np.uint8], at_least: int | None = None) -> Image.Image:
     """A PIL image from a path or address (see `open_image` for at_least) or from uint8 [H, W, 3]."""
     return open_image(image, at_least) if isinstance(image, str) else Image.fromarray(image)
+
+
+def to_pixels(image: str | NDArray[np.uint8], at_least: int | None = None) -> Tensor:
+    """Pixels uint8 [3, H, W] from a path or address (see `open_pixels`) or from uint8 [H, W, 3]."""
+    return open_pixels(image, at_least) if isinstance(image, str) else torch.from_numpy(image).permute(2, 0, 1)

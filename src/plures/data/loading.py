@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
-from plures.data.images import WHOLE, Transform, Unreadable, View, random_for, to_image
+from plures.data.images import WHOLE, Transform, Unreadable, View, random_for, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, View] | Unreadable:
         epoch, row = item
         try:
-            image = to_image(self.dataset.images[row], self.transform.decoding_size)
+            image = to_pixels(self.dataset.images[row], self.transform.decoding_size)
         except Unreadable as error:
             return error
         random = None if self.transform.augment == "none" else random_for(self.seed, epoch, row)

@@ -80,11 +80,11 @@ def declared_range(image: Image.Image) -> tuple[float, float] | None:
     return None
 
 
-def turned(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """The picture, made of this opened image, turned upright as its orientation tag says. No other tag is looked at,
-    however broken it may be; where this one cannot be read, the picture stays as it is."""
+def way_up(image: Image.Image) -> Image.Transpose | None:
+    """How to transpose an opened image so that it stands upright, as its orientation tag says; None: as it is. No other
+    tag is looked at, however broken it may be."""
     try:
         way = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # EXIF is what a camera wrote: anything
         way = None
-    return picture if way is None else picture.transpose(Image.Transpose(way))
+    return None if way is None else Image.Transpose(way)

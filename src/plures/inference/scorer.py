@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from plures.data.images import Transform, Unreadable, to_image
+from plures.data.images import Transform, Unreadable, to_pixels
 from plures.errors import PluresError
 from plures.inference.eight_bits import to_int8
 from plures.inference.heatmaps import region_weights
@@ -139,7 +139,7 @@ def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
     """The pixels uint8 [3, H, W], or None and the reason."""
     name, image = item
     try:
-        return transform(to_image(image, transform.decoding_size)), ""
+        return transform(to_pixels(image, transform.decoding_size)), ""
     except Unreadable as error:
         return None, str(error).removeprefix(f"{name}: ")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from plures.data.images import Transform, Unreadable, open_image
+from plures.data.images import ACROSS, Transform, Unreadable, open_pixels
+from plures.data.pixels import way_up
 from plures.errors import PluresError
 
 # not all that Pillow opens: EPS would start another program, and old formats have had the worst holes
@@ -39,6 +40,8 @@ def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
+            jpeg = image.format in ("JPEG", "MPO")
+            across = jpeg and way_up(image) in ACROSS
     except UnidentifiedImageError:
         raise Refused(415, f"{name}: not an image of a kind that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
@@ -50,7 +53,11 @@ def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> 
     if not width * height:
         raise Refused(422, f"{name}: an image without pixels")
     try:
-        picture = open_image(io.BytesIO(content))
-        return Photo(name, picture.width, picture.height, transform(picture))
+        pixels = open_pixels(io.BytesIO(content), transform.decoding_size)
+        if not jpeg:  # which alone may come scaled
+            height, width = pixels.shape[1:]
+        elif across:
+            height, width = width, height
+        return Photo(name, width, height, transform(pixels))
     except Unreadable as error:
         raise Refused(422, f"{name}: {str(error).removeprefix('upload: ')}") from None

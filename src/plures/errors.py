@@ -10,7 +10,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -116,6 +116,32 @@ class BadData(PluresError):
         wanted = f"; expected {first.expected}" if first.expected else ""
         way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
         super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")
+
+
+EQUAL = 5  # problems that differ in nothing but the place; more of them become one line
+
+
+def grouped(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems as a person reads them: more than five that say the same are one, with their number and examples.
+
+    It stands where the first of them stood.
+    """
+    alike: dict[Problem, list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault(replace(problem, file="", row=None), []).append(problem)
+    lines = []
+    for same, those in alike.items():
+        if len(those) <= EQUAL:
+            lines += those
+            continue
+        files = list(dict.fromkeys(problem.file for problem in those))
+        if len(files) == 1:
+            examples = f"rows {', '.join(str(problem.row) for problem in those[:3])}, ..."
+            lines.append(replace(same, file=files[0], what=f"{len(those):,} times: {same.what} ({examples})"))
+        else:
+            shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+            lines.append(replace(same, file=shown, what=f"{len(those):,} files: {same.what}"))
+    return lines
 
 
 def require(what: str, extra: str, packages: Iterable[str]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError, clipped, machine_failure
+from plures.errors import BadData, PluresError, clipped, grouped, machine_failure
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -31,13 +32,14 @@ def _show_problems(bad: BadData) -> None:
     for name in ("problem", "expected"):
         table.add_column(name, overflow="fold")
     here = Path.cwd()
-    for problem in bad.problems[:200]:
+    shown = grouped(bad.problems)
+    for problem in shown[:200]:
         path = Path(problem.file)
         name = str(path.relative_to(here)) if path.is_relative_to(here) else problem.file
         table.add_row(name, "" if problem.row is None else str(problem.row), problem.what, problem.expected)
     errors.print(table)
-    if len(bad.problems) > 200:
-        errors.print(f"... and {len(bad.problems) - 200:,} more")
+    if len(shown) > 200:
+        errors.print(f"... and {len(shown) - 200:,} more")
 
 
 def _terminated(number: int, frame: Any) -> None:
@@ -49,6 +51,7 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # Windows knows no SIGHUP, and nohup has it ignored
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _terminated)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large scans, which are read all the same
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except SystemExit as end:

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from plures.errors import PluresError, printable
+from plures.errors import PluresError, grouped, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -134,6 +134,11 @@ def say_skipped(problems: tuple[Any, ...]) -> None:
     if left_out:
         count = sum(p.times for p in left_out)
         errors.print(f"left out {count:,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+
+
+def say_notices(problems: tuple[Any, ...]) -> None:
+    for notice in grouped(p for p in problems if p.severity == "notice"):
+        errors.print(f"{notice.file}: {notice.what}")
 
 
 def show_report(run: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, say_skipped, screen, settings_values
+from plures.cli.app import Force, Skip, app, say_notices, say_skipped, screen, settings_values
 from plures.files import mark_folder, refuse_folder
 from plures.system import free_memory
 
@@ -33,6 +33,7 @@ def init(
         counts = f"{len(dataset):,} images, {len(dataset.classes)} classes"
     screen.print(f"{out}: {counts}", highlight=False)
     say_skipped(dataset.problems)
+    say_notices(dataset.problems)
 
 
 @app.command()

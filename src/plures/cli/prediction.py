@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, screen
+from plures.cli.app import Force, Skip, app, errors, say_notices, screen
 from plures.errors import PluresError, WorkFailed
 
 
@@ -65,6 +65,7 @@ def predict(
         way = "; go on with the same command and --resume" if not Path(out).suffix else ""
         raise WorkFailed(f"stopped{way}") from None
     screen.print(f"{out}: {summary.images:,} images, {summary.tags_per_image:.2f} tags an image", highlight=False)
+    say_notices(summary.notices)
     if summary.skipped:
         first = f", the first: {summary.problems[0].file}: {summary.problems[0].what}" if summary.problems else ""
         errors.print(f"left out {summary.skipped:,} unusable images{first}")

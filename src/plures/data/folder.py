@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
-from plures.data.images import is_junk, is_photo
+from plures.data.images import is_junk, is_photo, unread_below
 from plures.data.split_names import split_name
 from plures.errors import PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
@@ -74,6 +74,9 @@ class Folder:
         if not root.is_dir():
             raise PluresError(f"no folder '{path}'")
         found = _find(root)
+        lost = {str(file) for file, _, _ in found.photos if not file.is_file()}
+        problems = [Problem(file, None, "a link to no file, or a pipe", "an image file") for file in sorted(lost)]
+        found.photos = [photo for photo in found.photos if str(photo[0]) not in lost]
         tags = [self._tags(inside) for _, _, inside in found.photos]
         empty = (
             {name for name in found.classes if not _is_unlabelled(name)} if self.nested in ("top", "both") else set()
@@ -97,7 +100,7 @@ class Folder:
             values[tuple(np.array(cells).T)] = PRESENT
         names_of = np.array(splits, np.str_) if found.split_form else None
         dataset = Dataset(images, Labels(values), classes, names_of, name=root.resolve().name)
-        return dataset, [*self._notices(found), *_leaks(rows, images)]
+        return dataset, [*problems, *self._notices(found), *_leaks(rows, images), *unread_below(root)]
 
     def _tags(self, inside: tuple[str, ...]) -> tuple[str, ...]:
         """The classes of a photograph from the folders that it lies in."""

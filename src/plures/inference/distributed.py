@@ -59,7 +59,7 @@ def predict_on_ray(
     here = os.getcwd()
     folder = Parts(address, scorer.classes, here=here)
     folder.begin(settings_of(run, source, rows, 1, scorer), resume)
-    tally = Tally()
+    tally = Tally(source)
     todo = [
         {"part": number, "names": [name for name, _ in items], "images": [_everywhere(image) for _, image in items]}
         for number, items in unfinished(images_of(source, skip_bad)(), rows, folder, tally)

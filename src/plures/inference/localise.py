@@ -233,7 +233,9 @@ def _data(
     if data is None:
         dataset = own_data(run, options, skip_bad)
     else:
-        dataset = read(data, skip_bad=skip_bad, labelled=False, **options) if isinstance(data, str) else data
+        dataset = (
+            read(data, skip_bad=skip_bad, verify=skip_bad, labelled=False, **options) if isinstance(data, str) else data
+        )
     if dataset.split_names():
         dataset = dataset.split(split)
     return match_classes(dataset, model.classes)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.images import to_image
+from plures.data.images import to_image, unread_below
 from plures.errors import BadData, PluresError, Problem
 from plures.files import mark_folder, refuse_folder, refuse_replacing, writing
 from plures.inference.heatmaps import HEATMAPS, overlay, paint
@@ -34,12 +34,14 @@ KEPT_PROBLEMS = 1000  # of unreadable images, for the message; the rest is only 
 @dataclass(frozen=True)
 class Summary:
     """What a prediction run did. images: scored (in all parts, also those of the run that this one went on with);
-    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were."""
+    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were;
+    notices: of photographs that a folder holds and that nothing here reads."""
 
     images: int
     tags_per_image: float
     problems: tuple[Problem, ...]
     skipped: int = 0
+    notices: tuple[Problem, ...] = ()
 
 
 def predict(
@@ -87,11 +89,11 @@ def predict(
     items = sharded(open_(), number, of)
     here = os.getcwd() if isinstance(next(open_())[1], str) else None
     if not into_folder:
-        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures)
+        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source))
     rows = parts or ROWS_A_PART
     folder = Parts(str(out), scorer.classes, (number, of), here)
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
-    summary = Tally()
+    summary = Tally(source)
     todo = unfinished(items, rows, folder, summary)
     sizes: dict[int, int] = {}
     stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
@@ -120,8 +122,9 @@ def _into_file(
     workers: int,
     skip_bad: bool,
     pictures: _Pictures | None,
+    tally: Tally,
 ) -> Summary:
-    tally, named = Tally(), names_from(out.parent, here)
+    named = names_from(out.parent, here)
     with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
         stretch = ((0, item) for item in items)
         for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
@@ -226,7 +229,8 @@ def _by_part(batches: Iterator[Scored], sizes: dict[int, int]) -> Iterator[list[
 class Tally:
     """Counts as parts come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str | Path) -> None:
+        self.notices = tuple(unread_below(source)) if os.path.isdir(source) else ()
         self.images = self.tags = self.bad = 0
         self.problems: list[Problem] = []
 
@@ -241,7 +245,7 @@ class Tally:
 
     def summary(self) -> Summary:
         mean = self.tags / self.images if self.images else float("nan")
-        return Summary(self.images, mean, tuple(self.problems), self.bad)
+        return Summary(self.images, mean, tuple(self.problems), self.bad, self.notices)
 
 
 # -------------------------------------------------------------------------------------------------------- heat maps

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plures.data.images import Transform, Unreadable, to_image
+from plures.data.images import Transform, Unreadable, to_pixels
 from plures.data.loading import arrived, crossing, loader
 from plures.errors import PluresError
 from plures.inference.eight_bits import to_int8
@@ -138,7 +138,7 @@ def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
     except UnicodeEncodeError:
         return None, "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
     try:
-        return transform(to_image(image, transform.decoding_size)), ""
+        return transform(to_pixels(image, transform.decoding_size)), ""
     except Unreadable as error:
         return None, str(error).removeprefix(f"{name}: ")
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plures.data import delimited
-from plures.data.images import IMAGE_SUFFIXES, is_address
+from plures.data.images import IMAGE_SUFFIXES, UNREAD, is_address, is_junk, is_photo, no_images
 from plures.data.parquet_shards import holds_images
 from plures.data.paths import Search
 from plures.data.read import read
@@ -36,13 +36,12 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
     """
     text, path = os.fspath(source), Path(source)
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES and (is_address(text) or path.is_file()):
+    if suffix in IMAGE_SUFFIXES and (is_address(text) or (path.exists() and not path.is_dir())):
         return lambda: iter([(text, text)])
+    if suffix in UNREAD and path.exists():
+        raise PluresError(f"{source}: not read here; {suffix} {UNREAD[suffix]}")
     if path.is_dir():
-        return _not_empty(
-            lambda: _named(_walk(text)),
-            f"{source}: no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))})",
-        )
+        return _not_empty(lambda: _named(_walk(text)), no_images(text))
     if path.is_file() and suffix in LISTS:
         return _not_empty(lambda: _named(_lines(path)), f"{source}: no image in this list; expected a path a line")
     if path.is_file() and suffix in TABLES and not holds_images(path):
@@ -80,12 +79,14 @@ def _not_empty(open_: Callable[[], Iterator[Item]], message: str) -> Callable[[]
 def _walk(folder: str) -> Iterator[str]:
     """Every image below, in the order of the whole paths, holding one folder's names at a time."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
+        names = sorted(
+            entry.name + "/" if entry.is_dir() else entry.name for entry in entries if not is_junk(entry.name)
+        )
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
             yield from _walk(path[:-1])
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        elif is_photo(name):
             yield path
 
 

@@ -115,7 +115,7 @@ def held_out(
     if data is None:
         dataset = own_data(run, options, skip_bad)
     else:
-        dataset = read(data, skip_bad=skip_bad, **options) if isinstance(data, str) else data
+        dataset = read(data, skip_bad=skip_bad, verify=skip_bad, **options) if isinstance(data, str) else data
     if dataset.split_names():
         dataset = dataset.split(split)
     dataset = match_classes(dataset, classes)

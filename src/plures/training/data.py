@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
 from plures.data.observing import observe
 from plures.data.read import read
 from plures.data.splits import mlspl_split, stratified_split
+from plures.data.verify import verify_images
 from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.labels import Labels
@@ -91,6 +93,31 @@ def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad:
         test=dataset.split("test") if "test" in splits else None,
         train_known=pool.labels.take(in_train),
     )
+
+
+def without_unreadable(prepared: Prepared, train: bool) -> tuple[Prepared, dict[str, str]]:
+    """The same without the images that cannot be read now, of the training rows only if `train`; and these images,
+    {path: reason}."""
+    p, found = prepared, dict[str, str]()
+
+    def kept(dataset: Dataset) -> NDArray[np.bool_]:
+        keep = np.ones(len(dataset), np.bool_)
+        for row, problem in verify_images(dataset, decode=True):
+            keep[row], found[problem.file] = False, problem.what
+        return keep
+
+    if train:
+        keep = kept(p.train)
+        known = None if p.train_known is None else p.train_known.take(keep)
+        p = replace(p, train=p.train.take(keep), train_known=known)
+    if p.val is not None:
+        keep = kept(p.val)
+        observed = None if p.val_observed is None else p.val_observed.take(keep)
+        p = replace(p, val=p.val.take(keep) if keep.any() else None, val_observed=observed if keep.any() else None)
+    if p.test is not None:
+        keep = kept(p.test)
+        p = replace(p, test=p.test.take(keep) if keep.any() else None)
+    return p, found
 
 
 def selection(experiment: Experiment, prepared: Prepared) -> Select:

@@ -93,7 +93,7 @@ def scored_split(
     if data is None:
         dataset = own_data(run, options or {}, skip_bad)
     else:
-        dataset = read(data, skip_bad=skip_bad, **(options or {})) if isinstance(data, str) else data
+        dataset = read(data, skip_bad=skip_bad, verify=skip_bad, **(options or {})) if isinstance(data, str) else data
     if dataset.split_names():
         dataset = dataset.split(split)
     dataset = match_classes(dataset, model.classes)

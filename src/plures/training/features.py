@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
-from plures.data.images import DECODED_OVER_WANTED, Transform
+from plures.data.images import DECODED_OVER_WANTED, PIXELS, Transform
 from plures.data.loading import ImageBatches, Order
 from plures.errors import WorkFailed
 from plures.files import claim, clear_left, writing
@@ -52,7 +52,7 @@ def cache_folder() -> Path:
 
 def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
     """A hash of all that the features depend on: weights, preprocessing, pooling; names, sizes and times of files."""
-    digest = hashlib.sha256(f"{model.preprocessing} {pooled} {DECODED_OVER_WANTED}".encode())
+    digest = hashlib.sha256(f"{model.preprocessing} {pooled} {DECODED_OVER_WANTED} {PIXELS}".encode())
     for name, value in sorted(cast(nn.Module, model.embedder).state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

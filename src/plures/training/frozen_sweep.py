@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
+from plures.data.images import Unreadable
 from plures.data.loading import default_workers
+from plures.data.verify import readable_rows
 from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
 from plures.files import read_json, writing
@@ -60,8 +62,16 @@ def train_frozen(runs: Sequence[SweepRun], dataset: Dataset | None, skip_bad: bo
     for mine in by_data.values():
         first = mine[0].experiment
         whole = dataset or read_data(first, skip_bad=skip_bad)
-        bench = Bench(whole, make_fabric(first).device)
-        made = [bench.head_run(run.experiment) for run in mine]
+        while True:
+            try:
+                bench = Bench(whole, make_fabric(first).device)
+                made = [bench.head_run(run.experiment) for run in mine]
+                break
+            except Unreadable:  # since the images were verified
+                keep = readable_rows(whole) if skip_bad else np.ones(len(whole), np.bool_)
+                if keep.all():
+                    raise
+                whole = whole.take(keep)
         train_together(made, bench.device, threads=threads, kept=partial(bench.write, mine, made))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform
+from plures.data.images import Transform, Unreadable
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.read import sayings
 from plures.errors import PluresError
@@ -25,7 +25,7 @@ from plures.models.model import Model, build_model, load, save
 from plures.models.parts import FitsFeatures, heads
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss
-from plures.training.data import Prepared, Select, prepare, selection
+from plures.training.data import Prepared, Select, prepare, selection, without_unreadable
 from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import fit, logits_of
@@ -65,7 +65,13 @@ def train(
         experiment = run.experiment
     else:
         Run.refuse_existing(out)
-    training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
+    prepared = prepare(experiment, dataset, skip_bad=skip_bad)
+    left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]
+    if left_out:
+        first = f"{left_out[0].file}: {left_out[0].what}"
+        watch.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
+    unread: dict[str, str] | None = {} if skip_bad else None
+    training = Training(experiment, prepared, watch, unread)
     fabric = training.fabric
     for line in sayings(training.prepared.train):
         training.watch.say(line)
@@ -74,7 +80,23 @@ def train(
     fabric.barrier()
     run = Run(out)
     with run.locked() if fabric.is_global_zero else nullcontext():
-        training.go(run, run.load_checkpoint() if resume else None)
+        state = run.load_checkpoint() if resume else None
+        while True:
+            try:
+                training.go(run, state)
+                break
+            except Unreadable:  # since the images were verified: deleted meanwhile, or a disk's fault
+                state = run.load_checkpoint()
+                if unread is None or fabric.world_size > 1:
+                    raise
+                prepared, found = without_unreadable(prepared, state is None)
+                if not found:
+                    raise
+                unread |= found
+                training = Training(experiment, prepared, watch, unread)
+    if unread:
+        path, reason = next(iter(unread.items()))
+        watch.say(f"left out {len(unread):,} photographs that became unreadable meanwhile, the first: {path}: {reason}")
     return run
 
 
@@ -143,8 +165,11 @@ class Training:
     run: Run
     hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
 
-    def __init__(self, experiment: Experiment, prepared: Prepared, watch: Watch) -> None:
-        self.experiment, self.prepared, self.watch = experiment, prepared, watch
+    def __init__(
+        self, experiment: Experiment, prepared: Prepared, watch: Watch, unread: dict[str, str] | None = None
+    ) -> None:
+        """unread: see `ImageBatches`, for the training rows."""
+        self.experiment, self.prepared, self.watch, self.unread = experiment, prepared, watch, unread
         e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
@@ -256,8 +281,9 @@ class Training:
         p = self.model.preprocessing
         transform = Transform(p.image_size, augment, p.interpolation)
         workers = default_workers(dataset) if e.workers is None else e.workers
-        order = self._mine(order)
-        return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=self.fabric.device.type == "cuda")
+        order, pin = self._mine(order), self.fabric.device.type == "cuda"
+        unread = None if dataset is self.prepared.val else self.unread  # a grey image must not be scored
+        return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=pin, unread=unread)
 
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers

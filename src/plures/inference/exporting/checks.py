@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, to_image
+from plures.data.images import Transform, to_pixels
 from plures.errors import WorkFailed
 from plures.inference.exporting.formats import Outputs, Runner
 from plures.inference.heatmaps import region_weights
@@ -26,7 +25,7 @@ MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a file agrees with the torch model fed by Pillow.
+    """How a file agrees with the torch model fed by its own transform.
 
     exact, resized: the largest difference of a logit's sigmoid and of a map's share, on images of the model's own size
     and on others, where a resize may round a pixel to the next level. calibrated: the largest difference of a score
@@ -94,10 +93,10 @@ def _refuse_shapes(got: Outputs, logits: NDArray[np.float64], maps: NDArray[np.f
 
 @torch.inference_mode()
 def expected(model: Model, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What plures itself says of uint8 images [B, 3, H, W], resized by Pillow: logits [B, K], maps [B, K, P]."""
+    """What plures itself says of uint8 images [B, 3, H, W], resized by its transform: logits [B, K], maps [B, K, P]."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
-    pixels = torch.stack([transform(Image.fromarray(image.transpose(1, 2, 0))) for image in images])
+    pixels = torch.stack([transform(torch.from_numpy(image)) for image in images])
     output = model(pixels)
     return checked_logits(output.logits).astype(np.float64), region_weights(output).float().numpy()
 
@@ -124,7 +123,7 @@ def pixels_of(model: Model, images: Sequence[str] | NDArray[np.uint8], batch_siz
     transform = Transform(p.image_size, "none", p.interpolation)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        yield torch.stack([transform(to_image(image)) for image in batch]).numpy()
+        yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
 
 
 def some(count: int, most: int) -> NDArray[np.int64]:

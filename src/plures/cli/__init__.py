@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `plures --help` answers at onc
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError
+from plures.errors import BadData, PluresError, printable
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -44,9 +45,19 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+class _Lines(logging.Handler):
+    """What the library says in passing, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(printable(record.getMessage()))
+
+
 def main() -> None:
     """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
     signal.signal(signal.SIGTERM, _terminated)
+    said, lines = logging.getLogger("plures"), _Lines()
+    said.setLevel(logging.INFO)
+    said.addHandler(lines)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except BadData as bad:
@@ -68,3 +79,5 @@ def main() -> None:
             sys.exit(1)
         errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where")
         sys.exit(1)
+    finally:
+        said.removeHandler(lines)

@@ -9,7 +9,7 @@ import typer
 
 from plures.cli.app import Skip, app, screen
 
-Split = Annotated[str, typer.Option(help="Which split to score.")]
+Split = Annotated[str | None, typer.Option(help="Which split to score; test where there is one, else val.")]
 Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the intervals.")]
 
 
@@ -17,7 +17,7 @@ Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="The page to write (RUN/report.html).")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
 ) -> None:
@@ -32,7 +32,7 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared to the first.")],
     out: Annotated[Path | None, typer.Option(help="Write this page, too.")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
 ) -> None:

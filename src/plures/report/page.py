@@ -45,7 +45,11 @@ class Fig:
 
 
 def write_report(
-    run: str | Path, out: str | Path | None = None, split: str = "test", resamples: int = 200, skip_bad: bool = False
+    run: str | Path,
+    out: str | Path | None = None,
+    split: str | None = None,
+    resamples: int = 200,
+    skip_bad: bool = False,
 ) -> Path:
     """Write the page of a run. out: RUN/report.html unless given. Returns its path."""
     run = Run(run).path

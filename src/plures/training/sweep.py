@@ -26,6 +26,7 @@ from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed, require
 from plures.experiment import Experiment, apply_settings
 from plures.files import writing
+from plures.training.data import IN_MEMORY
 from plures.training.frozen_sweep import complete, train_frozen, trains_together
 from plures.training.sweep_run import Outcome, SweepRun, outcome
 from plures.training.train import train
@@ -116,6 +117,8 @@ class Plan:
         skip_bad: bool,
         say: Say,
     ) -> None:
+        if dataset is not None:
+            values = {"data": IN_MEMORY, **values}
         self.values, self.out, self.seeds, self.jobs = values, out, seeds, jobs
         self.dataset, self.skip_bad, self.say = dataset, skip_bad, say
         self.first_seed = Experiment(**values).seed

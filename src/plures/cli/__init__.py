@@ -14,8 +14,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError, printable
+from plures.cli.app import app, errors, screen
+from plures.errors import BadData, PluresError
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -46,10 +46,11 @@ def _terminated(number: int, frame: Any) -> None:
 
 
 class _Lines(logging.Handler):
-    """What the library says in passing, as lines on stderr."""
+    """What the library says in passing, as lines: warnings on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(printable(record.getMessage()))
+        where = errors if record.levelno >= logging.WARNING else screen
+        where.print(record.getMessage(), highlight=False)
 
 
 def main() -> None:
@@ -81,3 +82,4 @@ def main() -> None:
         sys.exit(1)
     finally:
         said.removeHandler(lines)
+        said.setLevel(logging.NOTSET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from plures.data.splits import mlspl_split, stratified_split
 from plures.errors import PluresError
 from plures.experiment import Experiment, Part
 from plures.labels import Labels
-from plures.training.photos import Photos, on_one_side, with_contents
+from plures.training.photos import Photos, contents, log, on_one_side, recall, with_contents
 
 Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
 IN_MEMORY = "in_memory"  # the name of data that only the program which trained the run had
@@ -121,8 +122,35 @@ def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experimen
 
 def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
     """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
-    dataset = with_splits(dataset or read_data(experiment, skip_bad=skip_bad), experiment)
+    dataset = dataset or read_data(experiment, skip_bad=skip_bad)
+    if experiment.start is not None:
+        dataset = _after(experiment.start, dataset, experiment)
+    dataset = with_splits(dataset, experiment)
     return replace(observe_splits(experiment, dataset), photos=Photos.of(dataset, data_root(experiment)))
+
+
+def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
+    """The data of a run that starts from the weights of another one: divided as that one divided them, where they are
+    the same data without splits of their own; where they have splits, none of its training photographs is judged."""
+    before = Photos.load(Path(start))
+    dataset = with_contents(dataset)
+    if before is None or not np.isin(contents(dataset), before.contents).any():
+        return dataset
+    if not dataset.split_names():
+        return recall(before, dataset, data_root(experiment), experiment, start)[0]
+    assert dataset.splits is not None
+    seen, splits = np.isin(contents(dataset), before.trained), dataset.splits.astype("U16")
+    judged = seen & ~np.isin(splits, ["train", ""])
+    if judged.any():
+        log.warning(f"left out {int(judged.sum()):,} photographs of validation and test: {start} was trained on them")
+    splits[judged] = ""
+    if "val" not in splits:
+        fresh = np.flatnonzero((splits == "train") & ~seen)
+        if len(fresh) > 1:
+            splits[_cut(dataset, fresh, experiment.val_share, experiment)] = "val"
+        else:
+            log.warning(f"{start} was trained on all of these photographs: validation numbers will flatter")
+    return replace(dataset, splits=splits)
 
 
 def observe_splits(experiment: Experiment, dataset: Dataset) -> Prepared:

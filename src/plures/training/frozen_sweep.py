@@ -137,7 +137,7 @@ class Bench:
         """`feature_key` of the whole data, which reads every weight and looks at every file, once for each model."""
         key = str((e.embedder, e.image_size, e.seed))
         if key not in self._keys:
-            self._keys[key] = feature_key(model, self.dataset, True)
+            self._keys[key] = feature_key(model, self.dataset, True, self.device.type)
         return self._keys[key]
 
     def _one(self, labels: Labels) -> Labels:

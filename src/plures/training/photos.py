@@ -35,6 +35,7 @@ from plures.labels import ABSENT, PRESENT
 PHOTOS = "photos.parquet"
 THREADS, AT_ONCE = 8, 64  # photographs a task
 BYTES = 16  # of a content
+STARTED_FROM = "start"  # the split of photographs that the run's starting weights were trained on, beside its own
 STRENGTH = ("train", "val", "test")  # of splits: a photograph with copies in several of them counts in the first
 ROWS = 65_536  # of the labels at once
 Contents = NDArray[np.bytes_]
@@ -104,17 +105,12 @@ def copies_across(dataset: Dataset) -> list[Problem]:
     rows = np.flatnonzero(
         (dataset.splits != dataset.splits[first]) & (dataset.splits != "") & (dataset.splits[first] != "")
     )
-    return [
-        Problem(
-            str(dataset.images[row]) if not dataset.in_memory else f"row {row}",
-            None,
-            f"is in split '{dataset.splits[row]}' and a copy of {_called(dataset, int(first[row]))} in split"
-            f" '{dataset.splits[first[row]]}'; it is not judged: train counts before val, val before test",
-            "each photograph in one split",
-            "notice",
-        )
-        for row in rows.tolist()
-    ]
+    notices = []
+    for row, other in zip(rows.tolist(), first[rows].tolist(), strict=True):
+        file = f"row {row}" if dataset.in_memory else str(dataset.images[row])
+        what = f"'{dataset.splits[row]}' and a copy of {_called(dataset, other)} in '{dataset.splits[other]}'"
+        notices.append(Problem(file, None, what, "each photograph in one split", "notice"))
+    return notices
 
 
 def _called(dataset: Dataset, row: int) -> str:
@@ -211,8 +207,24 @@ class Photos:
 
     @property
     def trained(self) -> Contents:
-        """The contents that the run was trained on."""
-        return np.asarray(self.contents[self.splits == "train"])
+        """The contents that the run was trained on, and the run that it started from."""
+        return np.asarray(self.contents[np.isin(self.splits, ["train", STARTED_FROM])])
+
+    @property
+    def own(self) -> Photos:
+        """Those of the run's own data."""
+        rows = self.splits != STARTED_FROM
+        if rows.all():
+            return self
+        return Photos(self.names.filter(rows), self.contents[rows], self.splits[rows], self.labels[rows])
+
+    def started_from(self, other: Photos) -> Photos:
+        """These, and behind them what another run was trained on whose weights training starts from."""
+        more = np.setdiff1d(other.trained, self.trained)
+        names = pa.concat_arrays([self.names, pa.array([""] * len(more), pa.string())])
+        splits = np.concatenate([self.splits, np.full(len(more), STARTED_FROM)])
+        labels = np.concatenate([self.labels, np.zeros(len(more), np.uint64)])
+        return Photos(names, np.concatenate([self.contents, more]), splits, labels)
 
     def hashes(self) -> dict[str, str]:
         """Of all photographs and of all their labels, whatever their order."""
@@ -272,13 +284,13 @@ def recall(known: Photos, dataset: Dataset, root: str, experiment: Experiment, w
     New photographs are divided by lot with the run's shares, or as the data's own split column says; copies of those
     that the run knows belong to no split. Says in one line what has changed.
     """
-    dataset = with_contents(dataset)
+    dataset, everything, known = with_contents(dataset), known.contents, known.own
     place, changed = _recognised(known, dataset, root)
     order = np.argsort(np.where(place < 0, len(known.contents), place), kind="stable")
     if (np.diff(order) < 0).any():
         dataset, place, changed = dataset.take(order), place[order], changed[order]
     old, now = place >= 0, contents(dataset)
-    copy = ~old & np.isin(now, known.contents)
+    copy = ~old & np.isin(now, everything)
     fresh = np.flatnonzero(~old & ~copy)
     names = set(dataset.split_names())
     given = np.full(len(dataset), "") if dataset.splits is None else dataset.splits

@@ -40,6 +40,7 @@ from plures.training.fit import fit, logits_of
 from plures.training.history import ScoreHistory
 from plures.training.model_card import write_card
 from plures.training.phase import Batches, Best, HeadOnFeatures, Net, Phase, Scores
+from plures.training.photos import Photos
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
 from plures.training.run import ENVIRONMENT, Record, Run, environment
@@ -126,7 +127,8 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
     """Write what a run begins with: its photographs with their splits, and its environment."""
     photos = prepared.photos
     assert photos is not None
-    photos.save(run.path)
+    before = None if run.experiment.start is None else Photos.load(Path(run.experiment.start))
+    (photos if before is None else photos.started_from(before)).save(run.path)
     source = found_from_anywhere(run.experiment.data).model_dump()  # with absolute paths
     data = {"source": source, "photographs": len(photos.contents), **photos.hashes()}
     run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss})

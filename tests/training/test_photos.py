@@ -280,6 +280,16 @@ def test_runs_with_nothing_in_common_are_not_compared(world):
         compare(["run", "second"], resamples=2)
 
 
+def test_runs_judged_by_other_labels_are_not_compared(world):
+    image = next(image for image, split in split_of("run").items() if split == "test")
+    other = [[row[0], 1, 1, 1] if row[0].endswith(image) else row for row in rows_of()]
+    rows = [[*row, split_of("run")[row[0][7:]]] for row in other]
+    write_table(world / "other.csv", rows, ("image", *TAGS, "split"))
+    train(Experiment(data="other.csv", **SMALL), "second")
+    with pytest.raises(PluresError, match=r"judged by other labels of 'test' \(18 images, sha256 \w{8}, and 18"):
+        compare(["run", "second"], resamples=2)
+
+
 def test_suggestions_know_the_training_photographs_of_other_tables(world):
     """By content: renamed photographs too. They are not judged, so they stay."""
     shutil.copytree("photos", "elsewhere")

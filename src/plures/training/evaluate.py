@@ -202,6 +202,7 @@ def recalled(
     if run.imported:
         raise PluresError(f"{run.path} holds imported weights and no data of its own: plures evaluate {run.path} DATA")
     known, moved, e = Photos.load(run.path), False, run.experiment
+    given = "" if dataset is None else dataset.name or "the Dataset"
     if dataset is None:
         data, moved = _located(run)
         e = e.model_copy(update={"data": Part(name=data.name, options={**data.options, **options})})
@@ -217,8 +218,8 @@ def recalled(
     dataset, place = recall(known, dataset, data_root(e), e, str(run.path))
     if not np.isin(contents(dataset), known.contents).any() if moved else (place < 0).all():
         raise PluresError(
-            f"{e.data.name} holds none of the {len(known.contents):,} photographs of {run.path}, which was trained on"
-            " other data; name DATA, or from Python pass the Dataset as data="
+            f"{given or e.data.name} holds none of the {len(known.contents):,} photographs of {run.path}, which was"
+            " trained on other data; name DATA, or from Python pass the Dataset as data="
         )
     return dataset, place
 

@@ -107,7 +107,7 @@ def frozen_features(
     Read from the cache where they are there; written there otherwise. Raises Unreadable on an image that cannot
     be read.
     """
-    path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled, device.type)}.npy"
+    path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled, torch.device(device).type)}.npy"
     if not path.is_file():
         with _alone(path):
             if not path.is_file():  # another process may have finished them meanwhile

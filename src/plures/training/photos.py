@@ -290,8 +290,9 @@ def recall(known: Photos, dataset: Dataset, root: str, experiment: Experiment, w
     if (np.diff(order) < 0).any():
         dataset, place, changed = dataset.take(order), place[order], changed[order]
     old, now = place >= 0, contents(dataset)
-    copy = ~old & np.isin(now, everything)
-    fresh = np.flatnonzero(~old & ~copy)
+    new = np.flatnonzero(~old)
+    is_copy = np.isin(now[new], everything) if len(new) else np.zeros(0, np.bool_)  # sorts all that is known
+    copy, fresh = new[is_copy], new[~is_copy]
     names = set(dataset.split_names())
     given = np.full(len(dataset), "") if dataset.splits is None else dataset.splits
     splits = np.full(len(dataset), "", np.result_type(known.splits, given, "U5"))
@@ -314,7 +315,7 @@ def _say_changes(
     who: str,
     splits: NDArray[np.str_],
     fresh: NDArray[np.int64],
-    copy: NDArray[np.bool_],
+    copy: NDArray[np.int64],
     gone: int,
     changed: NDArray[np.bool_],
     other: NDArray[np.bool_],
@@ -326,7 +327,7 @@ def _say_changes(
     one = f" ({_called(dataset, int(np.flatnonzero(changed)[0]))})" if changed.any() else ""
     words = {
         f"new{f' ({into})' if into else ''}": len(fresh),
-        "new copies of others, which count nowhere": int(copy.sum()),
+        "new copies of others, which count nowhere": len(copy),
         "gone": gone,
         f"of other content{one}": int(changed.sum()),
         f"in another split by the data's own column, where the split of {who} counts": int(other.sum()),
@@ -346,14 +347,16 @@ def _recognised(known: Photos, dataset: Dataset, root: str) -> tuple[NDArray[np.
     by_name = pc.index_in(names_of(dataset, root), value_set=known.names).fill_null(-1).to_numpy().astype(np.int64)
     same = (by_name >= 0) & (known.contents[by_name] == now)
     place = np.where(same, by_name, -1)
-    free = np.setdiff1d(np.arange(len(known.contents)), place[same])
-    rows = np.flatnonzero(place < 0)
-    free = free[np.argsort(strength(known.splits[free]), kind="stable")]
-    found = _places(now[rows], known.contents[free])
-    _claim(place, rows[found >= 0], free[found[found >= 0]])
+    if not same.all():
+        rows = np.flatnonzero(~same)
+        free = np.setdiff1d(np.arange(len(known.contents)), place[same])
+        free = free[np.argsort(strength(known.splits[free]), kind="stable")]
+        found = _places(now[rows], known.contents[free])
+        _claim(place, rows[found >= 0], free[found[found >= 0]])
     changed = np.zeros(len(dataset), np.bool_)
-    if not dataset.in_memory:
-        rows = np.flatnonzero((place < 0) & (by_name >= 0) & ~np.isin(now, known.contents))
+    rows = np.flatnonzero((place < 0) & (by_name >= 0))
+    if len(rows) and not dataset.in_memory:
+        rows = rows[~np.isin(now[rows], known.contents)]
         changed[_claim(place, rows, by_name[rows])] = True
     return place, changed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.errors import PluresError
 from plures.experiment import Experiment
+from plures.inference import cross_fitting
 from plures.inference.export import _own
 from plures.inference.localise import localise
 from plures.inference.missing import suggest
@@ -238,7 +240,7 @@ def test_the_own_training_split_is_judged_and_called_that(plures, world):
     assert "42 photographs of split 'train': run was trained on these" in err
     code, out, err = plures("evaluate", "run", "--split", "val")
     assert (code, err) == (0, "")
-    assert "of split 'val'; the best epoch was chosen on these" in out
+    assert "of split 'val', on which the epoch and by default" in out
     code, _, err = plures("thresholds", "run", "--split", "train")
     assert (code, "do not hold for others" in err) == (2, True)
 
@@ -505,3 +507,30 @@ def test_label_numbers_follow_from_labels_alone():
     more = label_numbers(Dataset(images, Labels(np.pad(values, ((0, 0), (1, 0)), constant_values=-1)), ("new", *TAGS)))
     assert (numbers == turned).all()
     assert (numbers == more).all()
+
+
+def test_copies_are_scored_in_one_fold(monkeypatch, tmp_path, memory_run):
+    """A copy whose labels the fold's model has seen would bring them along."""
+    images = np.stack([picture(n // 2) for n in range(40)])
+    data = Dataset(images, Labels(labels_of(40)), TAGS, name="copies")
+    seen = []
+
+    def scores(self, rest, held_out, seed, watch):
+        seen.append((set(rest // 2), set(held_out // 2)))
+        return np.zeros((len(held_out), len(TAGS)), np.float32)
+
+    monkeypatch.setattr(cross_fitting, "_HeadOnly", lambda run, dataset, workers: type("H", (), {"scores": scores})())
+    run = Run(memory_run.path)
+    run.experiment = run.experiment.model_copy(update={"mode": "frozen"})
+    assert np.isfinite(cross_fitting.out_of_fold(run, data, 4)).all()
+    assert len(seen) == 4
+    assert not any(rest & held_out for rest, held_out in seen)
+
+
+def test_cells_of_parquet_have_the_content_of_their_files(tmp_path):
+    write_photos(tmp_path, 20)
+    raw = [(tmp_path / f"photos/{n:03}.png").read_bytes() for n in range(20)]
+    table = pa.table({"image": pa.array(raw, pa.binary()), "tags": ["cat"] * 20})
+    pq.write_table(table, tmp_path / "s.parquet", row_group_size=3)
+    files = contents_of([str(tmp_path / f"photos/{n:03}.png") for n in range(20)])
+    assert (contents(read(str(tmp_path / "s.parquet"))) == files).all()

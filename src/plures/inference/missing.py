@@ -31,7 +31,7 @@ from plures.models.model import load
 from plures.training.data import IN_MEMORY, observe_splits
 from plures.training.evaluate import holds_training, logits_of_dataset, make_fabric, match_classes, recalled
 from plures.training.history import mean_logits
-from plures.training.photos import Photos, contents
+from plures.training.photos import Photos, contents, with_contents
 from plures.training.progress import Watch
 from plures.training.run import Run
 
@@ -237,7 +237,7 @@ def _rows(
         places = Places((np.cumsum(was_trained) - 1)[place[trained]], int(was_trained.sum()))
         return match_classes(whole.with_labels(Labels(values)), classes), trained, places
     dataset = given or read(str(data), skip_bad=skip_bad, verify=True, **options)
-    dataset = match_classes(dataset, classes)
+    dataset = with_contents(match_classes(dataset, classes))
     if known is None:
         return dataset, np.empty(0, np.int64), None
     return dataset, np.flatnonzero(np.isin(contents(dataset), known.trained)), None

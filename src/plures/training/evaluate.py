@@ -154,8 +154,9 @@ def judged(
         own = own_data(run, options, skip_bad)
     elif isinstance(data, Dataset) and run.source.name == IN_MEMORY and holds_training(run, data):
         own = own_data(run, options, skip_bad, data)
-    dataset = own or (read(data, skip_bad=skip_bad, labelled=labelled, **options) if isinstance(data, str) else data)
-    assert dataset is not None
+    dataset = own or (
+        data if isinstance(data, Dataset) else read(str(data), skip_bad=skip_bad, labelled=labelled, **options)
+    )
     names = dataset.split_names()
     split = (split or ("val" if "test" not in names and "val" in names else "test")) if names else ""
     dataset = match_classes(dataset.split(split) if names else dataset, load(run.path).classes)
@@ -165,7 +166,7 @@ def judged(
     if own is not None and split == "train":
         log.warning(f"{words}: {run.path} was trained on these; their numbers say what it remembers, not how it does")
     elif own is not None and split == "val":
-        log.info(f"{words}; the best epoch was chosen on these, and thresholds unless other DATA were given for them")
+        log.info(f"{words}, on which the epoch and by default the thresholds are chosen")
     else:
         log.info(words)
     return Judged(dataset, split, own)

@@ -65,7 +65,8 @@ def contents_of(images: Any) -> Contents:
         for row in range(start, min(start + AT_ONCE, len(images))):
             found[row] = _content(images[row])
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    in_cells = len(images) > 0 and isinstance(images[0], str) and ".parquet#" in images[0]  # read a group at a time
+    with ThreadPoolExecutor(1 if in_cells else THREADS) as pool:
         for _ in pool.map(fill, range(0, len(images), AT_ONCE)):
             pass
     return found

@@ -170,7 +170,7 @@ def test_what_became_of_photographs_is_said_in_one_line(world, caplog):
     assert now["copy.png"] == ""
     (line,) = caplog.messages
     assert line == (
-        "tags: since run was trained, 1 photograph is new copies of others, which count nowhere;"
+        "tags: since run was trained, 1 photograph is new with the content of another, and not judged;"
         " 1 photograph is of other content (020.png)"
     )
 

@@ -328,7 +328,7 @@ def _say_changes(
     one = f" ({_called(dataset, int(np.flatnonzero(changed)[0]))})" if changed.any() else ""
     words = {
         f"new{f' ({into})' if into else ''}": len(fresh),
-        "new copies of others, which count nowhere": len(copy),
+        "new with the content of another, and not judged": len(copy),
         "gone": gone,
         f"of other content{one}": int(changed.sum()),
         f"in another split by the data's own column, where the split of {who} counts": int(other.sum()),

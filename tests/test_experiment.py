@@ -175,3 +175,19 @@ def test_saved_yaml_is_plain(tmp_path):
     RICH.save(tmp_path / "e.yaml")
     assert "!!" not in (tmp_path / "e.yaml").read_text()
     assert yaml.safe_load((tmp_path / "e.yaml").read_text())["loss"]["name"] == "role"
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("embedder.model_options={pad_type:same}", "YAML requires a blank after the colon: {pad_type: same}"),
+        ("embedder.model_options={pad_type}", "expected {pad_type: VALUE}"),
+    ],
+)
+def test_a_mapping_without_a_value_is_refused(setting, hint):
+    with pytest.raises(PluresError) as error:
+        Experiment(embedder="timm").change([setting])
+    assert "timm, model_options" in str(error.value)
+    assert hint in str(error.value)
+    made = Experiment(embedder="timm").change(["embedder.model_options={pad_type: same}", "embedder.mean=null"])
+    assert made.embedder.options["model_options"] == {"pad_type": "same"}

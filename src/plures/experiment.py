@@ -133,6 +133,7 @@ class Experiment(BaseModel):
         from plures.models import embedders, heads
 
         for shelf, part in ((embedders, self.embedder), (heads, self.head), (losses, self.loss)):
+            _refuse_null(part)
             if part.name != AUTO or shelf is not losses:
                 shelf.check(part.name, part.options)
             elif part.options:
@@ -254,6 +255,17 @@ def _spell(value: Any) -> str:
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _refuse_null(part: Part) -> None:
+    """Raise PluresError where a mapping in an option has a key without a value, as YAML reads {pad_type:same}."""
+    for option, mapping in part.options.items():
+        for key in [key for key, value in mapping.items() if value is None] if isinstance(mapping, dict) else ():
+            name, colon, value = str(key).partition(":")
+            hint = (
+                f"YAML requires a blank after the colon: {{{name}: {value}}}" if colon else f"expected {{{key}: VALUE}}"
+            )
+            raise PluresError(f"{part.name}, {option}: '{key}' has no value; {hint}")
 
 
 def _check_exact(e: Experiment) -> None:

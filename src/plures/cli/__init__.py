@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `plures --help` answers at onc
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from plures.cli.app import app, errors
+from plures.cli.app import app, errors, screen
 from plures.errors import BadData, PluresError, clipped, grouped, machine_failure
 
 for _module in iter_modules(__path__):
@@ -46,12 +47,23 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+class _Lines(logging.Handler):
+    """What the library says in passing, as lines: warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        where = errors if record.levelno >= logging.WARNING else screen
+        where.print(record.getMessage(), highlight=False)
+
+
 def main() -> None:
     """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
     for name in ("SIGTERM", "SIGHUP"):  # Windows knows no SIGHUP, and nohup has it ignored
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _terminated)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large scans, which are read all the same
+    said, lines = logging.getLogger("plures"), _Lines()
+    said.setLevel(logging.INFO)
+    said.addHandler(lines)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except SystemExit as end:
@@ -88,3 +100,6 @@ def main() -> None:
             sys.exit(1)
         errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where")
         sys.exit(1)
+    finally:
+        said.removeHandler(lines)
+        said.setLevel(logging.NOTSET)

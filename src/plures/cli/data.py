@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,7 @@ def check(
     from plures.data.describe import describe, pictures, render
     from plures.data.observing import observe
     from plures.data.read import read, reason
+    from plures.training.photos import copies_across
 
     values = settings_values(data, None, settings or [])
     if out is not None:
@@ -57,7 +59,9 @@ def check(
     screen.print(reason(experiment.data.name, **experiment.data.options), highlight=False)
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
-    description = describe(dataset)
+    named = {problem.file for problem in dataset.problems}  # by the reader of folders
+    across = tuple(problem for problem in copies_across(dataset) if problem.file not in named)
+    description = describe(replace(dataset, problems=(*dataset.problems, *across)))
     for part in render(description):
         screen.print(part)
     say_skipped(dataset.problems)

@@ -24,7 +24,7 @@ def localise(
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes found to this COCO JSON file.")] = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
     share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.2,
     json: Json = None,
     skip_bad: Skip = False,

@@ -10,7 +10,7 @@ import typer
 from plures.cli.app import Force, Skip, app, screen
 from plures.files import refuse_replacing
 
-Split = Annotated[str, typer.Option(help="Which split to score.")]
+Split = Annotated[str | None, typer.Option(help="Which split to score; test where there is one, else val.")]
 Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the intervals.")]
 
 
@@ -18,7 +18,7 @@ Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="The page to write (RUN/report.html).")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
     force: Force = False,
@@ -34,7 +34,7 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared to the first.")],
     out: Annotated[Path | None, typer.Option(help="Write this page, too.")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
     force: Force = False,

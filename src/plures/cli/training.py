@@ -63,7 +63,7 @@ def evaluate(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
     definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
     positives_only: Annotated[

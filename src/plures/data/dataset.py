@@ -46,6 +46,7 @@ class Dataset:
     splits: the split's name of every row ("train", "val", "test", ...; "" for none), or None if none are known.
     boxes: where the objects are, if known (used to measure localisation and to simulate biased labels).
     name: what the data call themselves in reports; problems: rows left out on reading, with the reason.
+    contents: bytes [N], the same for photographs of the same content (`training/photos.py` fills it in), or None.
     """
 
     images: Sequence[str] | NDArray[np.uint8]
@@ -55,6 +56,7 @@ class Dataset:
     boxes: Boxes | None = None
     name: str = ""
     problems: tuple[Problem, ...] = ()
+    contents: NDArray[np.bytes_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -89,6 +91,7 @@ class Dataset:
             labels=self.labels.take(rows),
             splits=None if self.splits is None else self.splits[rows],
             boxes=None if self.boxes is None else self.boxes.take(rows, len(self)),
+            contents=None if self.contents is None else self.contents[rows],
         )
 
     def split(self, name: str) -> Dataset:

@@ -29,6 +29,7 @@ from plures.inference.exporting.graph import Graph
 from plures.inference.exporting.quantise import Int8, quantised
 from plures.models.model import Model, load
 from plures.training.evaluate import match_classes, own_data, thresholds_of
+from plures.training.photos import log
 from plures.training.run import Run
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -83,7 +84,7 @@ def export(
     _refuse_beyond(found, tolerance)
     price = None
     if int8 is not None:
-        own = None if run.imported else own_data(run, {}, skip_bad=True)
+        own = _own(run, needed=int8 == "static" and calibration is None)
         pixels = _calibration_pixels(model, calibration, own) if int8 == "static" else iter(())
         files, runner = _made(to, graph, quantised(proto, int8, pixels), metadata, card)
         found = agreement(runner, model, thresholds, maps)
@@ -91,6 +92,19 @@ def export(
             validation = match_classes(own.split("val"), model.classes)
             price = cost(runner, model, thresholds, validation, "val", run.experiment.average_precision)
     return Exported(_write(out, files), sum(map(len, files)), found, price)
+
+
+def _own(run: Run, needed: bool) -> Dataset | None:
+    """The run's own data, if it has any that can be read. Raises PluresError if they are needed and cannot be."""
+    if run.imported:
+        return None
+    try:
+        return own_data(run, {}, skip_bad=True)
+    except PluresError as error:
+        if needed:
+            raise PluresError(f"--int8 static measures ranges on images: --calibration DATA, since {error}") from None
+        log.warning(f"what 8 bits cost is not measured: {error}")
+        return None
 
 
 def _refuse_wrong_wishes(to: Format, out: Path, int8: Int8 | None, calibration: str | None) -> None:

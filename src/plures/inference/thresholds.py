@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
-from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 from plures.metrics.calibrating import KINDS, calibrate
@@ -19,9 +18,8 @@ from plures.metrics.calibrating import Kind as Calibrating
 from plures.metrics.choosing import Cuts, Objective, Pool, choose
 from plures.metrics.thresholds import Calibration, Floats, Thresholds, probabilities_at
 from plures.metrics.uniform_choice import ASSUMES, fit_uniform_choice, most_tags
-from plures.models.model import load
-from plures.training.data import prepare
-from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
+from plures.training.data import observe_splits
+from plures.training.evaluate import judged, logits_of_run, match_classes
 from plures.training.model_card import write_card
 from plures.training.phase import Scores
 from plures.training.run import Run
@@ -91,8 +89,7 @@ def choose_thresholds(
     aim = Objective.parse(objective)
     run = run if isinstance(run, Run) else Run(run)
     dataset, observed = held_out(run, data, split, options or {}, skip_bad)
-    model, fabric = load(run.path), make_fabric(run.experiment)
-    logits = logits_of_dataset(model.to(fabric.device), dataset, run.experiment, fabric)
+    logits = logits_of_run(run, dataset)
     labels = observed if source == "positives" else dataset.labels
     choice = from_logits(
         logits, labels, dataset.classes, source=source, objective=aim, per_class=per_class, calibrating=calibrating
@@ -106,20 +103,18 @@ def held_out(
     run: Run, data: str | Dataset | None, split: str, options: dict[str, Any], skip_bad: bool
 ) -> tuple[Dataset, Labels]:
     """The images to choose on, with all that is known of them, and what the run's supervision shows of it."""
-    classes = load(run.path).classes
-    if data is None and split == "val" and not run.imported:
-        prepared = prepare(run.experiment, own_data(run, options, skip_bad))
-        if prepared.val is None or prepared.val_observed is None:
-            raise PluresError(f"{run.path}: the run's data have no validation split; give other DATA")
-        return prepared.val, prepared.val_observed
-    if data is None:
-        dataset = own_data(run, options, skip_bad)
-    else:
-        dataset = read(data, skip_bad=skip_bad, verify=skip_bad, **options) if isinstance(data, str) else data
-    if dataset.split_names():
-        dataset = dataset.split(split)
-    dataset = match_classes(dataset, classes)
-    return dataset, dataset.labels
+    rows = judged(run, data, split, options, skip_bad)
+    if rows.own is None or rows.split != "val":
+        if rows.own is not None and rows.split == "train":
+            raise PluresError(
+                f"{run.path} was trained on the photographs of split 'train', and thresholds chosen on them do not hold"
+                " for others; use --split val, or give other DATA"
+            )
+        return rows.dataset, rows.dataset.labels
+    prepared = observe_splits(run.experiment, rows.own)
+    assert prepared.val is not None
+    assert prepared.val_observed is not None
+    return rows.dataset, match_classes(prepared.val.with_labels(prepared.val_observed), rows.dataset.classes).labels
 
 
 def from_logits(

@@ -47,7 +47,7 @@ class Fig:
 def write_report(
     run: str | Path,
     out: str | Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     resamples: int = 200,
     skip_bad: bool = False,
     force: bool = False,

@@ -32,15 +32,16 @@ from plures.losses import losses
 from plures.models.linear import Linear
 from plures.models.model import SPEC, WEIGHTS, Model, build_model, described, save
 from plures.training.auto import choose_loss
-from plures.training.data import Prepared, prepare, read_data, selection, with_splits
+from plures.training.data import Prepared, prepare, read_data, selection
 from plures.training.evaluate import make_fabric, report_of
 from plures.training.features import feature_key, feature_statistics, frozen_features
 from plures.training.model_card import write_card
 from plures.training.phase import Scores
-from plures.training.run import Run, environment
+from plures.training.photos import with_contents
+from plures.training.run import Run
 from plures.training.sweep_run import SweepRun
 from plures.training.together import FrozenData, HeadRun, TrainedHead, train_together, why_not
-from plures.training.train import make_loss
+from plures.training.train import make_loss, record_data
 
 HEAD = "head.safetensors"
 Features = NDArray[np.floating[Any]]
@@ -88,7 +89,7 @@ class Bench:
     """A dataset with everything that its runs can share: splits, labels, features."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
+        self.dataset, self.device = with_contents(dataset), device
         self._prepared: dict[str, Prepared] = {}
         self._models: dict[str, Model] = {}
         self._keys: dict[str, str] = {}
@@ -145,7 +146,7 @@ class Bench:
         """`feature_key` of the whole data, which reads every weight and looks at every file, once for each model."""
         key = str((e.embedder, e.image_size, e.seed))
         if key not in self._keys:
-            self._keys[key] = feature_key(model, self.dataset, True)
+            self._keys[key] = feature_key(model, self.dataset, True, self.device.type)
         return self._keys[key]
 
     def _one(self, labels: Labels) -> Labels:
@@ -159,8 +160,8 @@ class Bench:
             workers = default_workers(self.dataset) if e.workers is None else e.workers
             found = frozen_features(model, self.dataset, pooled=True, device=self.device, workers=workers)
             self._features[key] = found[:, 0]
-        splits = with_splits(self.dataset, e).splits
-        assert splits is not None
+        assert prepared.photos is not None
+        splits = prepared.photos.splits
         standardise, normalise = (bool(e.head.options.get(name)) for name in ("standardise", "normalise"))
         place = (key, splits.tobytes(), standardise, normalise)
         if place not in self._shared:
@@ -187,7 +188,7 @@ class Bench:
         part = run.experiment.loss
         if part.name == AUTO:
             part, _ = choose_loss(prepared.train.labels, run.experiment)
-        folder.write_json("environment.json", {**environment(prepared.train), "loss": part.name})
+        record_data(folder, prepared, part.name)
         if head.failed:
             run.failed(head.failed)
             return

@@ -27,6 +27,7 @@ from plures.errors import Diverged, PluresError, WorkFailed, machine_failure, re
 from plures.experiment import Experiment, apply_settings
 from plures.files import mark_folder, refuse_folder, writing
 from plures.system import EndsWithParent, lock
+from plures.training.data import IN_MEMORY
 from plures.training.frozen_sweep import complete, train_frozen, trains_together
 from plures.training.sweep_run import Outcome, SweepRun, outcome
 from plures.training.train import train
@@ -120,6 +121,8 @@ class Plan:
         skip_bad: bool,
         say: Say,
     ) -> None:
+        if dataset is not None:
+            values = {"data": IN_MEMORY, **values}
         self.values, self.out, self.seeds, self.jobs = values, out, seeds, jobs
         self.dataset, self.skip_bad, self.say = dataset, skip_bad, say
         self.first_seed = Experiment(**values).seed

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 SHELL  := /bin/bash
 
-.PHONY: demo test test-oldest check format bench docs clean
+.PHONY: demo test test-oldest check format bench docs sbom clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ bench: $(VENV)/.installed  ## every benchmark with small defaults, and docs/benc
 docs: $(VENV)/.installed  ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+sbom: $(VENV)/.installed  ## dist/sbom.json: every package with its version and its known vulnerabilities
+	mkdir -p dist
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet cyclonedx-bom pip-audit
+	$(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-file dist/sbom.json
+	$(VENV)-audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
 
 clean:
 	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache dist

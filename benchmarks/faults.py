@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,6 +61,12 @@ def start(command: Command, folder: Path, die_at: int | None = None) -> int:
     process = os.fork()
     if process:
         return process
+    start_here(command, folder, die_at)
+    return None
+
+
+def start_here(command: Command, folder: Path, die_at: int | None = None) -> NoReturn:
+    """Run a command line in this process, which ends with it; what it says goes to said.txt in the folder."""
     code = 70
     try:
         log = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -201,7 +207,7 @@ def exporting(run: Path, to: str) -> Job:
         if (at / FORMATS[to]).exists():
             state(at)
 
-    return Job(begin, begin, state, loaded)
+    return Job(begin, lambda at: [*begin(at), "--force"], state, loaded)
 
 
 # --------------------------------------------------------------------------------------------------------- the campaign

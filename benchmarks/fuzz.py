@@ -163,7 +163,7 @@ match: path
 
 def _journal(folder: Path) -> bytes:
     (folder / "tags.csv").write_text(TAGS)
-    kept = Decisions(folder / "tags.csv", wait=99)
+    kept = Decisions(folder / "tags.csv")
     kept.keep([Decision("a", "0.png", {"sofa": "yes"}, {"sofa": 0}, split="val")], "tab")
     kept.undo("tab", "b")
     kept.keep([Decision("c", "1.png", {"cat": "no", "dog": "unsure"}, {"cat": 0, "dog": 0})], "tab")
@@ -173,7 +173,7 @@ def _journal(folder: Path) -> bytes:
 
 def _open_journal(folder: Path) -> None:
     (folder / "tags.csv").write_text(TAGS)
-    kept = Decisions(folder / "tags.csv", wait=99)
+    kept = Decisions(folder / "tags.csv")
     try:
         dataset = read(f"table:{folder / 'tags.csv'}", labelled=False)
         kept.know(dataset, list(range(len(dataset))), [list(dataset.classes)] * len(dataset))

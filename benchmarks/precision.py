@@ -72,7 +72,7 @@ def measured(path: str, limit: int | None) -> list[dict[str, Any]]:
     images = torch.stack([transform(to_image(image, transform.decoding_size)) for _, image in items])
     decoding = time.perf_counter() - began
     logits, seconds = logits_in_turns(scorers, images)
-    tags = [scorers[0].thresholds.tags(scorers[0].thresholds.probabilities(found)) for found in logits]
+    tags = [scorers[0].thresholds.called(found) for found in logits]
     rows = []
     often, labels = frequent(data.labels)
     for place, precision in enumerate(PRECISIONS):

@@ -5,7 +5,8 @@
 Starts `plures serve` with a tiny model (small_conv, codebook) in a process of its own and asks it over loopback with 1,
 8 and 64 clients that each keep one connection and send one photo (64 x 64 JPEG, 2 kB) after another; then 64 clients
 ask `--requests` times and the server's resident memory is read every thousand. Client and server share the cores.
-Writes benchmarks/results/serve_load.csv and serve_memory.csv.
+Then one client asks while 100 and 600 others have sent half a header. Writes serve_load.csv, serve_memory.csv and
+serve_crowd.csv in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -154,6 +155,28 @@ def loads(port: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def crowded(port: int, half: int, seconds: float) -> dict[str, Any]:
+    """One client's requests while so many others have sent half a header each (a "slow loris")."""
+    held = []
+    for _ in range(half):
+        held.append(socket.create_connection(("127.0.0.1", port)))
+        held[-1].sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.")
+    load, started = Load(port, 10**9), time.perf_counter()
+
+    async def bounded() -> None:
+        asyncio.get_running_loop().call_later(seconds, lambda: setattr(load, "total", load.sent))
+        await load.run(1)
+
+    asyncio.run(bounded())
+    for one in held:
+        one.close()
+    row = {"half_sent": half, "requests": load.sent, "answered": len(load.seconds), "refused": load.refused,
+           "wrong": load.wrong, "p99_ms": round(1e3 * float(np.quantile(load.seconds, 0.99)), 1),
+           "seconds": round(time.perf_counter() - started, 1)}  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
 def steady(port: int, pid: int, total: int) -> list[dict[str, Any]]:
     rows = []
     for done in range(0, total + 1, 1000):
@@ -177,12 +200,14 @@ def main() -> None:
         server, port = start(Path(folder))
         try:
             load_rows = loads(port, args.seconds)
+            crowd_rows = [crowded(port, half, args.seconds) for half in (100, 600)]
             memory_rows = steady(port, server.pid, args.requests)
         finally:
             server.send_signal(signal.SIGTERM)
             print("exit code", server.wait(30))
     print(write("serve_load", load_rows))
     print(write("serve_memory", memory_rows))
+    print(write("serve_crowd", crowd_rows))
 
 
 if __name__ == "__main__":

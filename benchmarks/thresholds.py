@@ -55,7 +55,7 @@ def thresholds_rows(run: dict[str, Any]) -> Rows:
     rows = []
 
     def judge(method: str, thresholds: Thresholds) -> None:
-        counts = count_tags(run["test"], run["test_labels"], thresholds.cut_logits())
+        counts = count_tags(run["test"], run["test_labels"], thresholds.cuts)
         found = averages(counts)
         f1 = found.f1[counts.positives > 0]
         often = found.f1[counts.positives >= RARE]

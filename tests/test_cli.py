@@ -45,13 +45,17 @@ def test_the_whole_road(plures, photos, tmp_path):
     code, out, _ = plures("init", photos / "tags.csv", "--out", photos / "again.csv")
     assert code == 0
     assert "60 images, 3 classes" in out
+    pd.read_csv(photos / "again.csv").assign(note="x").to_csv(photos / "again.csv", index=False)
     code, out, err = plures("check", photos / "again.csv", "--out", tmp_path / "look")
     assert code == 0, err
     assert "red" in out
+    assert "format table: by what lies there; again.csv: images in 'image', tags in 'tags'" in out
+    assert "'note'" in out
     assert len(list((tmp_path / "look").glob("*.png"))) == 2
     code, out, err = plures("train", photos / "again.csv", "--out", tmp_path / "run", *SETTINGS, "loss=an_ls")
     assert code == 0, err
     assert "run folder" in out
+    assert "notice: column 'note' is not used" in out
     code, out, err = plures("evaluate", tmp_path / "run", "--split", "val", "--json", tmp_path / "r.json")
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())

@@ -3,7 +3,10 @@
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from plures.data.dataset import formats
 from plures.errors import PluresError
 from plures.experiment import Experiment, Part
 from plures.models import embedders
@@ -48,6 +51,43 @@ def test_the_three_spellings_agree(tmp_path):
 
 def test_naming_a_part_anew_drops_its_old_options():
     assert RICH.change(["loss=an"]).loss.options == {}
+
+
+@pytest.mark.parametrize("text", ["|", " ", "#", "-", ",", "\\t", "1", "null", "[a", "{", "'x'", "yes", "1e3", ": "])
+def test_an_option_that_is_text_takes_the_characters_as_they_are(text):
+    assert Experiment().change([f"data.separator={text}"]).data.options == {"separator": text}
+    assert Experiment().change(["data=tags.csv", f"data.images={text}"]).data.options == {"images": text}
+
+
+def test_what_text_is_follows_from_the_declared_type():
+    changed = Experiment().change(["embedder=timm", "embedder.model=1e3", "embedder.weights=null", "data=2024"])
+    assert changed.embedder.options == {"model": "1e3", "weights": None}
+    assert changed.data.name == "2024"
+    assert Experiment().change(["loss=role", "loss.expected_positives=2"]).loss.options == {"expected_positives": 2}
+    assert Experiment().change(["data.complete=true"]).data.options == {"complete": True}
+    with pytest.raises(PluresError, match="separator=1: expected text"):
+        formats.make("table", separator=1)
+
+
+ODD_TEXT = (
+    st.sampled_from(["|", " ", "#", "-", "null", "1", "1e3", "{x}", "", "~", "on", "a: b", "\n", "'q'"]) | st.text()
+)
+
+
+@given(
+    ODD_TEXT.filter(bool),
+    ODD_TEXT,
+    ODD_TEXT,
+    st.none() | ODD_TEXT,
+    st.dictionaries(st.sampled_from("abc"), st.none() | st.booleans() | st.integers() | ODD_TEXT, min_size=1),
+    st.floats(1e-9, 1e9),
+)
+def test_every_experiment_survives_its_command_line_spelling(name, separator, model, weights, options, lr):
+    embedder = {"name": "timm", "model": model, "weights": weights, "model_options": options}
+    made = Experiment(data={"name": name, "separator": separator}, embedder=embedder, lr=lr)
+    assert Experiment().change(made.to_settings()) == made
+    only = Experiment(data=name, start=None if weights in ("", "~", "null") else weights)  # these words mean none
+    assert Experiment().change(only.to_settings()) == only
 
 
 @pytest.mark.parametrize(
@@ -135,3 +175,19 @@ def test_saved_yaml_is_plain(tmp_path):
     RICH.save(tmp_path / "e.yaml")
     assert "!!" not in (tmp_path / "e.yaml").read_text()
     assert yaml.safe_load((tmp_path / "e.yaml").read_text())["loss"]["name"] == "role"
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("embedder.model_options={pad_type:same}", "YAML requires a blank after the colon: {pad_type: same}"),
+        ("embedder.model_options={pad_type}", "expected {pad_type: VALUE}"),
+    ],
+)
+def test_a_mapping_without_a_value_is_refused(setting, hint):
+    with pytest.raises(PluresError) as error:
+        Experiment(embedder="timm").change([setting])
+    assert "timm, model_options" in str(error.value)
+    assert hint in str(error.value)
+    made = Experiment(embedder="timm").change(["embedder.model_options={pad_type: same}", "embedder.mean=null"])
+    assert made.embedder.options["model_options"] == {"pad_type": "same"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -49,7 +50,10 @@ class Show:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=self._describe())
         maps = {"val mAP": "val_map", "val mAP (observed)": "val_map_observed"}
-        shown = "".join(f"  {label} {record[key]:5.1f}" for label, key in maps.items() if key in record)
+        defined = {label: record[key] for label, key in maps.items() if not math.isnan(record.get(key, math.nan))}
+        shown = "".join(f"  {label} {value:5.1f}" for label, value in defined.items())
+        if "val_positives" in record:
+            shown += f"  val log chance {record['val_positives']:6.3f}"
         pace = f"l2 {record['l2']:g}" if "l2" in record else f"{record['images_per_second']:,.0f} images/s"
         best = "  *" if record["best_epoch"] == record["epoch"] else ""
         self.console.print(

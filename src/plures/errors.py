@@ -7,21 +7,33 @@ The command line prints the message alone and ends with the error's exit code: 2
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
 
+SHORT_OF_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, for want of room for it
+    "could not create a memory",
+)
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+# all control characters but tab and newline; those that turn the direction of text, hide or cannot be encoded
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
     """The text with control characters, which a file's name may hold and a terminal obeys, written as escapes."""
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def clipped(text: str, most: int = 300) -> str:
@@ -44,11 +56,36 @@ class WorkFailed(PluresError):
     exit_code = 1
 
 
+class Diverged(WorkFailed):
+    """Training failed by its own settings and would fail again; every other WorkFailed is worth another try."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out: Python's own and those of torch (CPU, CUDA, MPS), oneDNN,
+    onnxruntime and the operating system, which are known by their names and texts."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in SHORT_OF_MEMORY)
+
+
+def machine_failure(error: BaseException) -> str | None:
+    """One line for a failure that is the machine's, not the program's: no memory, a worker process that was killed."""
+    if out_of_memory(error):
+        return "out of memory; use a smaller batch_size, image_size or fewer workers, or a machine with more of it"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # torch's words
+        return "a process that reads images was killed, perhaps because memory ran out; use fewer workers (workers=0)"
+    return None
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with the data: where it stands and what was expected there.
 
     severity "error": the row (with row None: the file) cannot be used; "notice": worth knowing, nothing is left out.
+    times: how many rows it is about.
     """
 
     file: str
@@ -56,6 +93,7 @@ class Problem:
     what: str
     expected: str = ""
     severity: Literal["error", "notice"] = "error"
+    times: int = 1
 
     def __post_init__(self) -> None:
         for name in ("what", "expected"):
@@ -73,10 +111,37 @@ class BadData(PluresError):
         self.skippable = skippable
         first = self.problems[0]
         where = first.file if first.row is None else f"{first.file}, row {first.row}"
-        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        others = sum(problem.times for problem in self.problems[1:])
+        more = f" (and {others:,} more)" if others else ""
         wanted = f"; expected {first.expected}" if first.expected else ""
         way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
         super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")
+
+
+EQUAL = 5  # problems that differ in nothing but the place; more of them become one line
+
+
+def grouped(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems as a person reads them: more than five that say the same are one, with their number and examples.
+
+    It stands where the first of them stood.
+    """
+    alike: dict[Problem, list[Problem]] = {}
+    for problem in problems:
+        alike.setdefault(replace(problem, file="", row=None), []).append(problem)
+    lines = []
+    for same, those in alike.items():
+        if len(those) <= EQUAL:
+            lines += those
+            continue
+        files = list(dict.fromkeys(problem.file for problem in those))
+        if len(files) == 1:
+            examples = f"rows {', '.join(str(problem.row) for problem in those[:3])}, ..."
+            lines.append(replace(same, file=files[0], what=f"{len(those):,} times: {same.what} ({examples})"))
+        else:
+            shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+            lines.append(replace(same, file=shown, what=f"{len(those):,} files: {same.what}"))
+    return lines
 
 
 def require(what: str, extra: str, packages: Iterable[str]) -> None:

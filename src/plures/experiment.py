@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
-from plures.shelf import Shelf
+from plures.shelf import Shelf, is_text
 
 AUTO = "auto"  # the loss that training chooses for the labels and the head
 EXACT = "exact"  # the optimizer that solves for a linear head
@@ -136,6 +137,7 @@ class Experiment(BaseModel):
         from plures.models import embedders, heads
 
         for shelf, part in ((embedders, self.embedder), (heads, self.head), (losses, self.loss)):
+            _refuse_null(part)
             if part.name != AUTO or shelf is not losses:
                 shelf.check(part.name, part.options, named=True)
             elif part.options:
@@ -175,16 +177,18 @@ class Experiment(BaseModel):
         return Experiment(**apply_settings(self.to_dict(), settings))
 
     def to_settings(self) -> list[str]:
-        """The command-line spelling of what differs from the defaults."""
+        """The command-line spelling of what differs from the defaults; `change` reads it back to the same values."""
         default, settings = Experiment().to_dict(), []
         for key, value in self.to_dict().items():
             if value == default[key]:
                 continue
-            if isinstance(value, dict):
-                settings.append(f"{key}={value['name']}")
-                settings += [f"{key}.{o}={_spell(v)}" for o, v in value.items() if o != "name"]
-            else:
-                settings.append(f"{key}={_spell(value)}")
+            options = [o for o in value if o != "name"] if isinstance(value, dict) else []
+            plain = [f"{key}={_spell(value['name'] if options else value)}"]
+            plain += [f"{key}.{o}={_spell(value[o])}" for o in options]
+            if apply_settings({}, plain).get(key) != value:  # text that these would read as something else
+                whole = {"name": value} if isinstance(value, str) else value
+                plain = [f"{key}={_as_yaml(whole)}"]
+            settings += plain
         return settings
 
 
@@ -205,9 +209,11 @@ def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
 
 
 def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Experiment values changed by `key=value` and `part.option=value`; the value is read as YAML.
+    """Experiment values changed by `key=value` and `component.option=value`.
 
-    Naming a part anew drops the options of the old one. Raises PluresError on a key that does not exist.
+    A value whose declared type is text (`data.separator`, `embedder.weights`, a component's name, `start`) is taken as
+    written, character for character; any other is read as YAML. Naming a component anew drops the options of the old
+    one. Raises PluresError on a key that does not exist.
     """
     values = dict(values)
     for setting in settings:
@@ -217,21 +223,45 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
         field, dot, option = key.strip().partition(".")
         if field not in Experiment.model_fields:
             raise PluresError(f"there is no setting '{field}'{did_you_mean(field, Experiment.model_fields)}")
-        value = _read_value(text)
+        kind = Experiment.model_fields[field].annotation
         if not dot:
-            values[field] = value
+            literal = is_text(kind) or (kind is Part and not text.lstrip().startswith("{"))
+            values[field] = _read_text(text, NoneType in get_args(kind)) if literal else _read_value(text)
             continue
         part = values.get(field, Experiment.model_fields[field].default)
         part = _write_part(part) if isinstance(part, Part) else part
-        if Experiment.model_fields[field].annotation is not Part:
+        if kind is not Part:
             raise PluresError(f"'{field}' has no options: write {field}=value")
         part = {"name": part} if isinstance(part, str) else dict(part)
-        values[field] = {**part, option: value}
+        optional = _text_option(field, str(part.get("name", "")), option)
+        values[field] = {**part, option: _read_value(text) if optional is None else _read_text(text, optional)}
     return values
 
 
+def _text_option(field: str, name: str, option: str) -> bool | None:
+    """None unless the option of a component is text; then whether it may be left open, as `null`.
+
+    The format of data is known only when the path is looked at, so there an option is text if it is in any format.
+    """
+    from plures.data.dataset import formats
+    from plures.losses import losses
+    from plures.models import embedders, heads
+
+    if field == "data":
+        found = [entry.text_options[option] for entry in formats if option in entry.text_options]
+        return found[0] if found else None
+    registries: dict[str, Shelf[Any]] = {"embedder": embedders, "head": heads, "loss": losses}
+    if field not in registries or name not in registries[field].names():
+        return None
+    return registries[field][name].text_options.get(option)
+
+
+def _read_text(text: str, optional: bool) -> str | None:
+    return None if optional and text in ("", "null", "~") else text
+
+
 def _read_value(text: str) -> Any:
-    """YAML, but 1e-3 is a number too (YAML 1.1 wants 1.0e-3)."""
+    """YAML, but 1e-3 is a number too (YAML 1.1 requires 1.0e-3)."""
     try:
         return float(text) if "e" in text.lower() and not text.isalpha() else parse_yaml(text)
     except ValueError:
@@ -243,9 +273,22 @@ def _read_value(text: str) -> Any:
 
 
 def _spell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    return value if isinstance(value, str) else _as_yaml(value)
+
+
+def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _refuse_null(part: Part) -> None:
+    """Raise PluresError where a mapping in an option has a key without a value, as YAML reads {pad_type:same}."""
+    for option, mapping in part.options.items():
+        for key in [key for key, value in mapping.items() if value is None] if isinstance(mapping, dict) else ():
+            name, colon, value = str(key).partition(":")
+            hint = (
+                f"YAML requires a blank after the colon: {{{name}: {value}}}" if colon else f"expected {{{key}: VALUE}}"
+            )
+            raise PluresError(f"{part.name}, {option}: '{key}' has no value; {hint}")
 
 
 def _check_exact(e: Experiment) -> None:

@@ -21,10 +21,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
-from plures.errors import PluresError, did_you_mean
+from plures.errors import PluresError, clipped, did_you_mean
 
 T = TypeVar("T")
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -45,6 +47,24 @@ class Entry(Generic[T]):
         """The options that a user may set, by name: the keyword parameters of the maker's signature."""
         parameters = inspect.signature(self.make).parameters.values()
         return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    @cached_property
+    def text_options(self) -> dict[str, bool]:
+        """The options whose declared type is text, and whether None is allowed: their values are taken as written."""
+        try:
+            parameters = inspect.signature(self.make, eval_str=True).parameters.values()
+        except (NameError, TypeError):  # a type that is only known while checking types
+            return {}
+        return {p.name: NoneType in get_args(p.annotation) for p in parameters if is_text(p.annotation)}
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a declared type holds text and nothing else (but None): `str`, a Literal of words, or such `| None`."""
+    if get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return all(one is NoneType or is_text(one) for one in get_args(kind))
+    return kind is str
 
 
 class Shelf(Generic[T]):
@@ -160,6 +180,11 @@ class Shelf(Generic[T]):
             if option not in allowed:
                 hint = did_you_mean(option, allowed) if allowed else "; it has no options"
                 raise PluresError(f"{self.kind} '{name}' has no option '{option}'{hint}")
+        for option, optional in entry.text_options.items():
+            value = options.get(option, "")
+            if not isinstance(value, str) and not (optional and value is None):
+                what = f"{option}={clipped(repr(value))}: expected text (in quotes, as in {option}: '1')"
+                raise PluresError(f"{self.kind} '{name}': {what}")
 
     def make(self, name: str, given: dict[str, Any] | None = None, **options: Any) -> T:
         """Build the component. `given` holds what the program fills in, `options` what the user chose."""

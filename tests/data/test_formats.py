@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from plures.data.dataset import formats
-from plures.data.read import find_format, read
+from plures.data.read import find_format, read, reason
 from plures.data.verify import verify_images
 from plures.data.voc import CLASSES
 from plures.errors import BadData, PluresError
@@ -41,7 +41,10 @@ def test_the_same_photo_in_two_class_folders_is_one_image_with_two_tags(tmp_path
     assert [Path(image).name for image in data.images] == ["1.png", "loose.png", "2.png"]
     assert data.labels.values.tolist() == [[1, -1, 1], [-1, -1, -1], [-1, -1, 1]]
     assert data.splits is None
-    assert [problem.what for problem in data.problems] == ["class 'empty' never occurs"]
+    assert [problem.what for problem in data.problems] == [
+        "folders inside class folders are not told apart: sofa/deep; data.nested=path, leaf or both does",
+        "class 'empty' never occurs",
+    ]
     assert read(str(tmp_path), complete=True).labels.values.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 1]]
 
 
@@ -57,6 +60,84 @@ def test_split_folders_and_a_photo_in_two_of_them(tmp_path):
     ]
     assert [problem.severity for problem in data.problems] == ["notice"]
     assert "the same photo is in" in data.problems[0].what
+
+
+def folders(root: Path, *names: str) -> Path:
+    for shade, name in enumerate(names):
+        photo(root / name, shade)
+    return root
+
+
+def refused(root: Path) -> str:
+    """Why a folder is no folder per class; named by hand it is read all the same."""
+    found = " | ".join(what for _, _, what in problems_of(str(root)))
+    assert "labels" not in found or len(read(f"folder:{root}")) > 0
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "classes"),
+    [
+        (["Train/a/1.png", "VALIDATION/b/2.png", "testing/a/3.png"], ["test", "train", "val"], ("a", "b")),
+        (["train/a/1.png", "dev/b/2.png", "unlabeled/3.png"], ["", "train", "val"], ("a", "b")),
+        (["train/a/1.png", "train/b/2.png", "__MACOSX/train/a/._1.png"], ["train", "train"], ("a", "b")),
+        (["my data/a/1.png", "my data/b/2.png", "my data/b/._2.png"], None, ("a", "b")),
+        (["top/train/a/1.png", "top/val/b/2.png"], ["train", "val"], ("a", "b")),
+        (["a/1.png", "b/2.png", "No_Label/3.png"], None, ("a", "b")),
+    ],
+)
+def test_folders_as_people_have_them(tmp_path, names, splits, classes):
+    data = read(str(folders(tmp_path, *names)))
+    assert data.classes == classes
+    assert (None if data.splits is None else sorted(data.splits.tolist())) == splits
+    assert len(data) == sum("._" not in name for name in names)
+    without = sum("nlabel" in name or "No_Label" in name for name in names)
+    assert (~data.labels.present.any(1)).sum() == without
+    assert not data.labels.absent.any()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["images/1.png", "images/2.png"], "every photograph lies in the one folder 'images'"),
+        (["cat/1.png"], "every photograph lies in the one folder 'cat'"),
+        (["data/1.png", "cat/2.png"], "data is called like a split or a place for files"),
+        (["train/1.png", "bus/2.png"], "train is called like a split"),
+        (["train/a/1.png", "val/b/2.png", "more/3.png"], "more (1 photographs) beside split folders"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_unless_named(tmp_path, names, message):
+    assert message in refused(folders(tmp_path, *names))
+    assert len(read(f"folder:{tmp_path}")) == len(names)
+
+
+@pytest.mark.parametrize("name", ["labels.json", "metadata.jsonl", "train/a.XML", "two.csv", "e.xlsx"])
+def test_an_annotation_file_beside_the_photographs_is_named(tmp_path, name):
+    folders(tmp_path, "train/a/1.png", "train/b/2.png")
+    (tmp_path / name).write_text("{}")
+    if name == "two.csv":
+        (tmp_path / "one.csv").write_text("{}")
+    assert name in refused(tmp_path)
+    assert read(f"folder:{tmp_path}").classes == ("a", "b")
+
+
+def test_folders_inside_class_folders(tmp_path):
+    folders(tmp_path, "Birds/Robin/1.png", "Birds/Owl/2.png", "Plants/3.png")
+    seen = {nested: read(str(tmp_path), nested=nested).classes for nested in ("top", "path", "leaf", "both")}
+    assert seen == {
+        "top": ("Birds", "Plants"),
+        "path": ("Birds/Owl", "Birds/Robin", "Plants"),
+        "leaf": ("Owl", "Plants", "Robin"),
+        "both": ("Birds", "Owl", "Plants", "Robin"),
+    }
+    assert "Birds/Owl, Birds/Robin; data.nested=path" in read(str(tmp_path)).problems[0].what
+    with pytest.raises(PluresError, match="choose from: top, path, leaf, both"):
+        read(str(tmp_path), nested="deep")
+
+
+def test_photographs_that_nobody_has_looked_at_stay_unknown(tmp_path):
+    folders(tmp_path, "a/1.png", "b/2.png", "unlabelled/3.png")
+    assert read(str(tmp_path), complete=True).labels.values.tolist() == [[1, 0], [0, 1], [-1, -1]]
 
 
 def test_photos_without_folders_have_no_labels(tmp_path):
@@ -79,11 +160,11 @@ def test_broken_images_are_listed(tmp_path):
     (tmp_path / "cat" / "cut.png").write_bytes(whole[:50])
     (tmp_path / "cat" / "text.jpg").write_text("hello")
     (tmp_path / "cat" / "nil.jpg").touch()
-    found = problems_of(str(tmp_path), verify=True)
+    found = problems_of(f"folder:{tmp_path}", verify=True)
     assert [name for name, _, _ in found] == ["cut.jpg", "cut.png", "nil.jpg", "text.jpg"]
     assert ["broken or truncated" in what for _, _, what in found] == [True, True, False, False]
     assert "empty" in found[2][2]
-    data = read(str(tmp_path), verify=True, skip_bad=True)
+    data = read(f"folder:{tmp_path}", verify=True, skip_bad=True)
     assert [Path(image).name for image in data.images] == ["good.jpg"]
     assert len(data.problems) == 4
     big = verify_images(data, max_pixels=40)
@@ -112,7 +193,8 @@ def coco(tmp_path):
 
 
 def test_coco_as_the_mlspl_code_formats_it(coco):
-    data = read(str(coco))
+    data = read(str(coco), variant="mlspl")
+    assert {p.what for p in data.problems} == {"1 images without an annotation are left out by variant=mlspl"}
     assert data.classes == ("zebra", "ant")
     assert data.split_names() == ["test", "train"]
     train = data.split("train")
@@ -125,7 +207,7 @@ def test_coco_as_the_mlspl_code_formats_it(coco):
 
 
 def test_coco_as_query2label_reads_it(coco):
-    train = read(str(coco), variant="query2label").split("train")
+    train = read(str(coco)).split("train")
     assert [Path(image).stem for image in train.images] == ["9", "10", "30", "200"]
     assert train.labels.values.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
     one = read(str(coco / "annotations" / "instances_val2014.json"))
@@ -145,14 +227,74 @@ def test_coco_problems(coco):
     found = problems_of(str(coco))
     assert [row for _, row, _ in found] == [2, 3, 4, None]
     assert found[3][0] == "9.png"
-    assert len(read(str(coco), skip_bad=True).split("train")) == 1
+    left = read(str(coco), skip_bad=True).split("train")  # 10 and 200 have annotations that cannot be read
+    assert [Path(image).stem for image in left.images] == ["9", "30"]
     file.write_text('{"images": [,]}')
     assert problems_of(str(coco))[0][:2] == (file.name, 1)
     assert "broken JSON" in problems_of(str(coco), skip_bad=True)[0][2]
     file.write_text('{"images": []}')
     assert "no list of images or annotations" in problems_of(str(coco))[0][2]
     file.write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
-    assert "lacks file_name, width, height" in problems_of(str(coco))[0][2]
+    assert "lacks file_name" in problems_of(str(coco))[0][2]
+
+
+@pytest.fixture
+def lvis(tmp_path):
+    """Image 1 shows a; b is verified absent, c is not exhaustive; image 2 shows nothing and says nothing."""
+    image = {"coco_url": "http://x.org/val2017/1.png", "neg_category_ids": [2, 3], "not_exhaustive_category_ids": [3]}
+    content = {
+        "images": [image | {"id": 1}, {"id": "2", "file_name": "val2017/2.png", "neg_category_ids": []}],
+        "annotations": [{"image_id": 1.0, "category_id": "1"}],
+        "categories": [{"id": number, "name": name} for number, name in ((1, "a"), (2, "b"), (3, "c"), (4, "d"))],
+    }
+    (tmp_path / "any name.json").write_text(json.dumps(content))
+    for name in ("1.png", "2.png"):
+        photo(tmp_path / "val2017" / name)
+    return tmp_path / "any name.json"
+
+
+def test_lvis_absent_needs_a_verified_negative(lvis):
+    for spec in (lvis, lvis.parent):
+        data = read(str(spec))
+        assert data.classes == ("a", "b", "c", "d")
+        assert data.labels.values.tolist() == [[1, 0, -1, -1], [-1, -1, -1, -1]]
+        assert [Path(image).name for image in data.images] == ["1.png", "2.png"]
+        assert data.boxes is None
+    assert reason(str(lvis)).startswith("format coco: by what lies there; any name.json: JSON with images")
+
+
+def test_lvis_says_what_contradicts_itself(lvis):
+    content = json.loads(lvis.read_text())
+    content["images"][0]["neg_category_ids"] = [1, 9]
+    content["images"][1]["neg_category_ids"] = 7
+    lvis.write_text(json.dumps(content))
+    data = read(str(lvis))
+    assert data.labels.values[0].tolist() == [1, -1, -1, -1]
+    whats = " | ".join(problem.what for problem in data.problems)
+    for words in ("no category has the id 9", "number 1 is annotated and among neg", "image 2: neg_category_ids or"):
+        assert words in whats
+    content["images"].append(content["images"][0])
+    lvis.write_text(json.dumps(content))
+    assert problems_of(str(lvis)) == [("any name.json", 3, "two images have the id 1")]
+
+
+def test_roboflow_coco_in_split_folders(tmp_path):
+    for split, names in (("train", ["1.png", "2.png"]), ("valid", ["3.png"])):
+        categories = [{"id": 0, "name": "things", "supercategory": "none"}]
+        content = {
+            "images": [{"id": n, "file_name": name, "width": 8, "height": 6} for n, name in enumerate(names)],
+            "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [0, 0, 4, 3]}],
+            "categories": [*categories, {"id": 1, "name": "cat", "supercategory": "things"}],
+        }
+        for name in names:
+            photo(tmp_path / split / name)
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
+    data = read(str(tmp_path))
+    assert data.classes == ("cat",)  # not what Roboflow puts above all classes
+    assert data.splits.tolist() == ["train", "train", "val"]
+    assert data.labels.values.tolist() == [[1], [0], [1]]
+    assert data.boxes.corners.tolist() == [[0, 0, 0.5, 0.5]] * 2
+    assert len(read(str(tmp_path / "valid"))) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- VOC
@@ -280,8 +422,8 @@ def test_shared_voc12_test_labels_are_those_of_the_peer():
 @needs_shared
 @pytest.mark.shared
 def test_shared_coco_and_scenes_table():
-    assert len(read(str(SHARED / "data" / "coco"))) == 350
-    data = read(str(SHARED / "data" / "coco"), variant="query2label")
+    assert len(read(str(SHARED / "data" / "coco"), variant="mlspl")) == 350
+    data = read(str(SHARED / "data" / "coco"))
     assert (len(data), (~data.labels.present.any(1)).sum()) == (355, 5)
     table = read(str(SHARED / "data" / "miml_scene"))
     assert (len(table), table.classes) == (2000, ("desert", "mountains", "sea", "sunset", "trees"))

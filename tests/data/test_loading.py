@@ -103,3 +103,29 @@ def test_an_epoch_left_in_the_middle_starts_anew_and_epochs_come_in_any_order(wo
         ]
         assert [row for row, _ in seen] == np.concatenate(batches.order.batches(epoch)).tolist()
         assert all(np.array_equal(i.numpy().transpose(1, 2, 0), dataset.images[row]) for row, i in seen)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_counted_and_others_stand_in_for_them(tmp_path, workers):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    files = [str(tmp_path / f"{row}.png") for row in range(6)]
+    for row in (0, 1, 3, 5):
+        Image.fromarray(pixels[row]).save(files[row])
+    (tmp_path / "4.png").write_bytes(b"broken")
+    dataset = Dataset(files, Labels(np.eye(6, 3, dtype=np.int8)), ("a", "b", "c"))
+    unread = {}
+    shuffled = ImageBatches(dataset, Transform(4), Order(6, 3, shuffle_seed=1), workers, unread=unread)
+    for batch, rows in zip(shuffled.epoch(0), shuffled.order.batches(0), strict=True):
+        good = [row for row in rows.tolist() if row not in (2, 4)]
+        for row, asked, image, labels in zip(batch.index.tolist(), rows, batch.inputs, batch.labels, strict=True):
+            assert row == asked if asked in good else row in good
+            assert np.array_equal(image.numpy().transpose(1, 2, 0), pixels[row])
+            assert np.array_equal(labels.numpy(), dataset.labels.values[row])
+    assert unread == {files[2]: "no such file", files[4]: "not an image that can be read"}
+    in_order = ImageBatches(dataset, Transform(4), Order(6, 3), workers, unread=unread)
+    images = torch.cat([batch.inputs for batch in in_order.epoch(0)]).numpy().transpose(0, 2, 3, 1)
+    assert torch.cat([batch.index for batch in in_order.epoch(0)]).tolist() == list(range(6))
+    assert (images[[2, 4]] == 127).all()
+    assert np.array_equal(images[[0, 1, 3, 5]], pixels[[0, 1, 3, 5]])
+    with pytest.raises(Unreadable, match=r"4\.png"):
+        list(ImageBatches(dataset.take([4]), Transform(4), Order(1, 1, shuffle_seed=0), unread={}).epoch(0))

@@ -120,6 +120,38 @@ def test_a_full_disk(plures, world, disk, name):
     assert files_of(disk) == before
 
 
+def test_a_disk_that_fills_up_at_any_moment_of_a_sweep(plures, world, disk):
+    """Within the weights and within the checkpoint of the first run, and in the second: one line, no run is given up,
+    and with room again the same command finishes all of them."""
+    command = (
+        "sweep",
+        world / "tags.csv",
+        "--out",
+        disk / "s",
+        *SETTINGS,
+        "embedder.width=8",
+        "--grid",
+        "lr=1e-3,1e-4",
+    )
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    assert plures(*command)[0] == 0
+    run = next((disk / "s" / "runs").iterdir())
+    weights, checkpoint = ((run / name).stat().st_size for name in ("model.safetensors", "checkpoint.pt"))
+    places = []
+    for room in (weights // 2, weights + checkpoint // 2, 2 * weights + checkpoint):
+        shutil.rmtree(disk / "s")
+        fill(disk, room)
+        code, _, err = plures(*command)
+        (disk / "filler").unlink()
+        assert (code, err.count("\n")) == (1, 1), err
+        assert "the disk is full" in err
+        places.append(next(name for name in ("model.safetensors", "checkpoint.pt") if name in err))
+        assert not [*disk.rglob("failed.json"), *disk.rglob("*.tmp")]
+    assert set(places[:2]) == {"model.safetensors", "checkpoint.pt"}
+    assert plures(*command)[0] == 0
+    assert len(list(disk.glob("s/runs/*/report.json"))) == 2
+
+
 def test_answers_on_a_full_disk_are_refused_until_there_is_room(disk):
     """First there is no room for the journal, then for the journal alone."""
     pytest.importorskip("fastapi", reason="reviewing needs the web packages")
@@ -128,7 +160,7 @@ def test_answers_on_a_full_disk_are_refused_until_there_is_room(disk):
     answer = Decision("first", "0.png", {"b": "yes"}, {"b": 0})
     before = (disk / "tags.csv").read_bytes()
     fill(disk, 0)
-    kept = Decisions(disk / "tags.csv", wait=99)
+    kept = Decisions(disk / "tags.csv")
     try:
         with pytest.raises(WorkFailed, match="the decision could not be kept"):
             kept.keep([answer], "tab")

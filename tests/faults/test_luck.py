@@ -1,25 +1,35 @@
 """Bad luck: kills, full disks, files that vanish or change, clocks that jump, two runs in one folder, no memory."""
 
 import errno
+import io
 import os
+import re
+import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 
 from faults.test_readers import benchmark
+from plures import files
+from plures.cli.app import Screen
 from plures.data.dataset import Dataset
-from plures.errors import PluresError, WorkFailed
+from plures.data.read import read
+from plures.errors import BadData, Diverged, PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.files import clear_left, writing
 from plures.inference.predict import predict
 from plures.labels import Labels
 from plures.losses.label_memory import LabelMemory
 from plures.models import memory
-from plures.models.model import Model, build_model
+from plures.models.model import Model, build_model, load
 from plures.training import fit as fit_module
 from plures.training.evaluate import scored_split
 from plures.training.features import frozen_features
@@ -67,6 +77,46 @@ def test_a_killed_write_leaves_the_old_file_and_its_rest_is_cleared(tmp_path):
         temporary.write_text("still being written")
         clear_left(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_the_umask_counts_for_every_file_of_a_run(tmp_path):
+    before = os.umask(0o027)
+    try:
+        run = train(Experiment(**SMALL), tmp_path / "run", dataset=photos(tmp_path))
+    finally:
+        os.umask(before)
+    rights = {p.name: p.stat().st_mode & 0o777 for p in run.path.iterdir() if p.suffix}
+    assert {"model.safetensors", "checkpoint.pt", "log.csv"} <= set(rights)
+    assert set(rights.values()) == {0o640}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    """Somebody who could foresee the name puts a link there, which leads to a file of ours."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "00")
+    (tmp_path / "mine").write_text("precious")
+    with writing(tmp_path / "a.txt") as temporary:
+        name = temporary
+    name.symlink_to(tmp_path / "mine")
+    with pytest.raises(WorkFailed, match="File exists"), writing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("overwritten")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_the_next_command_clears_what_a_killed_one_left_whatever_it_writes(tmp_path):
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    host = files._HOST
+    for name in (f".maps.png.{host}.{gone}.0a1b.tmp", f".old.{host}.{gone}.tmp", f".live.{host}.{os.getpid()}.0a.tmp",
+                 f".theirs.other.{gone}.0a1b.tmp"):  # fmt: skip
+        (tmp_path / name).touch()
+    with writing(tmp_path / "thresholds.json") as temporary:
+        temporary.write_text("{}")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"thresholds.json", f".live.{host}.{os.getpid()}.0a.tmp", f".theirs.other.{gone}.0a1b.tmp"}
 
 
 @pytest.mark.slow
@@ -204,9 +254,8 @@ def test_evaluation_goes_on_in_halves_where_memory_is_short(trained, monkeypatch
     halved, _ = scored_split(run, data, "train", None, False)
     np.testing.assert_allclose(halved, whole, atol=1e-5)
     assert small.seen == [8, 8, 8, 8]  # 32 do not fit, nor do 16
-    assert [r.getMessage() for r in caplog.records if r.name == "plures"] == [
-        "out of memory on a batch of 32 images; going on in halves, slower but with the same scores"
-    ]
+    said = [r.getMessage() for r in caplog.records if r.name == "plures" and "memory" in r.getMessage()]
+    assert said == ["out of memory on a batch of 32 images; going on in halves, slower but with the same scores"]
 
 
 def test_predictions_go_on_in_halves_where_memory_is_short(trained, tmp_path, monkeypatch, caplog):
@@ -269,3 +318,84 @@ def test_a_batch_too_small_for_batch_norm_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_module.Step, "forward", forward)
     with pytest.raises(PluresError, match=r"a batch of one image in epoch 1 .* use drop_last=true"):
         train(Experiment(**SMALL), tmp_path / "run", dataset=photos(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------ oddities, one line
+
+
+def test_a_learning_rate_beyond_all_numbers_is_one_line(tmp_path):
+    with pytest.raises(Diverged, match=r"lr is too large .* in epoch 1"):
+        train(Experiment(**SMALL, lr=1e38), tmp_path / "run", dataset=photos(tmp_path))
+
+
+def test_a_model_of_a_newer_version_is_refused(trained):
+    run, _ = trained
+    spec = run.path / "model.json"
+    assert '"format": 1' in spec.read_text()
+    spec.write_text(spec.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(PluresError, match=r"model\.json: written by plures .* upgrade"):
+        load(run.path)
+    spec.write_text(spec.read_text().replace('"format": 2,', ""))  # as earlier versions wrote it
+    load(run.path)
+
+
+def test_nan_in_a_report_is_one_line(plures, trained):
+    run, _ = trained
+    report = run.path / "report.json"
+    report.write_text(report.read_text().replace('"images"', '"other": NaN, "images"', 1))
+    code, _, err = plures("table", run.path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "NaN is no number in JSON" in err
+
+
+def test_a_name_that_is_not_utf8_is_one_line(plures, trained, tmp_path):
+    run, _ = trained
+    (tmp_path / "odd").mkdir()
+    try:
+        shutil.copy(tmp_path / "0.png", os.fsencode(tmp_path / "odd") + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this disk takes UTF-8 alone")
+    shutil.copy(tmp_path / "1.png", tmp_path / "odd")
+    code, _, err = plures("predict", run.path, tmp_path / "odd", "--out", tmp_path / "found.csv")
+    assert code == 2
+    assert "is not UTF-8; rename the file" in err
+    assert not (tmp_path / "found.csv").exists()
+    code, _, err = plures("predict", run.path, tmp_path / "odd", "--out", tmp_path / "found.csv", "--skip-bad")
+    assert code == 0
+    assert "odd/1.png" in (tmp_path / "found.csv").read_text().splitlines()[-1]
+    code, _, err = plures("init", tmp_path / "odd", "--out", tmp_path / "tags.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "caf\\udce9.png" in err
+
+
+def test_more_rows_than_bytes_are_refused(tmp_path):
+    """A Parquet file of half a megabyte can spell 30 million equal rows, which take gigabytes to read."""
+    rows = 1_500_000
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["a"])
+    pq.write_table(pa.table({"image": words, "tags": words}), tmp_path / "tags.parquet", compression="zstd")
+    with pytest.raises(BadData, match=r"1,500,000 rows in 0\.\d MB"):
+        read(str(tmp_path / "tags.parquet"))
+
+
+@pytest.mark.parametrize("width", [None, 20, 40, 80])
+def test_tables_lose_no_letter(width):
+    """Into a pipe (width None) and on terminals however narrow; nothing that turns text around reaches them."""
+    table = Table("class", "a long header", "AP", "precision", title="Classes")
+    table.add_row("dining-table", "1234567.89", "99.9", "100.0")
+    table.add_row("a\u202eb", "-", "-", "-")
+    shown = io.StringIO()
+    options = {} if width is None else {"width": width, "force_terminal": True, "no_color": True}
+    Screen(file=shown, highlight=False, **options).print(table)
+    text = re.sub(r"\x1b\[\d*m", "", shown.getvalue())
+    for word in ("Classes", "dining-table", "1234567.89", "99.9", "100.0", "precision", "header", "a\\u202eb"):
+        assert word in text
+    assert "…" not in text
+
+
+def test_a_card_holds_no_html_of_strangers(tmp_path):
+    data = replace(photos(tmp_path), classes=("<img src=x onerror=alert(1)>", "a|b"))
+    run = train(Experiment(**SMALL | {"epochs": 1}), tmp_path / "run", dataset=data)
+    card = (run.path / "model_card.md").read_text()
+    assert "<img" not in card
+    assert "&lt;img" in card
+    assert "| a\\|b |" in card

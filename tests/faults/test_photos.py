@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import re
 
 import numpy as np
 import pytest
@@ -9,13 +11,17 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from plures.data.dataset import Dataset
+from plures.data.images import Unreadable
 from plures.data.verify import verify_images
 from plures.errors import BadData
 from plures.experiment import Experiment
 from plures.inference.predict import predict
 from plures.labels import Labels
 from plures.models.model import build_model, save
+from plures.training import train as train_module
+from plures.training.progress import Quiet
 from plures.training.run import Run
+from plures.training.train import train
 
 pytest.importorskip("fastapi", reason="the photos are those of the server's tests")
 pytest.importorskip("prometheus_client", reason="the photos are those of the server's tests")
@@ -93,3 +99,61 @@ def test_postscript_never_starts_another_program(run, tmp_path, monkeypatch):
     data = Dataset([str(tmp_path / "a.jpg")], Labels(np.ones((1, 1), np.int8)), ("cat",))
     assert [problem.what[:10] for _, problem in verify_images(data, decode=True)] == ["PostScript"]
     assert not started
+
+
+# ---------------------------------------------------------------------------------- photographs that vanish in training
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A table of 40 photographs with splits."""
+    rows = ["image,tags,split"]
+    for number in range(40):
+        picture(seed=number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'cat' if number % 2 else 'dog'},{['train', 'train', 'val', 'test'][number % 4]}")
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+class Said(Quiet):
+    def __init__(self, then=None):
+        self.lines, self.then = [], then
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def epoch(self, record):
+        if self.then and record["epoch"] == 1:
+            self.then()
+
+
+@pytest.mark.parametrize("mode", ["end_to_end", "frozen"])
+@pytest.mark.parametrize("gone", [(0,), (2, 3), (1, 6, 7)], ids=["train", "val and test", "all"])
+def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch, mode, gone):
+    """In frozen mode they vanish before their features are computed, else after the second of four epochs."""
+    monkeypatch.setenv("PLURES_CACHE", str(photos / "cache"))
+
+    def vanish():
+        for number in gone:
+            (photos / f"{number}.png").unlink()
+
+    settings = {"data": str(photos / "tags.csv"), "mode": mode, "epochs": 4, "batch_size": 5, "workers": 0}
+    settings |= {"embedder": {"name": "small_conv", "image_size": 16}, "device": "cpu", "augment": "none"}
+    experiment, watch = Experiment(**settings), Said(vanish if mode == "end_to_end" else None)
+    if mode == "frozen":
+        make, left = train_module.make_loss, [vanish]
+        monkeypatch.setattr(train_module, "make_loss", lambda *given: (left and left.pop()()) or make(*given))
+    run = train(experiment, photos / "run", skip_bad=True, watch=watch)
+    (line,) = [line for line in watch.lines if "became unreadable" in line]
+    assert re.match(rf"left out {len(gone)} photographs .*\.png: (no such file|image is missing)", line)
+    report = json.loads((run.path / "report.json").read_text())
+    assert report["images"] == 10 - len({3, 7} & set(gone))
+    assert [record["epoch"] for record in run.log] == [0, 1, 2, 3]
+    assert all(np.isfinite(record["loss"]) for record in run.log)
+
+
+def test_without_skip_bad_a_photograph_that_vanishes_is_named(photos):
+    settings = {"data": str(photos / "tags.csv"), "epochs": 4, "batch_size": 5, "workers": 0, "device": "cpu"}
+    settings |= {"embedder": {"name": "small_conv", "image_size": 16}, "mode": "end_to_end"}
+    with pytest.raises(Unreadable, match=r"0\.png: no such file"):
+        train(Experiment(**settings), photos / "run", watch=Said(lambda: (photos / "0.png").unlink()))

@@ -128,6 +128,11 @@ def test_coco_values_of_another_kind(tmp_path, change, message):
     assert any(__import__("re").search(message, f"{p.what}; expected {p.expected}") for p in raised.value.problems)
 
 
+def test_a_coco_file_name_that_no_disk_can_hold(tmp_path):
+    with pytest.raises(BadData, match="image is missing"):
+        read(coco(tmp_path, images_file_name="9" * 5000 + ".png"))
+
+
 def test_a_damaged_page_of_a_parquet_table(tmp_path):
     file = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": ["0.png"] * 50, "tags": ["cat"] * 50}), file)

@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from plures.data.read import read
+from plures.data.table import Table
 from plures.errors import BadData, PluresError
 from plures.experiment import Experiment
 from plures.inference import predict as module
@@ -239,8 +245,8 @@ def test_lists_and_tables(tmp_path):
     pd.DataFrame({"image": ["a.png", "s3://bucket/x.jpg", "/far/y.png"]}).to_parquet(tmp_path / "t.parquet")
     for name in ("l.txt", "t.csv", "t.parquet"):
         assert [path for path, _ in images_of(tmp_path / name)()] == wanted, name
-    (tmp_path / "other.csv").write_text("photo,tags\na.png,cat\n")
-    with pytest.raises(BadData, match="no column 'image' among photo, tags"):
+    (tmp_path / "other.csv").write_text("scan,tags\na.png,cat\n")
+    with pytest.raises(BadData, match="no column 'image' among scan, tags"):
         images_of(tmp_path / "other.csv")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(PluresError, match="no image in this list"):
@@ -279,3 +285,79 @@ def test_a_killed_process_goes_on(run, photos, tmp_path):
     assert found == GOOD * 150
     assert not list((tmp_path / "cut").glob(".*"))
     assert json.loads((tmp_path / "cut" / "prediction.json").read_text())["images_a_part"] == 100
+
+
+# ---------------------------------------------------------------------------------- read back from where it was written
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, photos):
+    """Photos below photos/ of the folder worked in, some in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("00.png", "sub/01.png", "sub/02 a.png"):
+        os.makedirs(os.path.dirname(f"photos/{name}"), exist_ok=True)
+        shutil.copy(photos / f"{name[-6:-4] if ' ' not in name else '02'}.png", f"photos/{name}")
+    Path("far/away/from").mkdir(parents=True)
+    os.symlink("far/away/from", "link")
+    Path("photos/tags.csv").write_text("image,tags\n00.png,red\nsub/01.png,blue\n")
+    Path("photos/list.txt").write_text("sub/01.png\n00.png\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("place", ["", "deep/", "deep/er/", "photos/sub/", "link/"])
+@pytest.mark.parametrize("source", ["photos", "./photos/", "photos/list.txt", "photos/sub/01.png", "{here}/photos"])
+def test_a_file_of_predictions_finds_its_images(run, world, source, place, suffix):
+    out = f"{place}found{suffix}"
+    source = source.format(here=world)
+    summary = predict(run, source, out, threshold=0.01)
+    data = read(out)
+    asked = [name for name, _ in images_of(source)()]
+    assert [os.path.realpath(image) for image in data.images] == [os.path.realpath(name) for name in asked]
+    assert summary.images == len(asked)
+    assert data.labels.present.all()  # the tags are what was called, and no score is read as a label
+    what = "columns 'red', 'green', 'blue' are not used"
+    assert next(p.what for p in data.problems if p.severity == "notice") == what
+    names = Table(exist=False).read(out)[0]
+    if source.startswith("/"):  # an absolute path stays what it is
+        assert list(names.images) == asked
+
+
+def test_names_stay_those_of_a_table_beside_which_they_are_written(run, world):
+    predict(run, "photos/tags.csv", "photos/found.csv")
+    assert pd.read_csv("photos/found.csv")["image"].tolist() == ["00.png", "sub/01.png"]
+    predict(run, "photos/tags.csv", "found.jsonl")
+    lines = Path("found.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == ["photos/00.png", "photos/sub/01.png"]
+
+
+def test_parts_can_be_predicted_again_from_any_folder(run, world):
+    Path("photos/sub/broken.png").write_bytes(b"broken")
+    predict(run, "photos", "deep/parts", parts=2)
+    assert [name for name, _ in images_of("deep/parts/part-00000.parquet")()] == [
+        "deep/parts/../../photos/00.png",
+        "deep/parts/../../photos/sub/01.png",
+    ]
+    assert Path("deep/parts/part-00001.bad.csv").read_text().splitlines()[1].startswith("../../photos/sub/broken.png,")
+    predict(run, "photos", "deep/parts", parts=2, resume=True)  # knows its images by the names they were asked by
+
+
+def test_images_in_memory_and_at_addresses_keep_their_names(run, world, photos):
+    Image.open(photos / "00.png").convert("RGB").save("memory.png")
+    with fsspec.open("memory://a.png", "wb") as there:
+        there.write(Path("memory.png").read_bytes())
+    predict(run, "memory://a.png", "deep/a.csv")
+    assert pd.read_csv("deep/a.csv")["image"].tolist() == ["memory://a.png"]
+    predict(run, "scenes", "deep/s.csv", shard="1/100")
+    assert pd.read_csv("deep/s.csv", dtype=str)["image"].tolist()[:2] == ["000000", "000100"]
+
+
+def test_classes_called_as_columns_with_a_meaning(run, world, tmp_path):
+    folder = tmp_path / "odd"
+    Run.create(folder, Experiment(device="cpu"))
+    save(build_model("small_conv", "codebook", ("absent", "image", "red", "split", "tags"), {"image_size": 16}), folder)
+    predict(folder, "photos", "found.csv", threshold=0.01)
+    header = Path("found.csv").read_text().splitlines()[0]
+    assert header == '"image","tags","score of absent","score of image","red","score of split","score of tags"'
+    data = read("found.csv")
+    assert (data.splits, data.labels.absent.any(), data.labels.present.all()) == (None, False, True)

@@ -1,17 +1,24 @@
 """`plures thresholds` on a small run, end to end: chosen, saved, used by evaluate; what cannot be done says why."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.experiment import Experiment
+from plures.inference.exporting.graph import Graph
 from plures.inference.thresholds import choose_thresholds, from_logits
 from plures.labels import Labels, observe_single_positive
 from plures.metrics.choosing import Objective
+from plures.metrics.report import evaluate_scores
 from plures.metrics.thresholds import Thresholds, sigmoid
+from plures.models.output import Output
 from plures.training.evaluate import evaluate, evaluate_positives_only
 from plures.training.run import Run
 from plures.training.train import train
@@ -79,7 +86,7 @@ def test_reviewed_table_with_unknown_cells(plures, run, tmp_path):
     assert min(recalls) >= 0.8
     code, _, err = plures("thresholds", run, "--from", "reviewed")
     assert code == 2
-    assert "wants the table of reviewed images" in err
+    assert "needs the table of reviewed images" in err
 
 
 def test_evaluation_with_positives_only(plures, run, tmp_path):
@@ -125,6 +132,77 @@ def test_damaged_thresholds_stop_evaluation_in_one_line(plures, run):
     assert "choose again with `plures thresholds`" in err
 
 
+# ------------------------------------------------------------------------------------------------- one rule everywhere
+
+
+@st.composite
+def held_out(draw):
+    """Logits with ties and extremes, and complete labels in which every class is there and not there."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    images, classes = draw(st.integers(3, 30)), draw(st.integers(1, 4))
+    present = random.random((images, classes)) < 0.4
+    present[0], present[1] = True, False
+    logits = draw(st.sampled_from([0.1, 3.0, 40.0])) * (random.normal(size=present.shape) + present)
+    if draw(st.booleans()):
+        logits = np.round(logits)
+    return logits.astype(np.float32), Labels.from_masks(present), tuple(f"c{k}" for k in range(classes))
+
+
+class Given(torch.nn.Module):
+    """A model whose logits are given."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.from_numpy(logits)
+
+    def forward(self, pixels, maps):
+        return Output(self.logits)
+
+
+@given(
+    held_out(),
+    st.sampled_from(["none", "temperature", "isotonic"]),
+    st.sampled_from(["f1", "precision=0.7", "recall=0.5", "tags=1"]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_same_tags_are_called_when_chosen_after_reload_and_in_the_exported_graph(
+    drawn, calibrating, objective, per_class
+):
+    logits, labels, classes = drawn
+    aim = Objective.parse(objective)
+    choice = from_logits(
+        logits, labels, classes, source="clean", objective=aim, per_class=per_class, calibrating=calibrating
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        choice.thresholds.save(folder)
+        back = Thresholds.load(folder, classes)
+    called = back.called(logits)
+    np.testing.assert_array_equal(called, choice.thresholds.called(logits))
+    np.testing.assert_array_equal(called, Graph(Given(logits), back, False)(torch.zeros(1))[1].numpy())
+    report = evaluate_scores(logits, labels, classes, threshold=back.cuts, bootstrap=0)
+    for chosen, evaluated in zip(choice.per_class, report.per_class, strict=True):
+        for name in ("precision", "recall", "f1"):
+            assert getattr(evaluated, name) == pytest.approx(getattr(chosen, name), nan_ok=True)
+    assert report.tags_predicted == pytest.approx(choice.tags_called)
+
+
+@given(held_out(), st.sampled_from(["none", "temperature"]), st.booleans(), st.sampled_from(["f1", "recall=0.5"]))
+@settings(max_examples=60, deadline=None)
+def test_another_processor_calls_the_same_tags(drawn, calibrating, per_class, objective):
+    """A cut lies in the middle between two logits, so that noise smaller than that flips nothing."""
+    logits, labels, classes = drawn
+    aim = Objective.parse(objective)
+    chosen = from_logits(
+        logits, labels, classes, source="clean", objective=aim, per_class=per_class, calibrating=calibrating
+    ).thresholds
+    steps = np.diff(np.unique(logits))
+    noise = 0.4 * min(steps.min(initial=1.0), 1.0)
+    for sign in (-1, 1):
+        moved = (logits.astype(np.float64) + sign * noise).astype(np.float32)
+        np.testing.assert_array_equal(chosen.called(moved), chosen.called(logits))
+
+
 def synthetic(n=600, classes=5):
     random = np.random.default_rng(0)
     true = 3 * random.normal(size=(n, classes)) - 1.5
@@ -140,7 +218,7 @@ def test_positives_come_near_the_oracle_and_say_which_class_is_pooled():
     names = tuple("abcde")
 
     def f1(thresholds):
-        called = thresholds.tags(thresholds.probabilities(logits))
+        called = thresholds.called(logits)
         return 2 * (called & labels.present).sum() / (called.sum() + labels.present.sum())
 
     kinds = {"source": "positives", "objective": Objective("f1"), "per_class": False}
@@ -159,7 +237,7 @@ def test_positives_come_near_the_oracle_and_say_which_class_is_pooled():
 def test_recall_from_positives_holds_for_all_labels(recall):
     logits, labels, observed = synthetic(3000)
     choice = from_logits(logits, observed, tuple("abcde"), source="positives", objective=Objective("recall", recall))
-    called = choice.thresholds.tags(choice.thresholds.probabilities(logits))
+    called = choice.thresholds.called(logits)
     reached = (called & labels.present).sum(0)[:4] / labels.present.sum(0)[:4]
     assert (reached > recall - 0.03).all()
     assert (reached < recall + 0.05).all()

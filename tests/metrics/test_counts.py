@@ -167,6 +167,16 @@ def test_ranking_by_hand():
     assert ranking(scores, labels, (1,), "mlspl")[0].recall == 0.25
 
 
+def test_ranking_leaves_out_images_that_cannot_fail():
+    """Image 0 has one observed tag and nothing else is known; image 1 has a known absent tag, which ranks first."""
+    scores = np.array([[0.1, 0.9], [0.1, 0.9]])
+    observed = Labels(np.array([[1, UNKNOWN], [1, UNKNOWN]], np.int8))
+    for result in ranking(scores, observed, (1, 2)):
+        assert np.isnan([result.precision, result.recall, result.hit]).all()
+    one = ranking(scores, Labels(np.array([[1, UNKNOWN], [1, 0]], np.int8)), (1,))[0]
+    assert (one.precision, one.recall, one.hit) == (0, 0, 0)
+
+
 def test_ranking_of_no_images_is_nan():
     result = ranking(np.zeros((0, 3)), Labels(np.zeros((0, 3), np.int8)), (2,))[0]
     assert np.isnan([result.precision, result.recall, result.hit]).all()

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plures.errors import PluresError
 from plures.labels import Labels
@@ -8,6 +10,8 @@ from plures.metrics.intervals import (
     bootstrap_average_precision,
     bootstrap_difference,
     bootstrap_map,
+    bootstrap_means,
+    interval_of,
     multiplicities,
 )
 
@@ -28,6 +32,7 @@ def test_equals_its_slow_twin_that_gathers_the_drawn_rows(definition, levels):
     for r in range(19):
         rows = np.repeat(np.arange(len(labels)), draws[:, r])
         slow = average_precision(scores[rows], labels.take(rows), definition)
+        slow[~(labels.take(rows).present.any(0) & labels.take(rows).absent.any(0))] = np.nan
         np.testing.assert_allclose(fast[r], slow, rtol=1e-12)
 
 
@@ -40,15 +45,50 @@ def test_a_draw_is_as_many_images_and_reproducible():
     assert (draws != np.concatenate(multiplicities(300, 21, seed=2), axis=1)).any()
 
 
-def test_a_class_that_loses_its_positives_is_nan_there():
-    values = np.zeros((30, 2), np.int8)
+@pytest.mark.parametrize("definition", ["plain", "mlspl"])
+def test_a_class_that_a_resample_does_not_show_keeps_its_value(definition):
+    values = np.zeros((30, 3), np.int8)
     values[0, 0] = 1
     values[:15, 1] = 1
-    samples = bootstrap_average_precision(np.random.default_rng(0).random((30, 2)), Labels(values), resamples=100)
-    lost = np.isnan(samples[:, 0])
-    assert 20 < lost.sum() < 55  # (1 - 1/30) ** 30 = 36%
+    values[1:, 2] = 1
+    scores, labels = np.random.default_rng(0).random((30, 3)), Labels(values)
+    samples = bootstrap_average_precision(scores, labels, definition, resamples=100)
+    for k in (0, 2):  # a single positive, a single negative
+        assert 20 < np.isnan(samples[:, k]).sum() < 55  # (1 - 1/30) ** 30 = 36%
     assert not np.isnan(samples[:, 1]).any()
-    assert bootstrap_map(np.zeros((30, 2)), Labels(values), resamples=100).resamples == 100
+    whole, means = bootstrap_means(scores, labels, definition, resamples=100)
+    np.testing.assert_allclose(means, np.where(np.isnan(samples), whole.per_class, samples).mean(1))
+    flat = bootstrap_map(np.zeros((30, 3)), labels, definition, resamples=100)
+    assert flat.resamples == 100
+    assert flat.low <= flat.value <= flat.high
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_the_interval_holds_the_estimate_however_rare_the_classes(seed, positives):
+    random = np.random.default_rng(seed)
+    values = np.zeros((40, 6), np.int8)
+    for k in range(6):
+        values[random.choice(40, positives, replace=False), k] = 1
+    found = bootstrap_map(random.normal(size=(40, 6)) + values, Labels(values), resamples=30, seed=seed)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_classes_that_cannot_fail_are_left_out_of_the_samples():
+    scores, labels = data(60, 3)
+    values = labels.values.copy()
+    values[values[:, 1] == 0, 1] = -1
+    found = bootstrap_map(scores, Labels(values), resamples=20)
+    assert found == bootstrap_map(scores[:, [0, 2]], Labels(values[:, [0, 2]]), resamples=20)
+
+
+def test_the_basic_interval_by_hand():
+    found = interval_of(0.5, np.array([0.4, 0.8, np.nan]), level=0.999999)
+    assert (found.low, found.high) == (pytest.approx(0.2, abs=1e-5), pytest.approx(0.6, abs=1e-5))
+    assert interval_of(0.9, np.array([0.5, 0.95]), 0.999999, (0, 1)).high == 1
+    above = interval_of(0.3, np.array([0.4, 0.5]), 0.999999)
+    assert (above.low, above.high) == (pytest.approx(0.1, abs=1e-5), 0.3)  # widened to hold the value
+    assert np.isnan(interval_of(float("nan"), np.array([0.4])).low)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -1,14 +1,17 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from plures.errors import PluresError, WorkFailed
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, observe_single_positive
 from plures.metrics.average_precision import average_precision
-from plures.metrics.report import evaluate_scores, kind_of
+from plures.metrics.ranking import ranking
+from plures.metrics.report import Estimates, Report, evaluate_scores, kind_of, too_many_or_few
 
 CLASSES = ("cat", "dog", "sofa", "tv")
 
@@ -71,9 +74,42 @@ def test_partial_labels_leave_out_only_the_classes_that_cannot_be_judged(judged)
     assert report.interval.value == pytest.approx(report.map)
 
 
-def test_a_class_that_every_image_has_is_scored_as_scikit_learn_does():
-    labels = Labels(np.full((5, 1), PRESENT, np.int8))
-    assert evaluate_scores(np.zeros((5, 1)), labels, ("sky",), bootstrap=0).map == 1
+def test_a_class_that_every_image_has_cannot_fail_and_is_not_scored(judged):
+    scores, labels = judged
+    values = labels.values.copy()
+    values[:, 1] = PRESENT
+    report = evaluate_scores(scores, Labels(values), CLASSES, threshold=0.0, bootstrap=20)
+    assert report.left_out == {"dog": "every image has it", "tv": "no known positive"}
+    assert report.map == report.interval.value == pytest.approx(average_precision(scores, labels)[[0, 2]].mean())
+    dog = report.per_class[1]
+    assert np.isnan([dog.average_precision, dog.precision, dog.f1]).all()
+    assert dog.recall == 1
+    others = values[:, [0, 2, 3]]
+    assert report.averages["OP"] == pytest.approx((others == PRESENT).mean())  # threshold 0 calls everything
+    published = evaluate_scores(scores, Labels(values), CLASSES, definition="mlgcn", bootstrap=0)
+    assert published.per_class[1].average_precision == 1  # as that code has it
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_where_nothing_is_known_to_be_absent_only_recall_is_left(judged, threshold):
+    scores, labels = judged
+    observed = observe_single_positive(labels)
+    report = evaluate_scores(scores, observed, CLASSES, threshold=threshold)
+    undefined = {name: value for name, value in report.averages.items() if np.isnan(value)}
+    assert set(undefined) == {"CP", "CF1", "OP", "OF1", "macro_f1"}
+    called = scores >= threshold
+    assert report.averages["OR"] == pytest.approx(called[observed.present].mean())
+    assert all(np.isnan([c.precision, c.f1, c.average_precision]).all() for c in report.per_class)
+    assert json.loads(report.to_json())["averages"]["OP"] is None
+    assert "100.0" not in shown(report) or threshold == 0.0
+
+
+def test_one_known_absence_makes_one_class_count():
+    """cat: called on both photos, of which it has one; dog: nothing is known to be absent."""
+    report = evaluate_scores(np.ones((2, 2)), Labels(np.array([[1, 1], [0, UNKNOWN]], np.int8)), ("cat", "dog"))
+    assert report.averages["CP"] == report.averages["OP"] == 0.5
+    assert report.averages["OF1"] == report.averages["macro_f1"] == pytest.approx(2 / 3)
+    assert report.left_out == {"dog": "nothing known to be absent"}
 
 
 @pytest.mark.parametrize(
@@ -113,15 +149,72 @@ def test_a_failed_save_keeps_the_old_file(judged, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def shown(report, width=160):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report.render())
+    return console.file.getvalue()
+
+
 def test_render_shows_percent(judged):
     report = evaluate_scores(*judged, CLASSES, bootstrap=10)
-    console = Console(file=io.StringIO(), width=160)
-    console.print(report.render())
-    text = console.file.getvalue()
+    text = shown(report)
     assert f"{100 * report.map:.1f}  [" in text
     assert "3 of 4" in text
-    assert "tv: no known positive" in text
+    assert "1 class (tv): no known positive" in text
     assert f"{100 * report.per_class[0].average_precision:.1f}" in text
+
+
+def test_undefined_numbers_have_no_place_on_the_screen_and_equal_reasons_are_said_once(judged):
+    scores, labels = judged
+    text = shown(evaluate_scores(scores, observe_single_positive(labels), CLASSES), width=200)
+    assert "mAP" not in text
+    assert "precision" not in text
+    assert "CF1" not in text
+    assert text.count("nothing known to be absent") == 1
+    assert "3 classes (cat, dog, sofa): nothing known to be absent; 1 class (tv): no known positive" in text
+
+
+def test_a_model_that_calls_far_too_many_tags_is_said_once():
+    six = too_many_or_few(6.6, 1.0, 1.4, complete=False)
+    assert six == (
+        "it calls 6.60 tags per image where about 1.40 are estimated to be there; thresholds that fit: plures"
+        " thresholds RUN"
+    )
+    assert too_many_or_few(2.0, 1.0, 1.4, complete=False) == ""
+    assert too_many_or_few(0.7, 1.0, 2.1, complete=False) == ""  # an estimate alone says nothing of too few
+    assert "where 1.00 are labelled" in too_many_or_few(0.5, 1.0, 2.1, complete=False)
+    assert too_many_or_few(6.6, 1.4, None, complete=True).endswith(
+        "where 1.40 are there; thresholds that fit: plures thresholds RUN --from clean"
+    )
+    assert too_many_or_few(6.6, 0.0, None, complete=False) == ""
+
+
+def test_estimates_and_warning_are_kept_and_reports_of_the_first_version_are_read(judged, tmp_path):
+    report = evaluate_scores(*judged, CLASSES, bootstrap=0)
+    told = replace(report, estimates=Estimates(0.5, float("nan"), 0.3, 2.0, 1.5, 1.9, 100, "so"), warning="too many")
+    told.save(tmp_path / "report.json")
+    back = Report.load(tmp_path / "report.json")
+    assert back.warning == "too many"
+    assert (back.estimates.f1, back.estimates.assumes) == (0.3, "so")
+    assert np.isnan(back.estimates.precision)
+    assert "about 1.50 estimated there (at most 1.90)" in shown(back)
+    assert "Warning: too many" in shown(back)
+    old = {key: value for key, value in report.to_dict().items() if key not in ("estimates", "warning")}
+    assert Report.from_dict(old).estimates is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_and_codes_are_taken_as_arrays_are(judged, dtype):
+    tensor = torch.from_numpy(judged[0]).to(dtype).requires_grad_()
+    codes = judged[1].values
+    scores = tensor.detach().double().numpy()
+    expected = evaluate_scores(scores, judged[1], CLASSES, bootstrap=10)
+    assert repr(evaluate_scores(tensor, torch.from_numpy(codes), CLASSES, bootstrap=10)) == repr(expected)
+    np.testing.assert_equal(average_precision(tensor, codes), average_precision(scores, judged[1]))
+    np.testing.assert_equal(average_precision(tensor, codes == 1), average_precision(scores, judged[1]))
+    assert ranking(tensor, codes) == ranking(scores, judged[1])
+    with pytest.raises(PluresError, match="differ in shape"):
+        average_precision(tensor, codes[:3])
 
 
 def test_names_must_fit(judged):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from plures.errors import PluresError
 from plures.metrics.calibrating import calibrate, calibration_error
-from plures.metrics.choosing import LEAST, NEVER, Curve, Objective, Pool, choose, conformal_cut
-from plures.metrics.thresholds import Calibration, Thresholds, sigmoid
+from plures.metrics.choosing import ALWAYS, NEVER, Curve, Objective, Pool, choose, conformal_cut
+from plures.metrics.thresholds import LEAST, Calibration, Thresholds, probabilities_at, sigmoid
+from plures.metrics.thresholds import NEVER as ABOVE_ONE
 
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
 PRESENT = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
@@ -36,6 +37,16 @@ def test_equal_scores_are_called_together():
     curve = Curve.of(np.array([0.5, 0.5, 0.2]), np.array([1.0, 0.0, 1.0]))
     np.testing.assert_array_equal(curve.called, [2, 3])
     assert curve.at_precision(0.9) == NEVER
+
+
+def test_no_cut_lies_on_a_score():
+    scores = np.array([0.9, 0.8, 0.6, 0.55])
+    cuts = Curve.of(scores, np.ones(4)).cuts
+    np.testing.assert_allclose(cuts, [0.85, 0.7, 0.575, 0.45])  # the last as far below as the middle gap, 0.1
+    np.testing.assert_allclose(Curve.of(scores[:1], np.ones(1)).cuts, [-0.1])
+    cells = pool(scores[:, None], np.array([[True], [False], [True], [False]]))
+    assert cells.conformal_cut(0.6) == pytest.approx(0.575)  # the positive at 0.6 is reached by all that is above 0.55
+    assert not np.isin(cells.conformal_cut(0.4), scores)
 
 
 def test_conformal_cut_by_hand():
@@ -124,7 +135,7 @@ def test_a_class_without_positives_takes_the_common_threshold_and_says_so():
         assert "positive" in cuts.reason
     cuts = choose(pool(scores, present), Objective("recall", 0.9))
     assert cuts.pooled.all()
-    assert (cuts.values == LEAST).all()  # three positives promise no 90%: everything is called
+    assert (cuts.values == ALWAYS).all()  # three positives promise no 90%: everything is called
 
 
 def test_matching_priors_makes_precision_equal_recall():
@@ -194,16 +205,19 @@ CALIBRATIONS = {
 
 
 def made(kind="none", values=(0.4, 0.25)):
-    return Thresholds(("cat", "dog"), np.array(values), "clean", "f1", "a.", "b.", CALIBRATIONS[kind])
+    words = ("clean", "f1", "a.", "b.")
+    return Thresholds(("cat", "dog"), np.array(values), *words, CALIBRATIONS[kind])
 
 
 @pytest.mark.parametrize("kind", CALIBRATIONS)
-@pytest.mark.parametrize("values", [(0.4, 0.25), (0.05, 0.1), (NEVER, 0.95), (1.0, LEAST)])
-def test_cut_logits_call_what_probabilities_call(kind, values):
+@pytest.mark.parametrize("values", [(0.4, 0.25), (0.05, 0.1), (ABOVE_ONE, 0.95), (0.85, LEAST)])
+def test_logits_call_what_probabilities_call(kind, values):
     thresholds = made(kind, values)
-    logits = np.random.default_rng(0).normal(size=(300, 2)) * 4
-    expected = thresholds.tags(thresholds.probabilities(logits))
-    np.testing.assert_array_equal(logits >= thresholds.cut_logits(), expected)
+    logits = (np.random.default_rng(0).normal(size=(300, 2)) * 4).astype(np.float32)
+    probabilities = thresholds.probabilities(logits)
+    clear = np.abs(probabilities - thresholds.values) > 1e-6
+    np.testing.assert_array_equal(thresholds.called(logits)[clear], (probabilities >= thresholds.values)[clear])
+    assert clear.mean() > 0.9
 
 
 @pytest.mark.parametrize("kind", CALIBRATIONS)
@@ -212,10 +226,37 @@ def test_saved_thresholds_come_back_in_the_order_of_the_classes(tmp_path, kind):
     thresholds.save(tmp_path)
     back = Thresholds.load(tmp_path, ("dog", "cat"))
     np.testing.assert_array_equal(back.values, [0.25, 0.4])
+    np.testing.assert_array_equal(back.cuts, thresholds.cuts[::-1])
     logits = np.random.default_rng(0).normal(size=(50, 2))
     np.testing.assert_allclose(back.probabilities(logits[:, ::-1]), thresholds.probabilities(logits)[:, ::-1])
     assert (back.method, back.objective, back.assumes, back.guarantees) == ("clean", "f1", "a.", "b.")
     assert Thresholds.load(tmp_path / "elsewhere", ("cat", "dog")) is None
+
+
+@pytest.mark.parametrize("kind", CALIBRATIONS)
+def test_infinite_cuts_are_words_and_come_back(tmp_path, kind):
+    classes, cuts = ("cat", "dog"), np.array([np.inf, -np.inf], np.float32)
+    values = probabilities_at(cuts, CALIBRATIONS[kind])
+    Thresholds(classes, values, "m", "f1", "a.", "b.", CALIBRATIONS[kind], cuts).save(tmp_path)
+    stored = json.loads((tmp_path / "thresholds.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert stored["cut_logits"] == {"cat": "never", "dog": "always"}
+    back = Thresholds.load(tmp_path, classes)
+    np.testing.assert_array_equal(back.cuts, cuts)
+    assert back.values[0] > 1
+    assert back.values[1] > 0
+    assert back.called(np.array([[1e30, -1e30]], np.float32)).tolist() == [[False, True]]
+
+
+def test_files_of_the_first_version_and_edited_files_go_by_their_probabilities(tmp_path):
+    path = tmp_path / "thresholds.json"
+    made("affine", (0.3, ABOVE_ONE)).save(tmp_path)
+    stored = json.loads(path.read_text())
+    old = {key: value for key, value in stored.items() if key != "cut_logits"}
+    path.write_text(json.dumps(old))
+    np.testing.assert_array_equal(Thresholds.load(tmp_path, ("cat", "dog")).cuts, made("affine", (0.3, ABOVE_ONE)).cuts)
+    stored["thresholds"]["dog"] = 0.7  # by hand
+    path.write_text(json.dumps(stored))
+    np.testing.assert_array_equal(Thresholds.load(tmp_path, ("cat", "dog")).cuts, made("affine", (0.3, 0.7)).cuts)
 
 
 DAMAGES = {
@@ -225,6 +266,8 @@ DAMAGES = {
     "no number": lambda d: d | {"thresholds": {"cat": "x", "dog": 1}},
     "not a number": lambda d: d | {"thresholds": {"cat": float("nan"), "dog": 0.5}},
     "negative": lambda d: d | {"thresholds": {"cat": -1, "dog": 0.5}},
+    "a cut of no kind": lambda d: d | {"cut_logits": {"cat": "often", "dog": 1}},
+    "no cut": lambda d: d | {"cut_logits": {"cat": 1}},
     "scale of one class": lambda d: d | {"calibration": {"kind": "affine", "scale": [1.0], "offset": [0.0]}},
     "scale of 0": lambda d: d | {"calibration": {"kind": "affine", "scale": [1, 0], "offset": [0, 0]}},
     "falling curve": lambda d: d | {"calibration": {"kind": "isotonic", "points": [[[0, 1], [1, 0]]] * 2}},

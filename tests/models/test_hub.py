@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import huggingface_hub
 import numpy as np
@@ -10,12 +11,20 @@ import torch
 
 from plures.errors import PluresError, WorkFailed
 from plures.metrics.thresholds import Thresholds
-from plures.models import hub
+from plures.models import hub, hub_access
 from plures.models.hub import HubModel, from_hub, push_to_hub
 from plures.models.model import build_model, save
 
 CLASSES = ("cat", "dog", "sofa")
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+REALLY_ANSWERS = hub_access.answers
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(hub_access, "answers", lambda address: True)
 
 
 @pytest.fixture
@@ -122,5 +131,26 @@ def test_a_hub_that_cannot_be_reached_is_one_line(run, monkeypatch):
 
 
 def test_what_is_no_repository_and_no_folder_is_one_line():
-    with pytest.raises(PluresError, match="no model could be had"):
+    with pytest.raises(PluresError, match="no model found"):
         from_hub("not a/repository/name")
+
+
+def test_a_hub_that_accepts_and_never_answers_is_one_line(monkeypatch, caplog):
+    """Its own client would try again for minutes. What the process says to others about the hub stays as it was."""
+    monkeypatch.setattr(hub_access, "answers", REALLY_ANSWERS)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(hub_access.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(PluresError, match="nobody/nothing: no model found"):
+            from_hub("nobody/nothing")
+    assert [r.getMessage().partition(" ")[2] for r in caplog.records if r.name == "plures"] == [
+        "does not answer; only what is on this machine is used"
+    ]
+    assert hub_access.constants.HF_HUB_OFFLINE is False
+
+
+def test_offline_asks_nobody(monkeypatch):
+    monkeypatch.setattr(hub_access, "answers", lambda address: pytest.fail("asked"))
+    monkeypatch.setattr(hub_access.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PluresError, match="nobody/nothing: no model found"):
+        from_hub("nobody/nothing")

@@ -147,7 +147,7 @@ def test_measures_are_those_of_the_evaluation():
     assert (found["mAP"].interval.low, found["mAP"].interval.high) == pytest.approx((expected.low, expected.high))
     for name, value in report.averages.items():
         assert found[name].value == pytest.approx(value)
-    assert found["tags an image"].value == pytest.approx(report.tags_predicted)
+    assert found["tags per image"].value == pytest.approx(report.tags_predicted)
     for whole in ranking(logits, labels):
         assert found[f"P@{whole.k}"].value == whole.precision
         assert found[f"R@{whole.k}"].value == whole.recall
@@ -163,7 +163,7 @@ def test_samples_are_the_measure_of_the_drawn_images():
     drawn = np.random.default_rng(7).integers(0, 80, 80)  # the first resample, as `multiplicities` draws
     again = report_of(logits[drawn], Dataset(["x"] * 80, labels.take(drawn), tuple("abcdefgh")), Experiment())
     assert found["CF1"].samples[0] == pytest.approx(again.averages["CF1"])
-    assert found["tags an image"].samples[0] == pytest.approx(again.tags_predicted)
+    assert found["tags per image"].samples[0] == pytest.approx(again.tags_predicted)
     assert found["R@3"].samples[0] == pytest.approx(ranking(logits[drawn], labels.take(drawn), (3,))[0].recall)
 
 

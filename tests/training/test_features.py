@@ -1,17 +1,21 @@
 """When cached features are those of the photos in hand."""
 
+import copy
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from plures.data.dataset import Dataset
 from plures.labels import Labels
-from plures.models.model import build_model
+from plures.models.model import STARTING_POINT, build_model, load, save
+from plures.models.parts import embedders
 from plures.training import features
-from plures.training.features import feature_key, frozen_features
+from plures.training.features import COMPUTED_BY, feature_key, frozen_features
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +53,10 @@ def test_a_kill_as_the_features_take_their_place_leaves_no_count_of_rows(model, 
     monkeypatch.setattr(features, "SAVED_EVERY", 0.0)
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     data = Dataset(images, Labels(np.array([[1, 0]] * 40, np.int8)), ("a", "b"))
-    replace = os.replace
+    put = os.replace
 
     def killed(source, target):
-        replace(source, target)
+        put(source, target)
         if str(target).endswith(".npy"):
             raise SystemExit
 
@@ -62,3 +66,98 @@ def test_a_kill_as_the_features_take_their_place_leaves_no_count_of_rows(model, 
     (file,) = (tmp_path / "features").glob("*.npy")
     assert not list(file.parent.glob("*.rows"))
     assert np.load(file).any(axis=2).all()
+
+
+# ---------------------------------------------------------------------- the key holds what changes a feature, no more
+
+TIMM = {"model": "test_resnet", "image_size": 64}
+CHANGES = {  # what is set -> options of the embedder, and of the model
+    "model": ({"model": "test_efficientnet"}, {}),
+    "image_size": ({"image_size": 96}, {}),
+    "model_options": ({"model_options": {"output_stride": 16}}, {}),
+    "another value of an option": ({"model_options": {"output_stride": 8}}, {}),
+    "mean": ({"mean": (0.0, 0.0, 0.0)}, {}),
+    "std": ({"std": (1.0, 1.0, 1.0)}, {}),
+    "frozen_norm": ({"frozen_norm": True}, {}),
+    "interpolation": ({}, {"interpolation": "bicubic"}),
+}
+
+
+def built(options=None, head="linear", classes=("a", "b"), **others):
+    torch.manual_seed(0)
+    return build_model("timm", head, classes, {**TIMM, **(options or {})}, **others)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("picture") / "one.png"
+    Image.new("RGB", (8, 8)).save(file)
+    return photos(file)
+
+
+def test_every_option_of_every_embedder_is_in_the_key(picture):
+    """A new option is in it without a thought: the whole mapping is hashed, beside where weights came from."""
+    model = built()
+    known = feature_key(model, picture, True)
+    for entry in embedders:
+        for option in set(entry.options) - set(STARTING_POINT):
+            parts = replace(model.parts, embedder_options={**model.parts.embedder_options, option: "other"})
+            other = copy.copy(model)
+            other.parts = parts
+            assert feature_key(other, picture, True) != known, option
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_that_change_features_change_the_key(picture, name):
+    options, others = CHANGES[name]
+    keys = {feature_key(built(), picture, True), feature_key(built(options, **others), picture, True)}
+    assert len(keys) == 2
+
+
+def test_two_values_of_one_option_are_two_keys(picture):
+    """Output strides leave the weights as they are, and the features not (44.8 or 41.3 mAP, whichever was cached)."""
+    strides = [built({"model_options": {"output_stride": stride}}) for stride in (8, 16, 32)]
+    states = [model.state_dict() for model in strides]
+    assert all(torch.equal(states[0][name], other[name]) for other in states for name in other)
+    assert len({feature_key(model, picture, True) for model in strides}) == 3
+
+
+def test_weights_versions_and_engine_are_in_the_key(picture, monkeypatch):
+    model = built()
+    known = feature_key(model, picture, True)
+    keys = [known, feature_key(model, picture, False), feature_key(model, picture, True, "cuda")]
+    keys.append(feature_key(built().double(), picture, True))
+    with torch.no_grad():
+        next(iter(model.embedder.parameters())).add_(1)
+    keys.append(feature_key(model, picture, True))
+    for package in COMPUTED_BY:
+        monkeypatch.setattr(features, "version", lambda name, changed=package: "9.9" if name == changed else "1.0")
+        keys.append(feature_key(built(), picture, True))
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "DECODED_OVER_WANTED", 3)
+    keys.append(feature_key(built(), picture, True))
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_changes_no_feature_changes_no_key(picture, tmp_path):
+    """Head, classes, and where the weights came from: their content counts. A saved model keeps its key."""
+    model = built()
+    known = feature_key(model, picture, True)
+    state = {name.removeprefix("backbone."): value for name, value in model.embedder.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "w.safetensors")
+    same = [built(head="codebook"), built(classes=("x", "y", "z")), built({"weights": str(tmp_path / "w.safetensors")})]
+    same.append(built({"weights": str(tmp_path / "w.safetensors"), "pretrained": False}))
+    save(model, tmp_path)
+    assert [feature_key(other, picture, True) == known for other in [*same, load(tmp_path)]] == [True] * 5
+    listed = built({"mean": (0.5, 0.5, 0.5), "frozen": ("conv1",)})
+    save(listed, tmp_path)
+    assert feature_key(load(tmp_path), picture, True) == feature_key(listed, picture, True)
+
+
+def test_arrays_of_other_shape_with_the_same_bytes_are_other_images(model):
+    labels = Labels(np.array([[1, 0]], np.int8))
+    images = np.arange(32 * 32 * 3, dtype=np.int64).astype(np.uint8).reshape(1, 32, 32, 3)
+    keys = {
+        feature_key(model, Dataset(one, labels, ("a", "b")), True) for one in (images, images.reshape(1, 16, 64, 3))
+    }
+    assert len(keys) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plures.data.dataset import Dataset
-from plures.errors import PluresError, WorkFailed
+from plures.errors import Diverged, PluresError, WorkFailed
 from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.models.model import load
@@ -163,13 +163,40 @@ def test_a_run_that_fails_is_written_down_and_not_chosen(tmp_path, monkeypatch):
         run = real(experiment, out, **rest)
         if experiment.lr > 5e-3:
             (run.path / "report.json").unlink()
-            raise WorkFailed("the loss became nan")
+            raise Diverged("the loss became nan")
         return run
 
     monkeypatch.setattr(sweep_module, "train", fails)
     found = sweep({**FROZEN, "head": "codebook"}, tmp_path / "s", {"lr": ["1e-2", "1e-3"]}, dataset=coloured())
     assert [cell.failed for cell in found.cells] == [1, 0]
     assert found.chosen is found.cells[1]
+
+
+@pytest.mark.parametrize("error", [WorkFailed("log.csv: cannot be written (the disk is full)"),
+                                   RuntimeError("could not create a primitive")])  # fmt: skip
+def test_what_the_machine_did_is_tried_again(tmp_path, monkeypatch, error):
+    """One run of two meets a full disk: the sweep fails, and the same command does that run alone again. So it does
+    where an earlier version wrote the disk's fault down as the run's own."""
+    real, values, grid = sweep_module.train, {**FROZEN, "head": "codebook", "epochs": 1}, {"lr": ["1e-2", "1e-3"]}
+    trained = []
+
+    def full(experiment, out, **rest):
+        trained.append(experiment.lr)
+        run = real(experiment, out, **rest)
+        if experiment.lr > 5e-3 and len(trained) < 3:
+            (run.path / "report.json").unlink()
+            raise error
+        return run
+
+    monkeypatch.setattr(sweep_module, "train", full)
+    with pytest.raises(WorkFailed, match=r"1 of 2 runs could not .*(disk is full|out of memory)"):
+        sweep(values, tmp_path / "s", grid, dataset=coloured())
+    first = next((tmp_path / "s" / "runs").glob("lr=1e-2*"))
+    assert not (first / "failed.json").exists()
+    (first / "failed.json").write_text(json.dumps({"reason": "cannot be written (the disk is full)"}))
+    found = sweep(values, tmp_path / "s", grid, dataset=coloured())
+    assert trained == [1e-2, 1e-3, 1e-2]
+    assert [cell.failed for cell in found.cells] == [0, 0]
 
 
 def test_a_search_goes_on_to_the_same_end(tmp_path):

@@ -308,7 +308,11 @@ def test_tensorboard_is_written_or_asked_for(tmp_path):
 def test_resuming_on_other_labels_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), watch=StopAfter(1, 1))
+    data = coloured()
+    other = data.with_labels(Labels.from_masks(data.labels.present[:, ::-1]))
     with pytest.raises(PluresError, match=r"data have changed since this run began \(30 training images then, 30 now"):
+        train(Experiment(**SMALL), tmp_path / "run", dataset=other, resume=True)
+    with pytest.raises(PluresError, match="coloured holds none of the 60 photographs"):
         train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(seed=1), resume=True)
 
 

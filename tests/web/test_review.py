@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason='the pages need the web packages: pip inst
 from fastapi.testclient import TestClient
 
 from plures import read
-from plures.errors import BadData, PluresError
+from plures.errors import BadData, PluresError, WorkFailed
 from plures.labels import ABSENT, PRESENT, UNKNOWN
 from plures.web.decisions import Decision, Decisions
 from plures.web.journal import journal_of
@@ -86,7 +86,7 @@ def test_a_decision_is_on_the_disk_before_it_is_acknowledged(table, opened, monk
     synced = []
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(journal_of(table).stat().st_size), real(handle)))
-    d = opened(Decisions(table, wait=100))
+    d = opened(Decisions(table))
     d.keep([one("a", "3.png", "cat", "yes")], "t")
     line = json.loads(journal_of(table).read_text().splitlines()[-1])
     assert line["image"] == "3.png"
@@ -97,10 +97,7 @@ def test_a_decision_is_on_the_disk_before_it_is_acknowledged(table, opened, monk
 
 def killed(table: Path) -> Decisions:
     """A review whose process ended without a word: only the journal's file is left."""
-    d = Decisions(table, wait=1000)
-    d._stopped.set()
-    d._writer.join()
-    return d
+    return Decisions(table)
 
 
 def test_a_kill_loses_nothing(table, opened):
@@ -154,7 +151,7 @@ def test_of_two_tabs_the_second_is_told(table, opened):
     assert outcome.status == "conflict"
     assert outcome.cells["cat"].answer == "yes"
     assert d.keep([one("c", "3.png", "cat", "no", version=1)], "two")[0].status == "kept"  # it has seen the first
-    assert d.undo("one", "u").status == "conflict"
+    assert d.undo("one", "u")[0].status == "conflict"
     d.flush()
     assert code_of(table, "3.png", "cat") == ABSENT
 
@@ -164,9 +161,7 @@ def test_a_decision_sent_twice_counts_once(table, opened):
     twice = [one("a", "3.png", "cat", "yes")]
     assert [d.keep(twice, "t")[0].status for _ in range(2)] == ["kept", "repeated"]
     assert d.cell("3.png", "cat").version == 1
-    assert d.undo("t", "u").status == "kept"
-    assert d.undo("t", "u").status == "repeated"
-    assert d.undo("t", "v").status == "nothing"
+    assert [d.undo("t", id)[0].status for id in "uuv"] == ["kept", "repeated", "nothing"]
 
 
 def test_undo_puts_back_what_the_table_said(table, opened):
@@ -193,7 +188,7 @@ def test_one_review_a_table(table, opened):
 
 
 def test_a_full_disk_refuses_the_answer(table, opened, monkeypatch):
-    d = opened(Decisions(table, wait=100))
+    d = opened(Decisions(table))
     real = os.write
     with monkeypatch.context() as m:
         m.setattr(os, "write", lambda handle, data: real(handle, data[:5]))
@@ -205,11 +200,11 @@ def test_a_full_disk_refuses_the_answer(table, opened, monkeypatch):
 
 
 def test_a_table_that_cannot_be_written_loses_nothing(table, opened, monkeypatch):
-    d = opened(Decisions(table, wait=100))
+    d = opened(Decisions(table))
     d.keep([one("a", "3.png", "cat", "yes")], "t")
     with monkeypatch.context() as m:
-        m.setattr("plures.web.decisions.edit_table", lambda *a: (_ for _ in ()).throw(PluresError("no")))
-        with pytest.raises(PluresError):
+        m.setattr("plures.web.table_edit.TextTable._save", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(WorkFailed, match=r"in the journal, but not in the table.*the disk is full"):
             d.flush()
     d.keep([one("b", "3.png", "dog", "no")], "t")
     d.flush()
@@ -282,7 +277,7 @@ def test_the_page_asks_shows_and_keeps(client, table):
     state = client.get("/api/state").json()
     assert (state["done"], state["total"]) == (1, 9)
     assert {c["tag"]: (c["done"], c["total"]) for c in state["classes"]}["cat"] == (1, 3)
-    undone = client.post("/api/undo", json={"tab": "t", "id": "u1"}).json()
+    undone = client.post("/api/undo", json={"tab": "t", "id": "u1"}).json()[0]
     assert (undone["status"], undone["image"]) == ("kept", "3.png")
     assert client.get("/api/state").json()["done"] == 0
 
@@ -403,7 +398,7 @@ def test_a_sample_becomes_a_validation_set_that_training_takes(table, opened):
     assert sorted(dataset.splits.tolist()) == ["train"] * 3 + ["val"] * 3
     assert dataset.split("val").labels.complete
     assert client.get("/api/state").json()["done"] == 3
-    assert client.post("/api/undo", json={"tab": "t", "id": "u"}).json()["status"] == "kept"
+    assert client.post("/api/undo", json={"tab": "t", "id": "u"}).json()[0]["status"] == "kept"
     review.decisions.flush()
     assert (read(str(table)).splits == "val").sum() == 2
 

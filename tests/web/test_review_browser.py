@@ -158,16 +158,73 @@ def test_a_class_at_a_time_and_many_at_once(browser, server, folder):
     page.wait_for_selector("#grid .cell")
     shown = page.locator("#grid .cell")
     assert shown.count() == 12
-    shown.nth(0).click()
-    shown.nth(3).click()
-    shown.nth(3).click()  # and back
-    shown.nth(5).click()
+    pick = page.locator("#grid .pick")
+    assert {pick.nth(i).get_attribute("aria-pressed") for i in range(12)} == {"true"}  # scores of 0.9 and more
+    assert page.evaluate("getComputedStyle(document.querySelector('.pick img')).objectFit") == "contain"
+    for i in range(12):
+        if i not in (0, 3, 5):
+            pick.nth(i).click()
+    pick.nth(3).click()
+    pick.nth(3).click()  # and back
+    shown.nth(6).locator(".unsure").click()
+    playwright.expect(page.locator("#confirm")).to_contain_text("3 yes, 8 no, 1 not sure")
+    first = pick.nth(0).get_attribute("data-question")
     page.keyboard.press("Enter")
     answered(page)
     answers = [e["answers"]["dog"] for e in journal(folder)]
-    assert [i for i, a in enumerate(answers) if a == "yes"] == [0, 5]
-    assert answers.count("no") == 10
+    assert [i for i, a in enumerate(answers) if a == "yes"] == [0, 3, 5]
+    assert [i for i, a in enumerate(answers) if a == "unsure"] == [6]
+    assert answers.count("no") == 8
+    before = (folder / "tags.csv").read_bytes()
+    page.keyboard.press("u")  # the whole batch
+    playwright.expect(page.locator("#toast")).to_contain_text("taken back: dog and 11 more")
+    playwright.expect(pick.nth(0)).to_have_attribute("data-question", first)
+    assert sum("undo" in e for e in journal(folder)) == 12
+    assert (folder / "tags.csv").read_bytes() != before
+    assert all("dog" not in row["tags"] for name, row in cells(folder).items() if TAGS[int(name[:2]) % 3] != "dog")
+    playwright.expect(page.locator("#confirm")).to_contain_text("3 yes, 8 no, 1 not sure")  # as it was marked
     assert page.problems == []
+    page.close()
+
+
+def test_many_at_once_of_all_classes_on_a_phone_with_keys(browser, server, folder):
+    page = browser.new_page(viewport={"width": 390, "height": 780})
+    page.goto(server.url)
+    page.click("#mode")
+    page.wait_for_selector("#grid .cell")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#grid .caption").first.inner_text() == "cat"
+    page.keyboard.press("ArrowDown")  # to the first
+    page.keyboard.press("n")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("?")
+    page.keyboard.press("ArrowDown")  # two columns
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press(" ")
+    page.click("#confirm")
+    answered(page)
+    answers = [e["answers"]["cat"] for e in journal(folder)]
+    assert answers == ["no", "unsure", "no", *["yes"] * 9]
+    page.close()
+
+
+def test_what_is_edited_by_hand_meanwhile_is_said_and_stays(browser, server, folder):
+    page = tab(browser, server)
+    page.keyboard.press("?")
+    answered(page)
+    table = folder / "tags.csv"
+    by_hand = table.read_text().replace("01.png,dog", "01.png,dog;cat")
+    table.write_text(by_hand)
+    page.keyboard.press("u")
+    playwright.expect(page.locator("#toast")).to_contain_text("cat in 01.png was set to present in the table itself")
+    assert table.read_text() == by_hand
+    table.unlink()  # nothing is said to be saved that is not
+    page.keyboard.press("y")
+    playwright.expect(page.locator("#banner")).to_contain_text("the table is gone")
+    playwright.expect(page.locator("#saved")).to_have_text("saving 1")
+    table.write_text(by_hand)
+    answered(page)
+    playwright.expect(page.locator("#banner")).to_be_hidden()
     page.close()
 
 
@@ -207,24 +264,128 @@ def test_killing_the_server_between_decisions_loses_nothing(browser, server, fol
     assert "cat" in rows["04.png"]["tags"].split(";")
 
 
-def test_a_sample_with_keys_alone_on_a_phone(browser, folder):
+@pytest.fixture
+def sample(folder):
     server = Server(str(folder / "tags.csv"), "--sample", "3")
-    try:
-        page = browser.new_page(viewport={"width": 390, "height": 780}, color_scheme="dark")
-        page.goto(server.url)
-        page.wait_for_selector("#tags .tag")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
+    yield server
+    server.stop()
+
+
+def test_a_sample_with_keys_alone_on_a_phone(browser, folder, sample):
+    page = browser.new_page(viewport={"width": 390, "height": 780}, color_scheme="dark")
+    page.goto(sample.url)
+    page.wait_for_selector("#tags .tag")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
+    bottom, top = (page.locator(name).bounding_box() for name in ("#photo", "#find"))
+    assert top["y"] - bottom["y"] - bottom["height"] < 20  # no gap under the photo
+    photo = page.get_attribute("#photo", "alt")
+    own = TAGS[int(photo[:2]) % 3]
+    first, second, third = [own, *sorted({*TAGS} - {own})]  # what is known comes first
+    for key in ("ArrowDown", "ArrowUp", "ArrowRight", "y", "?", "Enter"):
+        page.keyboard.press(key)
+    answered(page)
+    entry = journal(folder)[0]
+    assert entry["image"] == photo
+    assert entry["answers"] == {first: "yes", second: "yes", third: "unsure"}
+    assert entry["split"] == "val"
+    page.close()
+    sample.stop()
+    assert sum(row["split"] == "val" for row in cells(folder).values()) == 1
+
+
+def test_confirming_a_known_tag_never_makes_it_absent(browser, folder, sample):
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.goto(sample.url)
+    before = cells(folder)
+    for n in range(3):
+        page.wait_for_selector("#tags .tag:has(.known) .set-yes[aria-pressed='true']")
         photo = page.get_attribute("#photo", "alt")
-        for key in ("ArrowDown", "ArrowUp", "y", "?", "Enter"):
-            page.keyboard.press(key)
+        own = TAGS[int(photo[:2]) % 3]
+        row = page.locator(f".tag[data-tag='{own}']")
+        assert row.locator(".known").inner_text() == "known: yes"
+        for _ in range(n + 1):  # once, twice, ...: it stays what it is
+            row.locator(".set-yes").click()
+            assert row.locator(".set-yes").get_attribute("aria-pressed") == "true"
+        other = page.locator(".tag").nth(1)
+        other.locator(".set-no").click()
+        other.locator(".set-no").click()  # taken back: nothing is pressed
+        assert other.locator("[aria-pressed='true']").count() == 0
+        page.keyboard.press("Enter")
         answered(page)
-        entry = journal(folder)[0]
-        assert entry["image"] == photo
-        known = dict.fromkeys(TAGS, "no") | {TAGS[int(photo[:2]) % 3]: "yes"}
-        assert entry["answers"] == known | {"cat": "yes", "cow": "unsure"}
-        assert entry["split"] == "val"
+        playwright.expect(page.locator("#photo")).not_to_have_attribute("alt", photo) if n < 2 else None
+        assert journal(folder)[-1]["answers"][own] == "yes"
+    page.close()
+    sample.stop()
+    assert {name: row["tags"] for name, row in cells(folder).items()} == {n: row["tags"] for n, row in before.items()}
+
+
+def test_a_class_is_found_by_typing(browser, folder, sample):
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.goto(sample.url)
+    page.wait_for_selector("#tags .tag")
+    photo = page.get_attribute("#photo", "alt")
+    page.keyboard.press("/")
+    page.keyboard.type("do")
+    playwright.expect(page.locator(".tag:not([hidden])")).to_have_count(1)
+    page.keyboard.press("Enter")
+    assert page.locator(".tag[data-tag='dog']").get_attribute("data-state") == "yes"
+    page.keyboard.type("zebra")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#toast")).to_contain_text("no class")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    answered(page)
+    assert journal(folder)[0]["image"] == photo
+    assert journal(folder)[0]["answers"]["dog"] == "yes"
+    page.close()
+
+
+def test_first_tags_with_keys_alone_and_a_kill(browser, folder):
+    (folder / "tags.csv").unlink()
+    server = Server(str(folder))
+    try:
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(server.url)
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "00.png")
+        playwright.expect(page.locator("#find")).to_be_focused()
+        page.keyboard.type("grey cat")
+        playwright.expect(page.locator(".pill[data-tag='grey cat']")).to_contain_text("new class")
+        page.keyboard.press("Enter")
+        page.keyboard.type("dog")
+        page.keyboard.press("Enter")
+        answered(page)
+        assert cells(folder)["00.png"]["tags"] == "grey cat;dog"  # at once, not when the photo is done
+        server.kill()
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "01.png")
+        page.keyboard.type("gr")  # what Enter takes is marked
+        playwright.expect(page.locator(".pill[data-tag='grey cat']")).to_contain_text("Enter")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#banner")).to_contain_text("1 answer waits")
+        server.start()
+        page.wait_for_selector("#banner", state="hidden", timeout=60_000)
+        answered(page)
+        assert cells(folder)["01.png"]["tags"] == "grey cat"
+        page.keyboard.press("Backspace")  # takes it away again
+        page.keyboard.press("Enter")
+        page.keyboard.type("a;b")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator("#toast")).to_contain_text("contains ';'")
+        playwright.expect(page.locator("#given .pill")).to_have_count(0)
+        page.keyboard.press("1")
+        answered(page)
+        assert [cells(folder)[f"0{i}.png"]["tags"] for i in range(3)] == ["grey cat;dog", "", "grey cat"]
+        page.keyboard.press("Control+z")
+        playwright.expect(page.locator("#given .pill")).to_have_count(0)
+        playwright.expect(page.locator("#count")).to_have_text("0 of 39")  # what was tagged before is not asked again
+        assert cells(folder)["02.png"]["tags"] == ""
+        page.keyboard.press("PageUp")
+        playwright.expect(page.locator("#photo")).to_have_attribute("alt", "01.png")
+        assert page.problems == []
         page.close()
     finally:
         server.stop()
-    assert sum(row["split"] == "val" for row in cells(folder).values()) == 1
+    assert len(cells(folder)) == PHOTOS

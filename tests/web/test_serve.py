@@ -25,7 +25,8 @@ pytest.importorskip("fastapi", reason='needs pip install "plures[web]"')
 pytest.importorskip("prometheus_client", reason='needs pip install "plures[web]"')
 from fastapi.testclient import TestClient
 
-from plures.web.serve import Limits, listen, make_app
+from plures.web.connections import listen
+from plures.web.serve import Limits, make_app
 
 CLASSES = ("cat", "dog", "sofa", "tree")
 CALIBRATION = Calibration("affine", np.array([3.0, 2, 1, 5]), np.array([4.0, 0, 1, 0.1]))
@@ -419,7 +420,7 @@ def test_sigterm_lets_requests_in_flight_end(tmp_path):
     )
     server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ)
     address = f"http://127.0.0.1:{port}"
-    for _ in range(300):
+    for _ in range(1200):
         try:
             httpx.get(f"{address}/health")
             break

@@ -5,16 +5,18 @@ Heavy imports happen inside the commands, so that `plures --help` answers at onc
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from plures.cli.app import app, errors
-from plures.errors import BadData, PluresError
+from plures.cli.app import app, errors, screen
+from plures.errors import BadData, PluresError, clipped, grouped, machine_failure
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -31,27 +33,48 @@ def _show_problems(bad: BadData) -> None:
     for name in ("problem", "expected"):
         table.add_column(name, overflow="fold")
     here = Path.cwd()
-    for problem in bad.problems[:200]:
+    shown = grouped(bad.problems)
+    for problem in shown[:200]:
         path = Path(problem.file)
         name = str(path.relative_to(here)) if path.is_relative_to(here) else problem.file
         table.add_row(name, "" if problem.row is None else str(problem.row), problem.what, problem.expected)
     errors.print(table)
-    if len(bad.problems) > 200:
-        errors.print(f"... and {len(bad.problems) - 200:,} more")
+    if len(shown) > 200:
+        errors.print(f"... and {len(shown) - 200:,} more")
 
 
 def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+class _Lines(logging.Handler):
+    """What the library says in passing, as lines: warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        where = errors if record.levelno >= logging.WARNING else screen
+        where.print(record.getMessage(), highlight=False)
+
+
 def main() -> None:
     """Entry point: runs a command; any failure is one line on stderr and an exit code (1 failed, 2 bad usage)."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows knows no SIGHUP, and nohup has it ignored
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, name), _terminated)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large scans, which are read all the same
+    said, lines = logging.getLogger("plures"), _Lines()
+    said.setLevel(logging.INFO)
+    said.addHandler(lines)
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+        errors.print("plures: stopped; files are as they were before, or whole")  # by a signal; typer says nothing
+        sys.exit(1)
     except BadData as bad:
         _show_problems(bad)
-        count = f"{len(bad.problems):,} problem{'s' * (len(bad.problems) > 1)}"
+        times = sum(problem.times for problem in bad.problems)
+        count = f"{times:,} problem{'s' * (times > 1)}"
         skip = ", or use --skip-bad to go on without these rows" if bad.skippable else ""
         errors.print(f"plures: {count}; mend the data{skip}")
         sys.exit(bad.exit_code)
@@ -61,6 +84,15 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PLURES_TRACEBACK"):
             raise
+        if reason := machine_failure(error):
+            errors.print(f"plures: {reason}")
+            sys.exit(1)
+        if isinstance(error, UnicodeEncodeError) and isinstance(error.object, str):  # a name of a file, of other bytes
+            errors.print(
+                f"plures: the name {clipped(error.object)} is not UTF-8; rename the file, for example with"
+                " `convmv -f latin1 -t utf8`"
+            )
+            sys.exit(2)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, OSError) and error.strerror:  # a disk that is full, read-only or gone
             where = f"{error.filename}: " if error.filename else ""
@@ -68,3 +100,6 @@ def main() -> None:
             sys.exit(1)
         errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where")
         sys.exit(1)
+    finally:
+        said.removeHandler(lines)
+        said.setLevel(logging.NOTSET)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
-from plures.errors import PluresError, printable
+from plures.errors import PluresError, grouped, printable
 
 app = typer.Typer(
     add_completion=False,
@@ -29,12 +32,42 @@ class Screen(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does it, but no table loses a letter: into a file or pipe it is as wide as it needs to be, and on a
+        terminal too narrow for its words each row becomes a list."""
+        shown = [part for one in objects for part in (one.renderables if isinstance(one, Group) else [one])]
+        if not any(isinstance(part, Table) for part in shown):
+            super().print(*objects, **options)
+            return
+        for part in shown:
+            if isinstance(part, Table):
+                self._print_table(part)
+            else:
+                super().print(part, **options)
+
+    def _print_table(self, table: Table) -> None:
+        wide = self.options.update(width=10_000, max_width=10_000)
+        needed = Measurement.get(self, wide, table)
+        if not self.is_terminal:
+            usual = self.width
+            self.width = max(usual, needed.maximum)
+            super().print(table, soft_wrap=False)
+            self.width = usual
+        elif needed.minimum <= self.width:
+            super().print(table, soft_wrap=False)
+        else:
+            super().print(table.title or "")
+            names = [column.header for column in table.columns]
+            for cells in zip(*(column.cells for column in table.columns), strict=True):
+                super().print(", ".join(f"{name} {cell}".strip() for name, cell in zip(names, cells, strict=True)))
+
 
 screen = Screen()
 errors = Screen(stderr=True, highlight=False)
 
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
 Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file of that name that is there already.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
 
 
@@ -51,8 +84,13 @@ def program(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no model hub; take weights that are on this machine.")
+    ] = False,
 ) -> None:
     """Learn all the labels of an image from training images that carry only one."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, which the commands do
 
 
 def experiment_values(arguments: list[str], recipe: str | None) -> dict[str, Any]:
@@ -94,7 +132,13 @@ def settings_values(data: str | None, recipe: str | None, settings: list[str]) -
 def say_skipped(problems: tuple[Any, ...]) -> None:
     left_out = [p for p in problems if p.severity == "error"]
     if left_out:
-        errors.print(f"left out {len(left_out):,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+        count = sum(p.times for p in left_out)
+        errors.print(f"left out {count:,} unusable rows, the first: {left_out[0].file}: {left_out[0].what}")
+
+
+def say_notices(problems: tuple[Any, ...]) -> None:
+    for notice in grouped(p for p in problems if p.severity == "notice"):
+        errors.print(f"{notice.file}: {notice.what}")
 
 
 def show_report(run: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, say_skipped, screen, settings_values
+from plures.cli.app import Force, Skip, app, say_notices, say_skipped, screen, settings_values
+from plures.files import mark_folder, refuse_folder
+from plures.system import free_memory
+
+FEATURES = 2048  # numbers per image that the widest common embedders give; 12 bytes per cell are learned labels
 
 
 @app.command()
@@ -16,13 +21,20 @@ def init(
     out: Annotated[Path, typer.Option(help="The table to write: .csv, .tsv or .parquet.")] = Path("tags.csv"),
     complete: Annotated[bool, typer.Option(help="Untagged means absent (otherwise: unknown).")] = False,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
-    """Write a table of images and tags to edit and to train from."""
+    """Write a table of images and tags to edit and to train from; one that is there gets the images it lacks."""
     from plures.data.write import init_table
 
-    dataset = init_table(source, out, complete=complete, skip_bad=skip_bad)
-    screen.print(f"{out}: {len(dataset):,} images, {len(dataset.classes)} classes", highlight=False)
+    listed = init_table(source, out, complete=complete, skip_bad=skip_bad, force=force)
+    dataset = listed.dataset
+    if listed.kept:
+        counts = f"{listed.added:,} images added, the {listed.kept:,} rows that were there are as they were"
+    else:
+        counts = f"{len(dataset):,} images, {len(dataset.classes)} classes"
+    screen.print(f"{out}: {counts}", highlight=False)
     say_skipped(dataset.problems)
+    say_notices(dataset.problems)
 
 
 @app.command()
@@ -35,18 +47,32 @@ def check(
     """Read the data, list every problem, and describe the labels."""
     from plures.data.describe import describe, pictures, render
     from plures.data.observing import observe
-    from plures.data.read import read
+    from plures.data.read import read, reason
+    from plures.training.photos import copies_across
 
     values = settings_values(data, None, settings or [])
+    if out is not None:
+        refuse_folder(out, "check")
     from plures.experiment import Experiment
 
     experiment = Experiment(**values)
+    screen.print(reason(experiment.data.name, **experiment.data.options), highlight=False)
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
-    description = describe(dataset)
+    named = {problem.file for problem in dataset.problems}  # by the reader of folders
+    across = tuple(problem for problem in copies_across(dataset) if problem.file not in named)
+    description = describe(replace(dataset, problems=(*dataset.problems, *across)))
     for part in render(description):
         screen.print(part)
     say_skipped(dataset.problems)
+    likely, free = len(dataset) * (12 * len(dataset.classes) + 4 * FEATURES), free_memory()
+    if free is not None and likely > free:
+        screen.print(
+            f"training on frozen features is likely to take {likely / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB"
+            " are free; use fewer images, a machine with more of it, or mode=end_to_end",
+            highlight=False,
+        )
     if out is not None:
+        mark_folder(out, "check")
         for path in pictures(dataset, description, out):
             screen.print(f"wrote {path}", highlight=False)

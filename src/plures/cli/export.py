@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import app, screen
+from plures.cli.app import Force, app, screen
 
 
 @app.command()
@@ -23,6 +23,7 @@ def export(
     tolerance: Annotated[
         float, typer.Option(help="Largest difference from the model; ten times that on resized images.")
     ] = 1e-3,
+    force: Force = False,
 ) -> None:
     """Write one file that takes images of any size and gives calibrated scores and tags, checked against the model."""
     from typing import cast
@@ -39,6 +40,7 @@ def export(
         calibration=calibration,
         maps=maps,
         tolerance=tolerance,
+        force=force,
     )
     found = made.agreement
     sizes = ", ".join(f"{width} x {height}" for height, width in found.sizes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plures.cli.app import Json, Skip, app, data_and_options, screen
+from plures.cli.app import Force, Json, Skip, app, data_and_options, screen
 from plures.errors import PluresError
 
 if TYPE_CHECKING:
@@ -24,19 +24,23 @@ def localise(
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes found to this COCO JSON file.")] = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
     share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.2,
     json: Json = None,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Judge a model's heat maps by true boxes, and write boxes around the tags it finds (COCO JSON)."""
-    from plures.files import writing
+    from plures.files import refuse_replacing, writing
     from plures.inference.localise import localise as run_localise
     from plures.inference.localise import write_coco
+    from plures.training.run import Run
 
     data, options = data_and_options(arguments or [])
     if not 0 < share <= 1:
         raise PluresError(f"--share {share:g}: a share of the hottest pixel in (0, 1] was expected")
+    for path in filter(None, (boxes, json)):
+        refuse_replacing(path, force=force, inputs=Run(run).reads(data))
     found = run_localise(run, data, split=split, share=share, options=options, skip_bad=skip_bad)
     if found.scores is None and boxes is None:
         raise PluresError(

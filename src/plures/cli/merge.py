@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, errors, say_skipped, screen
+from plures.cli.app import Force, Skip, app, errors, say_skipped, screen
 from plures.errors import PluresError
+from plures.files import refuse_replacing
 
 
 @app.command()
@@ -26,26 +27,29 @@ def merge(
     spec: Annotated[Path | None, typer.Option(help="YAML with all of this: sources, synonyms, parents, match.")] = None,
     match: Annotated[str, typer.Option(help="The same image has the same: path, or name.")] = "path",
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Merge sources that annotate different classes; what a source does not cover stays unknown."""
-    from plures.data.merge import Source
     from plures.data.merge import merge as run_merge
-    from plures.data.merge_files import open_source, read_names, read_spec, scopes_of_flags, write_merged
+    from plures.data.merge_files import open_source, outputs, read_names, read_spec, scopes_of_flags, write_merged
 
     if (spec is None) == (not sources):
         raise PluresError("say what to merge: DATA DATA ..., or --spec FILE")
-    opened: list[Source]
     if spec is not None:
         if scope or synonyms or parents or match != "path":
             raise PluresError("--spec FILE holds scopes, synonyms, parents and match: leave the other options out")
         found, same, above, match = read_spec(spec)
-        opened = [open_source(name, skip_bad=skip_bad, **values) for name, values in found.items()]
+        chosen = [(name, values["data"], values["scope"], values["rename"]) for name, values in found.items()]
     else:
         named = [_named(source) for source in sources or []]
         scopes = scopes_of_flags(scope or [], [name for name, _ in named])
         same = {} if synonyms is None else read_names(synonyms)
         above = {} if parents is None else read_names(parents)
-        opened = [open_source(name, data, scopes[name], {}, skip_bad) for name, data in named]
+        chosen = [(name, data, scopes[name], {}) for name, data in named]
+    inputs = [*filter(None, (spec, synonyms, parents)), *(data for _, data, _, _ in chosen)]
+    for path in outputs(out):
+        refuse_replacing(path, force=force, inputs=inputs)
+    opened = [open_source(*source, skip_bad) for source in chosen]
     merged = run_merge(opened, same, above, match)  # type: ignore[arg-type]
     paths = write_merged(merged, opened, out)
     for source in opened:

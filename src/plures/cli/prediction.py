@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import Skip, app, errors, screen
+from plures.cli.app import Force, Skip, app, errors, say_notices, screen
 from plures.errors import PluresError, WorkFailed
 
 
@@ -38,6 +38,7 @@ def predict(
     shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n shares of the images.")] = None,
     precision: Annotated[Precision, typer.Option(help="What the model computes in.")] = Precision.float32,
     engine: Annotated[Engine, typer.Option(help="This process, or a Ray cluster.")] = Engine.local,
+    force: Force = False,
 ) -> None:
     """Write scores and tags of images to a file or to a folder of parts, and heat maps on request."""
     from plures.inference.predict import predict as run_prediction
@@ -59,11 +60,12 @@ def predict(
                 raise PluresError("--engine ray draws no heat maps and divides the work itself; leave out --shard")
             summary = predict_on_ray(run, source, out, **options)
         else:
-            summary = run_prediction(run, source, out, heatmaps=heatmaps, shard=shard, **options)
+            summary = run_prediction(run, source, out, heatmaps=heatmaps, shard=shard, force=force, **options)
     except KeyboardInterrupt:
         way = "; go on with the same command and --resume" if not Path(out).suffix else ""
         raise WorkFailed(f"stopped{way}") from None
     screen.print(f"{out}: {summary.images:,} images, {summary.tags_per_image:.2f} tags an image", highlight=False)
+    say_notices(summary.notices)
     if summary.skipped:
         first = f", the first: {summary.problems[0].file}: {summary.problems[0].what}" if summary.problems else ""
         errors.print(f"left out {summary.skipped:,} unusable images{first}")

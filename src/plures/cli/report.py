@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, screen
+from plures.cli.app import Force, Skip, app, screen
+from plures.files import refuse_replacing
 
-Split = Annotated[str, typer.Option(help="Which split to score.")]
+Split = Annotated[str | None, typer.Option(help="Which split to score; test where there is one, else val.")]
 Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the intervals.")]
 
 
@@ -17,14 +18,15 @@ Resamples = Annotated[int, typer.Option(min=2, help="Bootstrap resamples for the
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="The page to write (RUN/report.html).")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Write one page that says what a run was trained on, how well it does, and where it fails."""
     from plures.report.page import write_report
 
-    page = write_report(run, out, split, resamples, skip_bad)
+    page = write_report(run, out, split, resamples, skip_bad, force)
     screen.print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens without a network", highlight=False)
 
 
@@ -32,14 +34,18 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared to the first.")],
     out: Annotated[Path | None, typer.Option(help="Write this page, too.")] = None,
-    split: Split = "test",
+    split: Split = None,
     resamples: Resamples = 200,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Show runs side by side, with paired bootstrap differences to the first."""
     from plures.report.compare import compare as run_comparison
     from plures.report.compare import render_terminal, write_comparison
+    from plures.training.run import Run
 
+    if out is not None:
+        refuse_replacing(out, force=force, inputs=[file for run in runs for file in Run(run).reads()])
     found = run_comparison(runs, split, resamples, skip_bad)
     screen.print(render_terminal(found))
     if out is not None:

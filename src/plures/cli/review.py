@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import Skip, app, data_and_options, screen
+from plures.cli.app import SETTING, Force, Skip, app, data_and_options, screen
 from plures.errors import PluresError, require
+from plures.files import mark_folder, refuse_folder, refuse_replacing
 
 
 @app.command()
@@ -27,16 +28,22 @@ def suggest(
     with_wrong: Annotated[bool, typer.Option("--with-wrong", help="Known tags that look wrong, too.")] = False,
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for a picture of each suggestion.")] = None,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Write the tags that are probably missing, best first, for `plures review`."""
     from collections import Counter
 
+    from plures.inference.heatmaps import HEATMAPS
     from plures.inference.missing import draw_heatmaps, write_suggestions
     from plures.inference.missing import suggest as run_suggest
+    from plures.training.run import Run
 
     if cross_fit == 1:
         raise PluresError("--cross-fit 1 leaves nothing to train on; use 2 folds or more, or 0 for none")
     data, options = data_and_options(arguments or [])
+    refuse_replacing(out, force=force, inputs=Run(run).reads(data))
+    if heatmaps is not None:
+        refuse_folder(heatmaps, HEATMAPS)
     found, dataset = run_suggest(
         run,
         data,
@@ -52,6 +59,7 @@ def suggest(
             f"{dataset.name}: no label is unknown, so no tag can be missing; --with-wrong doubts known ones"
         )
     if heatmaps is not None:
+        mark_folder(heatmaps, HEATMAPS)
         found = draw_heatmaps(run, found, dataset, heatmaps)
     write_suggestions(found, out, dataset)
     kinds = Counter(s.kind for s in found)
@@ -63,41 +71,76 @@ def suggest(
 
 @app.command()
 def review(
-    table: Annotated[Path, typer.Argument(help="The table to complete: .csv, .tsv or .parquet.")],
-    suggestions: Annotated[Path | None, typer.Argument(help="What `plures suggest` wrote.")] = None,
-    run: Annotated[Path | None, typer.Option(help="A run folder whose model draws heat maps.")] = None,
+    table: Annotated[Path, typer.Argument(help="The table to complete: .csv, .tsv or .parquet; or a folder.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUGGESTIONS] [data.OPTION=VALUE]...",
+            help="What `plures suggest` wrote; how the table is read, if not as the run did.",
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run folder: its model draws heat maps, its own table is read as it was.")
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, help="Ask every class of so many random images: a clean validation set.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8765,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name by which others may call the page.")] = None,
 ) -> None:
-    """Open a page on this machine to answer suggestions (keys y n ? u) or label a sample; answers are kept at once."""
+    """Open a page on this machine to answer suggestions (keys y n ? u), label a sample (--sample), or give the images
+    of a folder or table their first tags; answers are kept at once."""
     require("reviewing", "web", ["fastapi", "uvicorn"])
     import uvicorn
 
+    from plures.web.front import listen
     from plures.web.guard import allowed_hosts, is_loopback
-    from plures.web.review import Review, create_app
+    from plures.web.review import Review, create_app, options_of_run
 
     hosts = allowed_hosts(host, allow_host or [])
+    suggestions, options = _suggestions_and_options(arguments or [])
+    if table.is_dir() and suggestions is None and not sample:
+        table = _table_in(table)
     if not table.is_file():
         raise PluresError(f"no table '{table}'; make one of other data with `plures init DATA --out tags.csv`")
-    work = Review(table, suggestions, run=run, sample=sample, seed=seed)
-    try:
-        state = work.state()
-        what = "images" if sample else "suggestions"
-        screen.print(f"{state['done']:,} of {state['total']:,} {what} are answered", highlight=False)
-        screen.print(
-            f"open http://{'localhost' if is_loopback(host) else host}:{port}/  (Ctrl-C ends it)", highlight=False
-        )
-        server = uvicorn.Server(uvicorn.Config(create_app(work, hosts), host=host, port=port, log_level="warning"))
-        server.run()
-        if not server.started:
-            raise PluresError(f"cannot listen on {host}:{port}; is it in use? choose another --port")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        work.close()
+    if run is not None:
+        of_run = options_of_run(run, table)
+        options = of_run | options
+        if of_run:
+            said = " ".join(f"data.{name}={value}" for name, value in options.items())
+            screen.print(f"{table} is read as {run} did: {said}", highlight=False)
+    with listen(host, port) as listening:
+        work = Review(table, suggestions, run=run, sample=sample, seed=seed, options=options)
+        try:
+            state = work.state()
+            what = "suggestions" if suggestions else "images"
+            name = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
+            screen.print(f"{state['done']:,} of {state['total']:,} {what} are answered", highlight=False)
+            screen.print(f"open http://{name}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", highlight=False)
+            uvicorn.Server(uvicorn.Config(create_app(work, hosts), log_level="warning")).run(sockets=[listening])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            work.close()
     screen.print(f"{table} is up to date; journal: {work.decisions.journal.path}", highlight=False)
+
+
+def _table_in(folder: Path) -> Path:
+    """The table of a folder of photographs, made where there is none."""
+    from plures.data.write import init_table
+
+    table = folder / "tags.csv"
+    if not table.exists():
+        listed = init_table(f"folder:{folder}", table)
+        screen.print(f"{table}: {listed.added:,} images; tags go there", highlight=False)
+    return table
+
+
+def _suggestions_and_options(arguments: list[str]) -> tuple[Path | None, dict[str, Any]]:
+    paths = [a for a in arguments if not SETTING.match(a)]
+    if len(paths) > 1:
+        raise PluresError(f"one file of suggestions at a time, got {' and '.join(paths)}")
+    _, options = data_and_options([a for a in arguments if SETTING.match(a)])
+    return (Path(paths[0]) if paths else None), options

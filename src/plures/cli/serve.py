@@ -16,7 +16,7 @@ from plures.errors import require
 def serve(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name by which the server may be called; may be repeated.")
     ] = None,
@@ -28,9 +28,9 @@ def serve(
 ) -> None:
     """Answer requests with scores, tags and heat maps, and show a page to drop photos on."""
     require("serving", "web", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
+    from plures.web.connections import listen, run_server
     from plures.web.guard import allowed_hosts
     from plures.web.serve import Limits, make_app
-    from plures.web.serve import serve as run_server
 
     limits = Limits(
         bytes=int(max_megabytes * 1e6),
@@ -40,8 +40,9 @@ def serve(
         batch=max_batch,
     )
     server = make_app(run, limits, allowed_hosts(host, allow_host or ()))
-    shown = f"[{host}]" if ":" in host else host
+    listening = listen(host, port)
+    shown, port = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
     screen.print(f"serving {run} on http://{shown}:{port}/ (Ctrl+C stops)", highlight=False)
     with suppress(KeyboardInterrupt):  # the server says so itself after it has stopped
-        run_server(server, host, port, limits.seconds)
+        run_server(server, listening, limits.seconds)
     screen.print("stopped", highlight=False)

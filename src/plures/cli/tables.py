@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import app, screen
+from plures.cli.app import Force, app, screen
+from plures.files import refuse_replacing
 
 
 @app.command()
@@ -15,10 +16,13 @@ def table(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Show the rows of this recipe that are missing, too.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, with all columns: .md, .csv or .html.")] = None,
+    force: Force = False,
 ) -> None:
     """Show measured beside published: mean and spread over the seeds of runs that differ in nothing else."""
     from plures.report.table import render_table, table_rows, write_table
 
+    if out is not None:
+        refuse_replacing(out, force=force)
     rows = table_rows(runs or [], recipe)
     if out is not None:
         write_table(rows, out)

@@ -32,8 +32,8 @@ def thresholds(
     from rich.table import Table
 
     from plures.inference.thresholds import choose_thresholds
-    from plures.metrics.choosing import NEVER
     from plures.metrics.report import percent
+    from plures.metrics.thresholds import NEVER
 
     data, options = data_and_options(arguments or [])
     choice = choose_thresholds(

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Json, Skip, app, data_and_options, experiment_values, screen, show_report
+from plures.cli.app import Force, Json, Skip, app, data_and_options, experiment_values, screen, show_report
 from plures.errors import PluresError, WorkFailed
+from plures.files import refuse_replacing
 
 
 @app.command()
@@ -62,7 +63,7 @@ def evaluate(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
     definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
     positives_only: Annotated[
@@ -70,12 +71,16 @@ def evaluate(
     ] = False,
     json: Json = None,
     skip_bad: Skip = False,
+    force: Force = False,
 ) -> None:
     """Score a run's model on a split: AP of each class, mAP with interval, precision, recall, F1."""
     from plures.training.evaluate import evaluate as run_evaluation
     from plures.training.evaluate import evaluate_positives_only
+    from plures.training.run import Run
 
     data, options = data_and_options(arguments or [])
+    if json is not None:
+        refuse_replacing(json, force=force, inputs=Run(run).reads(data))
     if positives_only:
         if definition not in (None, "plain"):
             raise PluresError("--positives-only estimates plain average precision; leave --definition out")

@@ -1,7 +1,11 @@
-"""Cells of a table: columns of text or numbers into label codes, and cells of tags into (row, class) pairs."""
+"""Cells of a table: columns of text or numbers into label codes, and cells of tags into (row, class) pairs.
+
+1, 0 and blank are present, absent and unknown; so are the spellings that programs give them (1.0, True, nan, None)."""
 
 from __future__ import annotations
 
+import csv
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +24,101 @@ _OF_NUMBER = np.full(256, BAD, np.int8)
 _OF_NUMBER[1], _OF_NUMBER[0] = PRESENT, ABSENT
 
 
-def codes(column: Any) -> NDArray[np.int8]:
-    """A pyarrow column of N cells -> int8 [N]: 1, 0, -1 for a blank cell, BAD for anything else."""
+_WORDS = {"1": PRESENT, "true": PRESENT, "0": ABSENT, "false": ABSENT} | dict.fromkeys(
+    ("", "nan", "none", "null", "na", "n/a", "<na>"), UNKNOWN
+)
+LABEL_LIKE = frozenset(
+    [
+        "1",
+        "0",
+        "-1",
+        "true",
+        "false",
+        "t",
+        "f",
+        "yes",
+        "no",
+        "y",
+        "n",
+        "x",
+        "present",
+        "absent",
+        "positive",
+        "negative",
+        "pos",
+        "neg",
+    ]
+)
+
+
+def normal(cell: str) -> str:
+    """A cell without blanks around it and case; a number in its shortest spelling (-1.0 is -1)."""
+    word = cell.strip().casefold()
+    try:
+        return f"{float(word):g}"
+    except ValueError:
+        return word
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What cells of class columns mean besides 1, 0 and blank: words, as `normal` has them, of every column and of one.
+
+    Example:
+        >>> Meaning.parse(absent="no", unknown="-1, Edema:u").of("Edema")["u"]
+        -1
+    """
+
+    every: tuple[tuple[str, int], ...] = ()
+    single: tuple[tuple[str, str, int], ...] = ()  # column, word, code
+
+    @classmethod
+    def parse(cls, present: str = "", absent: str = "", unknown: str = "") -> Meaning:
+        """From options: words separated by commas, each WORD or COLUMN:WORD."""
+        every, single = list[tuple[str, int]](), list[tuple[str, str, int]]()
+        for text, code in ((present, PRESENT), (absent, ABSENT), (unknown, UNKNOWN)):
+            for item in listed(text):
+                column, colon, word = item.rpartition(":")
+                if colon and column:
+                    single.append((column, normal(word), code))
+                else:
+                    every.append((normal(item), code))
+        return cls(tuple(every), tuple(single))
+
+    def __bool__(self) -> bool:
+        return bool(self.every or self.single)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that have words of their own."""
+        return [column for column, _, _ in self.single]
+
+    def of(self, column: str) -> dict[str, int]:
+        """The code of every word that a cell of this column may hold."""
+        return {**_WORDS, **dict(self.every), **{word: code for name, word, code in self.single if name == column}}
+
+
+def listed(text: str) -> list[str]:
+    """The items of an option's text, separated by commas; one that holds a comma stands in double quotes."""
+    return [item.strip() for item in next(csv.reader([text], skipinitialspace=True), []) if item.strip()]
+
+
+def codes(column: Any, words: dict[str, int] | None = None) -> NDArray[np.int8]:
+    """Labels of a column of cells.
+
+    Args:
+        column: a pyarrow array of N cells.
+        words: the code of each word, see `Meaning.of`; None: 1, 0, blank and their usual spellings.
+
+    Returns:
+        int8 [N]: 1, 0, -1 for unknown, BAD for a word that means nothing.
+    """
     if not len(column):
         return np.empty(0, np.int8)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if words is not None:
+        return _codes_of_words(column, words)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return _codes_of_text(column.cast(pa.string()))
     if pa.types.is_null(column.type):
@@ -38,6 +131,16 @@ def codes(column: Any) -> NDArray[np.int8]:
         return np.where(column.is_null().to_numpy(zero_copy_only=False), np.int8(UNKNOWN), np.int8(BAD))
     known = np.where(numbers == 1, np.int8(PRESENT), np.where(numbers == 0, np.int8(ABSENT), np.int8(BAD)))
     return np.where(np.isnan(numbers), np.int8(UNKNOWN), known)
+
+
+def _codes_of_words(column: Any, words: dict[str, int]) -> NDArray[np.int8]:
+    """Any cells, each distinct one looked up once."""
+    try:
+        distinct = column.cast(pa.string()).fill_null("").dictionary_encode()
+    except pa.ArrowException:  # no text, as a list
+        return np.where(column.is_null().to_numpy(zero_copy_only=False), np.int8(UNKNOWN), np.int8(BAD))
+    table = np.array([words.get(normal(word), BAD) for word in distinct.dictionary.to_pylist()], np.int8)
+    return np.asarray(table[distinct.indices.to_numpy()], np.int8)
 
 
 def _codes_of_bytes(column: Any) -> NDArray[np.int8]:
@@ -63,9 +166,7 @@ def _codes_of_text(column: Any) -> NDArray[np.int8]:
         return np.full(len(column), UNKNOWN, np.int8)
     data = np.frombuffer(data_buffer, np.uint8)
     if longest > 1:
-        distinct = column.dictionary_encode()
-        table = np.array([_code_of_word(word) for word in distinct.dictionary.to_pylist()], np.int8)
-        return np.asarray(table[distinct.indices.to_numpy()], np.int8)
+        return _codes_of_words(column, _WORDS)
     if lengths.min() == 1:
         return _OF_BYTE[data[offsets[0] : offsets[-1]]]
     found = _OF_BYTE[data[np.minimum(offsets[:-1], len(data) - 1)]]
@@ -73,12 +174,28 @@ def _codes_of_text(column: Any) -> NDArray[np.int8]:
     return found
 
 
-def _code_of_word(word: str) -> int:
-    """Also takes "1.0" and "0.0", which programs write when a column of numbers has gaps."""
-    word = word.strip()
-    if not word:
-        return UNKNOWN
-    return {"1": PRESENT, "1.0": PRESENT, "0": ABSENT, "0.0": ABSENT}.get(word, BAD)
+# --------------------------------------------------------------------------------------------------- cells of tags
+
+NULLS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A")  # how programs write a cell in which nothing stands
+_SPELLED = r"^\s*\[.*\]\s*$"  # a list, as Python, numpy or JSON writes it
+_WORD_IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|[^,\s'"][^,'"]*""")
+_NESTED = r"^\s*(\{.*\}|\[.*[\[{].*\])\s*$"
+
+
+def is_nested(column: Any) -> NDArray[np.bool_]:
+    """[N] which cells of tags spell a mapping, or a list of lists or mappings: no tags that can be read."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return np.zeros(len(column), np.bool_)
+    found = pc.match_substring_regex(column.fill_null(""), _NESTED)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _spelled(cell: str, separator: str) -> list[str]:
+    """The tags of a cell, which may spell a list: ['a', 'b'], ["a", "b"], ['a' 'b'] or [a, b]."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return cell.split(separator)
+    return [word.strip("'\"") for word in _WORD_IN_LIST.findall(text[1:-1]) if word.strip() not in NULLS]
 
 
 @dataclass
@@ -86,6 +203,7 @@ class TagPairs:
     """The tags of a table, gathered batch by batch as pairs (row, number of the tag)."""
 
     separator: str
+    nulls: int = 0  # cells that say that nothing stands in them
     numbers: dict[str, int] = field(default_factory=dict)
     _rows: list[NDArray[np.int64]] = field(default_factory=list)
     _tags: list[NDArray[np.int32]] = field(default_factory=list)
@@ -95,7 +213,7 @@ class TagPairs:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            column = pc.split_pattern(column.cast(pa.string()).fill_null(""), self.separator)
+            column = self._split(column.cast(pa.string()).fill_null(""))
         words = pc.utf8_trim_whitespace(pc.list_flatten(column).cast(pa.string()).fill_null("")).dictionary_encode()
         table = np.array([self._number(word) for word in words.dictionary.to_pylist()] or [-1], np.int32)
         tags = table[words.indices.to_numpy()]
@@ -103,6 +221,16 @@ class TagPairs:
         real = tags >= 0  # an empty cell, or the end of "cat;", is no tag
         self._rows.append(rows[real])
         self._tags.append(tags[real])
+
+    def _split(self, cells: Any) -> Any:
+        """Cells of text as lists of words."""
+        blank = pc.is_in(pc.utf8_trim_whitespace(cells), value_set=pa.array(NULLS))
+        if pc.any(blank).as_py():
+            self.nulls += pc.sum(blank).as_py()
+            cells = pc.if_else(blank, "", cells)
+        if pc.any(pc.match_substring_regex(cells, _SPELLED)).as_py():
+            return pa.array([_spelled(cell, self.separator) for cell in cells.to_pylist()], pa.list_(pa.string()))
+        return pc.split_pattern(cells, self.separator)
 
     def _number(self, word: str) -> int:
         return self.numbers.setdefault(word, len(self.numbers)) if word else -1

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.data.split_names import split_name
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import Labels
 from plures.shelf import Shelf
@@ -45,6 +46,7 @@ class Dataset:
     splits: the split's name of every row ("train", "val", "test", ...; "" for none), or None if none are known.
     boxes: where the objects are, if known (used to measure localisation and to simulate biased labels).
     name: what the data call themselves in reports; problems: rows left out on reading, with the reason.
+    contents: bytes [N], the same for photographs of the same content (`training/photos.py` fills it in), or None.
     """
 
     images: Sequence[str] | NDArray[np.uint8]
@@ -54,6 +56,7 @@ class Dataset:
     boxes: Boxes | None = None
     name: str = ""
     problems: tuple[Problem, ...] = ()
+    contents: NDArray[np.bytes_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -88,10 +91,12 @@ class Dataset:
             labels=self.labels.take(rows),
             splits=None if self.splits is None else self.splits[rows],
             boxes=None if self.boxes is None else self.boxes.take(rows, len(self)),
+            contents=None if self.contents is None else self.contents[rows],
         )
 
     def split(self, name: str) -> Dataset:
-        """The rows of one split. Raises PluresError if there is no such split."""
+        """The rows of one split, in any spelling (valid for val). Raises PluresError if there is no such split."""
+        name = name if name in self.split_names() else split_name(name) or name
         if self.splits is None or name not in self.split_names():
             raise PluresError(f"{self.name or 'the data'}: no split '{name}'{did_you_mean(name, self.split_names())}")
         return self.take(self.splits == name)

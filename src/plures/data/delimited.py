@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,8 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from plures.data.cells import BAD
-from plures.errors import BadData, Problem
+from plures.data.table_layout import named
+from plures.errors import BadData, PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN
 
 BLOCK = 1 << 20  # bytes: small enough for the caches
@@ -36,12 +38,11 @@ class Header:
     length: int
 
 
-def read_header(path: Path, delimiter: str = "") -> Header:
-    """The first line. An empty delimiter is guessed: tab for .tsv, else what the line has most of. Raises BadData."""
-    with path.open("rb") as file:
+def read_header(path: Path, delimiter: str = "", encoding: str = "") -> Header:
+    """The first line. An empty delimiter is guessed: tab for .tsv, else what the line has most of; an empty encoding is
+    UTF-8, or UTF-16 where the file begins so. A nameless column is called as pandas does. Raises BadData."""
+    with _opened(path, encoding) as file:
         line = file.readline()
-    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadData([Problem(str(path), 1, "the table is UTF-16 text", "UTF-8 text (save it as CSV UTF-8)")], False)
     try:
         text = line.removeprefix(_BOM).decode().strip("\r\n")
     except UnicodeDecodeError:
@@ -49,18 +50,36 @@ def read_header(path: Path, delimiter: str = "") -> Header:
     if not text.strip():
         raise BadData([Problem(str(path), None, "the table is empty", "a first line that names the columns")], False)
     if not delimiter:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=text.count)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=text.count)
     try:
         names = next(csv.reader([text], delimiter=delimiter))
     except csv.Error as error:  # a name of more than 131,072 characters
         raise BadData([Problem(str(path), 1, f"not a table ({error})", "delimited text")], False) from None
-    return Header([name.strip() for name in names], delimiter, len(line))
+    return Header(named([name.strip() for name in names]), delimiter, len(line))
 
 
-def blocks(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+def _opened(path: Path, encoding: str) -> BinaryIO:
+    """The bytes of the table as UTF-8."""
+    file = path.open("rb")
+    if not encoding:
+        start = file.read(2)
+        file.seek(0)
+        if start not in (b"\xff\xfe", b"\xfe\xff"):
+            return file
+        encoding = "utf-16"
+    with file:
+        try:
+            return BytesIO(file.read().decode(encoding).encode())
+        except LookupError:
+            raise PluresError(f"there is no encoding '{encoding}'; use cp1252, latin-1, utf-16, ...") from None
+        except UnicodeError as error:
+            raise BadData([Problem(str(path), None, f"not {encoding} text ({error})", "text")], False) from None
+
+
+def blocks(path: Path, start: int, encoding: str = "") -> Iterator[tuple[int, bytes]]:
     """The bytes after the header in blocks of whole lines, each with the 1-based number of its first line."""
     line, rest = 2, b""
-    with path.open("rb") as file:
+    with _opened(path, encoding) as file:
         file.seek(start)
         while True:
             read = file.read(BLOCK)
@@ -174,4 +193,5 @@ def _refuse_other_encodings(block: bytes, line: int, path: Path) -> None:
 
 
 def _not_utf8(path: Path, line: int) -> BadData:
-    return BadData([Problem(str(path), line, "the text is not UTF-8", "UTF-8 (save it as CSV UTF-8)")], False)
+    expected = "UTF-8 (save it as CSV UTF-8), or data.encoding=cp1252 for what Excel wrote on Windows"
+    return BadData([Problem(str(path), line, "the text is not UTF-8", expected)], False)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plures.data.dataset import Dataset
-from plures.errors import Problem, printable
+from plures.errors import Problem, grouped, printable
 from plures.labels import Counts, co_occurrence, count
 
 PAIRS = 10  # of the most correlated classes
@@ -162,11 +162,12 @@ def problem_table(problems: tuple[Problem, ...], most: int | None = None) -> Ren
     table = Table(title=f"Problems ({len(problems):,})", title_justify="left")
     for name in ("", "file", "row", "what", "expected"):
         table.add_column(name, justify="right" if name == "row" else "left", overflow="fold")
-    for problem in problems[:most]:
+    shown = grouped(problems)
+    for problem in shown[:most]:
         row = "" if problem.row is None else f"{problem.row:,}"
         table.add_row(problem.severity, *map(_text, (problem.file, row, problem.what, problem.expected)))
-    if most is not None and len(problems) > most:
-        table.caption = f"and {len(problems) - most:,} more"
+    if most is not None and len(shown) > most:
+        table.caption = f"and {len(shown) - most:,} more"
     return table
 
 

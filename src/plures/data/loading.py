@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, Unreadable, View, random_for, to_image
+from plures.data.images import WHOLE, Transform, Unreadable, View, random_for, to_pixels
+from plures.system import EndsWithParent
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +134,7 @@ class _Rows(TorchDataset[tuple[Tensor, View] | Unreadable]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, View] | Unreadable:
         epoch, row = item
         try:
-            image = to_image(self.dataset.images[row], self.transform.decoding_size)
+            image = to_pixels(self.dataset.images[row], self.transform.decoding_size)
         except Unreadable as error:
             return error
         random = None if self.transform.augment == "none" else random_for(self.seed, epoch, row)
@@ -152,36 +155,94 @@ class _EpochRows:
                 yield [(epoch, int(row)) for row in piece.rows]
 
 
-def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
-    images, views = [], []
-    for item in items:
-        if isinstance(item, Unreadable):
-            return item
-        images.append(item[0])
-        views.append(item[1])
-    return torch.stack(images), torch.tensor(views, dtype=torch.float32)  # [B, 3, H, W], [B, 4]
+class _Loaded(NamedTuple):
+    """What workers send: the images [R, 3, H, W] and views [R, 4] that could be read, their places in the batch [R],
+    and by place why others could not."""
+
+    images: Any  # as `crossing` sends them
+    views: NDArray[np.float32]
+    places: list[int]
+    unread: dict[int, Unreadable]
+
+
+def _stack(items: list[tuple[Tensor, View] | Unreadable]) -> _Loaded:
+    unread = {place: item for place, item in enumerate(items) if isinstance(item, Unreadable)}
+    good = [item for item in items if not isinstance(item, Unreadable)]
+    places = [place for place in range(len(items)) if place not in unread]
+    images = crossing(torch.stack([image for image, _ in good])) if good else None
+    return _Loaded(images, np.array([view for _, view in good], np.float32), places, unread)
+
+
+# ----------------------------------------------------------------------------------------------- between processes
+
+
+def loader(
+    rows: Any, batches: Any, workers: int, collate: Callable[[list[Any]], Any], pin: bool = False, keep: bool = False
+) -> DataLoader[Any]:
+    """torch's DataLoader with worker processes that end with this one. What `collate` gives may hold `crossing`
+    tensors. keep: the workers, between epochs."""
+    return DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=keep and workers > 0,
+        pin_memory=pin,
+        worker_init_fn=EndsWithParent(),
+    )
+
+
+def crossing(images: Tensor) -> Tensor | NDArray[Any]:
+    """A tensor on its way from a worker: through shared memory, or where that is full (Docker gives 64 MB) as an array,
+    which goes through a pipe."""
+    if get_worker_info() is None:
+        return images
+    try:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+        return images
+    except RuntimeError:
+        return images.numpy()
+
+
+def arrived(images: Any) -> Any:
+    """What `crossing` sent: a tensor, or None for none."""
+    if isinstance(images, np.ndarray):
+        _say_full()
+        return torch.from_numpy(images)
+    return images
+
+
+@cache
+def _say_full() -> None:
+    logging.getLogger("plures").warning(
+        "shared memory (/dev/shm) is full; images take a slower way between processes (docker: --shm-size=1g)"
+    )
 
 
 class ImageBatches:
     """Batches of images, decoded by worker processes (workers 0: in this process).
 
     In training, workers go on with the next epoch while this one is judged, so that nothing waits between epochs.
-    Raises Unreadable, naming the file, at the batch that needs an image which cannot be read.
+    unread: where to note images that cannot be read, {path: reason}. In a shuffled order, which is for training,
+    another image of the batch stands in for each, with its own row and labels; in row order a grey one, so that the
+    rows keep their places. Without `unread`, or where no image of a batch can be read, raises Unreadable, naming the
+    file.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Transform, order: Order, workers: int = 0, seed: int = 0, pin: bool = False
+        self,
+        dataset: Dataset,
+        transform: Transform,
+        order: Order,
+        workers: int = 0,
+        seed: int = 0,
+        pin: bool = False,
+        unread: dict[str, str] | None = None,
     ) -> None:
+        self.dataset, self.unread = dataset, unread
         self.order, self._labels = order, torch.from_numpy(dataset.labels.values)
         self._sampler = _EpochRows(order)
-        self._loader = DataLoader(
-            _Rows(dataset, transform, seed),
-            batch_sampler=self._sampler,
-            num_workers=workers,
-            collate_fn=_stack,
-            persistent_workers=workers > 0,
-            pin_memory=pin,
-        )
+        self._loader = loader(_Rows(dataset, transform, seed), self._sampler, workers, _stack, pin, keep=True)
         self._stream: Iterator[Any] | None = None  # stands at the beginning of epoch `_next`, or is None
         self._next = 0
 
@@ -194,12 +255,31 @@ class ImageBatches:
             self._sampler.first = epoch
             stream = iter(self._loader)
         for piece, loaded in zip(self.order.pieces(epoch), stream, strict=False):
-            if isinstance(loaded, Unreadable):
-                raise loaded
-            index = torch.from_numpy(piece.rows)
-            yield Batch(loaded[0], self._labels[index], index, loaded[1], piece.total, piece.share, piece.last)
+            images, views, rows = arrived(loaded.images), torch.from_numpy(loaded.views), piece.rows
+            if loaded.unread:
+                images, views, rows = self._filled(loaded, images, views, rows)
+            index = torch.from_numpy(rows)
+            yield Batch(images, self._labels[index], index, views, piece.total, piece.share, piece.last)
         if self.order.shuffle_seed is not None:
             self._stream, self._next = stream, epoch + 1
+
+    def _filled(
+        self, loaded: _Loaded, images: Tensor | None, views: Tensor, rows: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """A whole batch of one with images that could not be read: images, views, and the row that each shows."""
+        if self.unread is None or images is None:
+            raise next(iter(loaded.unread.values()))
+        for place, reason in loaded.unread.items():
+            path = str(self.dataset.images[rows[place]])
+            self.unread[path] = str(reason).removeprefix(f"{path}: ")
+        if self.order.shuffle_seed is None:
+            grey = torch.full((len(rows), *images.shape[1:]), 127, dtype=torch.uint8)
+            whole = torch.tensor([WHOLE] * len(rows), dtype=torch.float32)
+            grey[loaded.places], whole[loaded.places] = images, views
+            return grey, whole, rows
+        shown = np.arange(len(rows)) % len(loaded.places)  # which of the readable ones, at places that are not
+        shown[loaded.places] = np.arange(len(loaded.places))
+        return images[shown], views[shown], rows[np.array(loaded.places)[shown]]
 
 
 def default_workers(dataset: Dataset) -> int:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plures.data.merge import KINDS, Merged, Scope, Source
+from plures.data.paths import paths_from
 from plures.data.read import read
 from plures.data.write import write_table
 from plures.errors import PluresError, did_you_mean
@@ -91,27 +92,37 @@ def open_source(name: str, data: str, scope: Scope, rename: Mapping[str, str], s
     return Source(name, read(data, skip_bad=skip_bad), scope, {str(k): str(v) for k, v in rename.items()})
 
 
+def outputs(out: str | Path) -> list[Path]:
+    """The files that merging writes: the table, and what stands beside it (the conflicts only if there are any)."""
+    out = Path(out)
+    return [out, *(out.with_suffix(end) for end in (".sources.json", ".cells.parquet", ".conflicts.csv"))]
+
+
 def write_merged(merged: Merged, sources: Sequence[Source], out: str | Path) -> list[Path]:
     """Write the table and what stands beside it, see above. Returns the paths."""
-    out = Path(out)
+    *paths, conflicts = outputs(out)
+    out = paths[0]
     named = [_joined(int(marks), merged.sources) for marks in merged.holds]
     write_table(merged.dataset, out, extra={"source": named})
-    paths = [out, out.with_suffix(".sources.json"), out.with_suffix(".cells.parquet")]
     with writing(paths[1]) as temporary:
         content = [_described(merged, source, s) for s, source in enumerate(sources)]
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with writing(paths[2]) as temporary:
-        pq.write_table(_cells(merged), temporary)
-    conflicts = out.with_suffix(".conflicts.csv")
+        pq.write_table(_cells(merged, out), temporary)
     if not merged.conflicts:
         conflicts.unlink(missing_ok=True)  # of a merge before this one
         return paths
     with writing(conflicts) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
+        writer, spelt = csv.writer(handle), paths_from(out.parent)
         writer.writerow(["image", "class", "present in", "absent in"])
         for c in merged.conflicts:
             writer.writerow(
-                [c.image, "(split)" if c.name is None else c.name, "; ".join(c.present), "; ".join(c.absent)]
+                [
+                    spelt(c.image),
+                    "(split)" if c.name is None else c.name,
+                    "; ".join(c.present),
+                    "; ".join(c.absent),
+                ]
             )
     return [*paths, conflicts]
 
@@ -130,7 +141,7 @@ def _described(merged: Merged, source: Source, number: int) -> dict[str, Any]:
     }
 
 
-def _cells(merged: Merged) -> Any:
+def _cells(merged: Merged, out: Path) -> Any:
     """A row for each known cell: image, class, value, and the sources that say so themselves."""
     labels = merged.dataset.labels
     rows, columns = np.nonzero(~labels.unknown)
@@ -144,7 +155,7 @@ def _cells(merged: Merged) -> Any:
     names = [_joined(int(mark), merged.sources) for mark in distinct]
     return pa.table(
         {
-            "image": words([str(image) for image in merged.dataset.images], rows),
+            "image": words(list(map(paths_from(out.parent), map(str, merged.dataset.images))), rows),
             "class": words(merged.dataset.classes, columns),
             "value": pa.array(present.astype(np.int8)),
             "said_by": words(names, which),

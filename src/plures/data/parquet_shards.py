@@ -78,6 +78,9 @@ def _read(
     try:
         parquet = _opened(file, os.getpid())
         layout = lay_out(parquet.schema_arrow.names, Path(file))
+        if layout.image != "image":
+            what = f"no column 'image'; rename '{layout.image}' to 'image'"
+            raise BadData([Problem(file, None, what, "the bytes of image files, or a struct with bytes")], False)
         kind = parquet.schema_arrow.field("image").type
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadData([Problem(file, None, f"not a Parquet file ({error})")], False) from None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
+from plures.data.folder import doubts
 from plures.data.images import is_address
 from plures.data.verify import verify_images
 from plures.errors import BadData, PluresError, Problem, did_you_mean
@@ -18,6 +19,7 @@ from plures.labels import PRESENT
 
 # module:attribute and perhaps a path; a module without a dot only as in mine:Mine:PATH, since foldr:PATH is a slip
 OWN_FORMAT = re.compile(r"([a-zA-Z_]\w*(?:\.\w+)+:[a-zA-Z_]\w*|[a-zA-Z_]\w*:[A-Z]\w*(?=:))(?::(.*))?$")
+ENOUGH = 20  # images from which a class of one image is worth a word
 
 
 def read(
@@ -40,6 +42,7 @@ def read(
     path or the format does not exist.
     """
     name, path = find_format(os.fspath(spec), format)
+    guessed = format is None and path == os.fspath(spec)
     formats.get(name, named=True)
     reader = formats.make(name, **options)
     if not path and not reader.recognises(""):
@@ -48,6 +51,8 @@ def read(
         raise PluresError(f"no file or folder '{path}'")
     dataset, problems = reader.read(path)
     where = path or name
+    if guessed and name == "folder" and (wrong := doubts(path)):
+        raise BadData(wrong, skippable=False)
     if verify:
         broken = verify_images(dataset)
         problems += [problem for _, problem in broken]
@@ -91,21 +96,60 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     return min(recognised, key=lambda name: name == "folder"), spec  # any data lie in folders: the last resort
 
 
+def reason(spec: str | os.PathLike[str], format: str | None = None, **options: Any) -> str:
+    """Which format `read` takes, and why, in one line.
+
+    Example:
+        >>> reason("scenes")
+        'format scenes: named'
+    """
+    name, path = find_format(os.fspath(spec), format)
+    why = getattr(formats.make(name, **options), "reason", None)
+    named = format is not None or path != os.fspath(spec)
+    said = "" if named and why is not None else "named" if named else "by what lies there"
+    return f"format {name}: " + "; ".join(filter(None, (said, why(path) if why else "")))
+
+
+def sayings(dataset: Dataset, most: int = 10) -> list[str]:
+    """What a person should hear of the data that were read: the rows left out, and the notices (`most` of them)."""
+    left_out = [problem for problem in dataset.problems if problem.severity == "error"]
+    notices = [problem for problem in dataset.problems if problem.severity == "notice"]
+    said = [f"notice: {problem.what}" for problem in notices[:most]]
+    if len(notices) > most:
+        said.append(f"notice: and {len(notices) - most:,} more; `plures check` lists them")
+    if left_out:
+        first = left_out[0]
+        said.insert(0, f"left out {len(left_out):,} unusable rows or files, the first: {first.file}: {first.what}")
+    return said
+
+
 def _class_notices(dataset: Dataset, where: str) -> list[Problem]:
-    """Classes that never occur, and classes whose names differ only in case."""
-    occurs = np.zeros(len(dataset.classes), np.bool_)
-    for start in range(0, len(dataset), 65_536):  # in parts: a mask of a million rows is as large as the labels
-        occurs |= (dataset.labels.values[start : start + 65_536] == PRESENT).any(0)
-    notices = [
-        Problem(where, None, f"class '{name}' never occurs", "an image or more that shows it", "notice")
-        for name, found in zip(dataset.classes, occurs.tolist(), strict=True)
-        if not found
-    ]
+    """Classes that never occur or once, and classes whose names differ only in case."""
+    counts = np.zeros(len(dataset.classes), np.int64)
+    for start in range(0, len(dataset), 65_536):  # in pieces: a mask of a million rows is as large as the labels
+        counts += (dataset.labels.values[start : start + 65_536] == PRESENT).sum(0)
+    shown = counts.tolist()
+    missing = [name for name, found in zip(dataset.classes, shown, strict=True) if not found]
+    once = [name for name, found in zip(dataset.classes, shown, strict=True) if found == 1]
+    notices = []
+    if missing:
+        what = f"class '{missing[0]}' never occurs" if len(missing) == 1 else f"{_some(missing)} never occur"
+        notices.append(Problem(where, None, what, "an image or more that shows it", "notice"))
+    if once and len(dataset) >= ENOUGH:
+        one = f"class '{once[0]}' is shown by one image alone"
+        what = one if len(once) == 1 else f"{_some(once)} are shown by one image each"
+        notices.append(Problem(where, None, what, "several, or data.classes=A,B to learn others only", "notice"))
     alike = defaultdict(list)
     for name in dataset.classes:
         alike[name.casefold()].append(name)
     for names in alike.values():
         if len(names) > 1:
             what = f"classes {', '.join(map(repr, names))} differ only in case"
-            notices.append(Problem(where, None, what, "one spelling a class", "notice"))
+            way = f"one spelling per class, or data.rename={names[1]}:{names[0]} in a table"
+            notices.append(Problem(where, None, what, way, "notice"))
     return notices
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{len(names):,} classes ({', '.join(map(repr, names[:most]))}{more})"

@@ -20,8 +20,9 @@ import fsspec
 import numpy as np
 
 from plures.data.dataset import Dataset, formats
-from plures.data.images import IMAGE_SUFFIXES
+from plures.data.images import is_junk, is_photo, unread_notice
 from plures.data.parquet_shards import holds_images, read_parquet
+from plures.data.split_names import UNDERSTOOD, split_name
 from plures.errors import BadData, PluresError, Problem
 from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
@@ -76,15 +77,17 @@ class Shards:
     def _samples(self, file: str, problems: list[Problem]) -> dict[str, _Sample]:
         """The samples of a tar by name."""
         samples: dict[str, _Sample] = {}
+        names: list[str] = []
         try:
             with fsspec.open(file, "rb", **_cache(file)) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
                 for member in tar:
-                    if not member.isfile():
+                    names.append(member.name)
+                    if not member.isfile() or is_junk(member.name):
                         continue
                     folder, slash, name = member.name.rpartition("/")
                     key, _, suffix = name.partition(".")
                     sample = samples.setdefault(folder + slash + key, _Sample())
-                    if f".{suffix.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
+                    if is_photo(name):
                         sample.image = f"{file}#{member.offset_data}:{member.size}"
                     elif suffix.lower() in ("json", "txt", "cls"):
                         content = tar.extractfile(member)
@@ -92,6 +95,7 @@ class Shards:
                         self._describe(sample, suffix.lower(), content.read(), f"{file}/{member.name}", problems)
         except (tarfile.TarError, OSError) as error:
             raise BadData([Problem(file, None, f"not a tar that can be read ({error})", "a .tar")], False) from None
+        problems += unread_notice(names, file)
         return samples
 
     def _describe(self, sample: _Sample, kind: str, content: bytes, where: str, problems: list[Problem]) -> None:
@@ -99,7 +103,11 @@ class Shards:
             text = content.decode()
             said: Any = parse_json(text) if kind == "json" else {"tags": text.replace("\n", self.separator)}
             sample.tags, sample.absent = (self._words(said.get(name, [])) for name in ("tags", "absent"))
-            sample.split = str(said.get("split", ""))
+            word = str(said.get("split") or "")
+            split = split_name(word) if word else ""
+            if split is None:
+                raise ValueError(f"'{word}' is no split; expected {UNDERSTOOD}")
+            sample.split = split
             both = set(sample.tags) & set(sample.absent)
             if both:
                 raise ValueError(f"'{min(both)}' is among the tags and among the absent")

@@ -31,6 +31,7 @@ from plures.training.evaluate import logits_of_dataset, make_fabric
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import fit, logits_of
 from plures.training.phase import HeadOnFeatures, Net, Phase, Scores
+from plures.training.photos import contents, copies
 from plures.training.progress import Quiet, Watch
 from plures.training.run import Run
 from plures.training.train import make_loss, train
@@ -49,6 +50,9 @@ def out_of_fold(
     if folds < 2 or len(dataset) < folds:
         raise PluresError(f"cross-fitting wants 2 folds or more and an image in each, got {folds} for {len(dataset)}")
     fold_of = divide(dataset.labels, folds, seed)
+    first = copies(contents(dataset))
+    if first is not None:  # a copy in another fold would bring its labels along
+        fold_of = fold_of[first]
     logits = np.full(dataset.labels.values.shape, np.nan, np.float32)
     frozen = run.experiment.mode == "frozen"
     head_only = _HeadOnly(run, dataset, workers) if frozen else None

@@ -48,6 +48,7 @@ def predict_on_ray(
     if precision == "int8":
         raise PluresError("--engine ray scores in float32 or bfloat16; int8 is for one machine")
     run = run if isinstance(run, Run) else Run(run)
+    Parts.refuse_other(str(out))
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -55,9 +56,10 @@ def predict_on_ray(
     workers = workers or gpus or max(1, int(there.get("CPU", 1)))
     rows, scorer = parts or ROWS_A_PART, Scorer(run, threshold=threshold, precision=precision)
     address = str(out) if "://" in str(out) else str(Path(out).absolute())
-    folder = Parts(address, scorer.classes)
+    here = os.getcwd()
+    folder = Parts(address, scorer.classes, here=here)
     folder.begin(settings_of(run, source, rows, 1, scorer), resume)
-    tally = Tally()
+    tally = Tally(source)
     todo = [
         {"part": number, "names": [name for name, _ in items], "images": [_everywhere(image) for _, image in items]}
         for number, items in unfinished(images_of(source, skip_bad)(), rows, folder, tally)
@@ -69,6 +71,7 @@ def predict_on_ray(
             fn_constructor_kwargs={
                 "files": ray.put(run_bytes(run)),
                 "folder": address,
+                "here": here,
                 "batch_size": batch_size,
                 "settings": settings,
             },
@@ -92,12 +95,12 @@ def _everywhere(image: Any) -> str:
 class PartWorker:
     """A worker of the cluster: opens the model once, then scores and writes part after part."""
 
-    def __init__(self, files: Any, folder: str, batch_size: int, settings: dict[str, Any]) -> None:
+    def __init__(self, files: Any, folder: str, here: str, batch_size: int, settings: dict[str, Any]) -> None:
         import ray
 
         with tempfile.TemporaryDirectory() as place:
             self.scorer = Scorer(run_from_bytes(ray.get(files), place), **settings)
-        self.folder, self.batch_size = Parts(folder, self.scorer.classes), batch_size
+        self.folder, self.batch_size = Parts(folder, self.scorer.classes, here=here), batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """One part: its number, the names and places of its images -> what the part says of itself."""

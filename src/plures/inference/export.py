@@ -20,7 +20,7 @@ from plures.data.dataset import Dataset
 from plures.data.images import list_images
 from plures.data.read import read
 from plures.errors import PluresError, WorkFailed, require
-from plures.files import clear_left, writing
+from plures.files import clear_left, refuse_replacing, writing
 from plures.inference.exporting import formats
 from plures.inference.exporting.checks import Agreement, Cost, agreement, cost, pixels_of, some
 from plures.inference.exporting.description import card_of, metadata_of
@@ -29,6 +29,7 @@ from plures.inference.exporting.graph import Graph
 from plures.inference.exporting.quantise import Int8, quantised
 from plures.models.model import Model, load
 from plures.training.evaluate import match_classes, own_data, thresholds_of
+from plures.training.photos import log
 from plures.training.run import Run
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -56,11 +57,12 @@ def export(
     calibration: str | None = None,
     maps: bool = False,
     tolerance: float = TOLERANCE,
+    force: bool = False,
 ) -> Exported:
     """Write a run's model as one file for another program: .onnx, .xml (with its .bin beside it) or .pt2.
 
     int8: `dynamic` or `static` 8-bit weights; calibration: the images for `static` (a folder, or DATA), by default the
-    run's own training images. maps: attention maps as a third output.
+    run's own training images. maps: attention maps as a third output. force: replace files that are there.
     Raises WorkFailed, with nothing written, if the file's scores or maps differ from the model's by more than
     `tolerance`, or ROUNDING times that on resized images (with int8: the file before it is made 8-bit; `cost` says
     what 8 bits cost).
@@ -69,6 +71,8 @@ def export(
     _refuse_wrong_wishes(to, out, int8, calibration)
     require("exporting", "export", formats.NEEDS[to] + (("onnxruntime",) if int8 else ()))
     run = run if isinstance(run, Run) else Run(run)
+    for path in (out, out.with_suffix(".bin"))[: 1 + (to == "openvino")]:
+        refuse_replacing(path, force=force, inputs=run.reads(calibration))
     model = load(run.path)
     thresholds = thresholds_of(run, model.classes)
     graph = Graph(model, thresholds, maps)
@@ -80,7 +84,7 @@ def export(
     _refuse_beyond(found, tolerance)
     price = None
     if int8 is not None:
-        own = None if run.imported else own_data(run, {}, skip_bad=True)
+        own = _own(run, needed=int8 == "static" and calibration is None)
         pixels = _calibration_pixels(model, calibration, own) if int8 == "static" else iter(())
         files, runner = _made(to, graph, quantised(proto, int8, pixels), metadata, card)
         found = agreement(runner, model, thresholds, maps)
@@ -88,6 +92,19 @@ def export(
             validation = match_classes(own.split("val"), model.classes)
             price = cost(runner, model, thresholds, validation, "val", run.experiment.average_precision)
     return Exported(_write(out, files), sum(map(len, files)), found, price)
+
+
+def _own(run: Run, needed: bool) -> Dataset | None:
+    """The run's own data, if it has any that can be read. Raises PluresError if they are needed and cannot be."""
+    if run.imported:
+        return None
+    try:
+        return own_data(run, {}, skip_bad=True)
+    except PluresError as error:
+        if needed:
+            raise PluresError(f"--int8 static measures ranges on images: --calibration DATA, since {error}") from None
+        log.warning(f"what 8 bits cost is not measured: {error}")
+        return None
 
 
 def _refuse_wrong_wishes(to: Format, out: Path, int8: Int8 | None, calibration: str | None) -> None:

@@ -21,6 +21,7 @@ from plures.models.output import Output
 
 Floats = NDArray[np.floating[Any]]
 
+HEATMAPS = "heatmaps"  # what a folder of pictures is marked as
 NEAR = 1e-4  # fractions of the image closer than this are the same edge
 COLOURS = "inferno"  # perceptually uniform, also for the colour-blind; its dark end is never opaque
 OPACITY = 0.75  # of the hottest pixel

@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from plures.data.dataset import Dataset
 from plures.data.images import Transform, open_image
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
-from plures.data.read import read
 from plures.errors import PluresError
 from plures.experiment import Experiment
 from plures.files import writing
 from plures.inference.heatmaps import paint, region_weights
 from plures.metrics.localisation import Judge, Localisation, box_of
 from plures.models.model import Model, load
-from plures.models.output import Output
-from plures.training.evaluate import make_fabric, match_classes, own_data, thresholds_of
+from plures.models.output import Output, checked_logits
+from plures.training.evaluate import judged, make_fabric, photos_of, thresholds_of
 from plures.training.features import frozen_features, token_boxes
 from plures.training.phase import HeadOnFeatures
+from plures.training.photos import without_trained
 from plures.training.run import Run
 
 SHARE = 0.2  # of the hottest pixel; benchmarks/localisation.py measures it for each head
@@ -48,7 +48,7 @@ class Seen:
 
     row: int
     size: tuple[int, int]
-    logits: NDArray[np.float64]
+    logits: NDArray[np.float32]
     weights: NDArray[np.floating]
     boxes: NDArray[np.floating]
 
@@ -87,7 +87,7 @@ def localise(
     run: str | Path | Run,
     data: str | Dataset | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     share: float = SHARE,
     options: dict[str, Any] | None = None,
     skip_bad: bool = False,
@@ -99,7 +99,10 @@ def localise(
     """
     run = run if isinstance(run, Run) else Run(run)
     model = load(run.path)
-    dataset = _data(run, model, data, split, options or {}, skip_bad)
+    rows = judged(run, data, split, options or {}, skip_bad, labelled=False, leave_out=False)
+    dataset = rows.dataset
+    if rows.own is None and dataset.boxes is not None and not run.imported:  # to be judged, not just drawn
+        dataset = without_trained(photos_of(run), dataset, str(run.path))
     thresholds = thresholds_of(run, model.classes)
     truth = true_boxes(dataset)
     judge, flat, found = Judge(share), Judge(share), list[FoundBox]()
@@ -108,7 +111,7 @@ def localise(
         sizes.append(seen.size)
         smallest = _smallest(seen.boxes)
         probabilities = thresholds.probabilities(seen.logits[None])
-        called = set(np.flatnonzero(thresholds.tags(probabilities)[0]).tolist())
+        called = set(np.flatnonzero(thresholds.called(seen.logits)).tolist())
         here = truth.get(seen.row, {})
         for column in sorted(called | here.keys()):
             heat = seen.heat(column)
@@ -131,7 +134,7 @@ def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[See
     for rows, output in _outputs(model, dataset, experiment):
         weights = region_weights(output).float().cpu().numpy()  # [B, K, P]
         assert output.boxes is not None
-        boxes, logits = output.boxes.float().cpu().numpy(), output.logits.double().cpu().numpy()
+        boxes, logits = output.boxes.float().cpu().numpy(), checked_logits(output.logits)
         for i, row in enumerate(rows.tolist()):
             yield Seen(row, image_size(dataset.images[row]), logits[i], weights[i], boxes)
 
@@ -225,15 +228,3 @@ def _smallest(boxes: NDArray[np.floating]) -> tuple[float, float]:
     sides = boxes[:, 2:] - boxes[:, :2]
     width, height = sides[sides.prod(1).argmin()].tolist()
     return width, height
-
-
-def _data(
-    run: Run, model: Model, data: str | Dataset | None, split: str, options: dict[str, Any], skip_bad: bool
-) -> Dataset:
-    if data is None:
-        dataset = own_data(run, options, skip_bad)
-    else:
-        dataset = read(data, skip_bad=skip_bad, labelled=False, **options) if isinstance(data, str) else data
-    if dataset.split_names():
-        dataset = dataset.split(split)
-    return match_classes(dataset, model.classes)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.data.images import Transform, Unreadable, to_image
+from plures.data.paths import paths_from
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.files import writing
@@ -28,9 +28,11 @@ from plures.inference.heatmaps import overlay, paint, region_weights
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
-from plures.training.data import prepare, with_splits
-from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
+from plures.models.output import checked_logits
+from plures.training.data import IN_MEMORY, observe_splits
+from plures.training.evaluate import holds_training, logits_of_dataset, make_fabric, match_classes, recalled
 from plures.training.history import mean_logits
+from plures.training.photos import Photos, contents, with_contents
 from plures.training.progress import Watch
 from plures.training.run import Run
 
@@ -141,7 +143,7 @@ class Scored:
 
 def suggest(
     run: str | Path | Run,
-    data: str | None = None,
+    data: str | Dataset | None = None,
     *,
     top: int | None = 1000,
     cross_fit: int | None = None,
@@ -181,7 +183,7 @@ def suggest(
 
 def score(
     run: Run,
-    data: str | None,
+    data: str | Dataset | None,
     *,
     cross_fit: int,
     options: dict[str, Any],
@@ -192,43 +194,54 @@ def score(
     e = run.experiment
     fabric = make_fabric(e)
     model = load(run.path).to(fabric.device)
-    dataset, training = _rows(run, data, model.classes, options, skip_bad)
+    dataset, training, places = _rows(run, data, model.classes, options, skip_bad)
     logits = np.asarray(logits_of_dataset(model, dataset, e, fabric), np.float64)
     words = ["model"]
     crossed = cross_fit > 0 and len(training) > 0
     if crossed:
         logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, watch=watch)
         words.append(f"cross-fit {cross_fit}")
-    if data is None:
-        more = remembered(run, (len(training), len(dataset.classes)), with_state=crossed)
+    if places is not None:
+        more = remembered(run, (places.of, len(dataset.classes)), with_state=crossed)
         if more:
-            logits[training] = np.mean([logits[training], *more.values()], axis=0)
+            told = [of_training[places.rows] for of_training in more.values()]
+            logits[training] = np.mean([logits[training], *told], axis=0)
             words += more
     return Scored(dataset, sigmoid(logits), " + ".join(words))
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where rows stood among the `of` images that the run was trained on, which its memory of labels is in order of."""
+
+    rows: NDArray[np.int64]
+    of: int
+
+
 def _rows(
-    run: Run, data: str | None, classes: tuple[str, ...], options: dict[str, Any], skip_bad: bool
-) -> tuple[Dataset, NDArray[np.int64]]:
-    """The rows to look at with the labels that training may see of them, and which of them the run trained on."""
-    if data is None:
-        whole = own_data(run, options, skip_bad)
-        prepared = prepare(run.experiment, whole)
+    run: Run, data: str | Dataset | None, classes: tuple[str, ...], options: dict[str, Any], skip_bad: bool
+) -> tuple[Dataset, NDArray[np.int64], Places | None]:
+    """The rows to look at with the labels that training may see of them, which of them the run was trained on, and
+    where those stood in its training (None: other data than its own)."""
+    known = None if run.imported else Photos.load(run.path)
+    given = data if isinstance(data, Dataset) else None
+    if data is None or (given is not None and run.source.name == IN_MEMORY and holds_training(run, given)):
+        whole, place = recalled(run, options, skip_bad, given)
+        prepared = observe_splits(run.experiment, whole)
         assert whole.splits is not None
         values = whole.labels.values.copy()
         values[whole.splits == "train"] = prepared.train.labels.values
         if prepared.val_observed is not None:
             values[whole.splits == "val"] = prepared.val_observed.values
-        return whole.with_labels(Labels(values)), np.flatnonzero(whole.splits == "train")
-    dataset = match_classes(read(data, skip_bad=skip_bad, verify=True, **options), classes)
-    if run.imported or dataset.in_memory:
-        return dataset, np.empty(0, np.int64)
-    own = with_splits(read(run.experiment.data.name, skip_bad=True, **run.experiment.data.options), run.experiment)
-    if own.in_memory:
-        return dataset, np.empty(0, np.int64)
-    seen = {os.path.abspath(str(image)) for image in own.split("train").images}
-    known = [row for row, image in enumerate(dataset.images) if os.path.abspath(str(image)) in seen]
-    return dataset, np.array(known, np.int64)
+        trained = np.flatnonzero((whole.splits == "train") & (place >= 0))
+        was_trained = whole.splits == "train" if known is None else known.splits == "train"
+        places = Places((np.cumsum(was_trained) - 1)[place[trained]], int(was_trained.sum()))
+        return match_classes(whole.with_labels(Labels(values)), classes), trained, places
+    dataset = given or read(str(data), skip_bad=skip_bad, verify=True, **options)
+    dataset = with_contents(match_classes(dataset, classes))
+    if known is None:
+        return dataset, np.empty(0, np.int64), None
+    return dataset, np.flatnonzero(np.isin(contents(dataset), known.trained)), None
 
 
 def remembered(run: Run, shape: tuple[int, int], with_state: bool) -> dict[str, Floats]:
@@ -264,17 +277,14 @@ def write_suggestions(suggestions: Sequence[Suggestion], path: str | Path, datas
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise PluresError(f"{path}: cannot tell the format from '{path.suffix}'; use .csv or .tsv")
+    spelt = paths_from(path.parent)
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
         writer.writerow(COLUMNS)
         for s in suggestions:
-            image = s.image if dataset.in_memory else _from(path, s.image)
-            heat = _from(path, s.heatmap) if s.heatmap else ""
+            image = s.image if dataset.in_memory else spelt(s.image)
+            heat = spelt(s.heatmap) if s.heatmap else ""
             writer.writerow([image, s.tag, s.kind, f"{s.score:.6f}", s.rank, s.method, heat])
-
-
-def _from(file: Path, target: str) -> str:
-    return Path(os.path.relpath(target, file.parent)).as_posix()
 
 
 def draw_heatmaps(
@@ -306,6 +316,7 @@ def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], I
         if tag not in model.classes:
             raise Unreadable(f"the model does not know '{tag}'")
         output = model(transform(photo)[None])
+        checked_logits(output.logits)
         weights = region_weights(output)[0, model.classes.index(tag)].float().numpy()  # [P]
         assert output.boxes is not None
         heat = paint(weights, output.boxes.float().numpy(), photo.height, photo.width)

@@ -7,21 +7,22 @@ whole, so that a run that was killed goes on without a lost or doubled row, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.images import to_image
+from plures.data.images import to_image, unread_below
 from plures.errors import BadData, PluresError, Problem
-from plures.files import writing
-from plures.inference.heatmaps import overlay, paint
-from plures.inference.prediction_files import SUFFIXES, Bad, PartRecord, Parts, Rows, writer
+from plures.files import mark_folder, refuse_folder, refuse_replacing, writing
+from plures.inference.heatmaps import HEATMAPS, overlay, paint
+from plures.inference.prediction_files import SUFFIXES, Bad, PartRecord, Parts, Rows, names_from, writer
 from plures.inference.scorer import Precision, Scored, Scorer
 from plures.inference.sources import Item, images_of, parse_shard, sharded
 from plures.training.run import Run
@@ -33,12 +34,14 @@ KEPT_PROBLEMS = 1000  # of unreadable images, for the message; the rest is only 
 @dataclass(frozen=True)
 class Summary:
     """What a prediction run did. images: scored (in all parts, also those of the run that this one went on with);
-    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were."""
+    tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were;
+    notices: of photographs that a folder holds and that nothing here reads."""
 
     images: int
     tags_per_image: float
     problems: tuple[Problem, ...]
     skipped: int = 0
+    notices: tuple[Problem, ...] = ()
 
 
 def predict(
@@ -55,19 +58,28 @@ def predict(
     resume: bool = False,
     shard: str | None = None,
     precision: Precision = "float32",
+    force: bool = False,
 ) -> Summary:
     """Score the images of `source`: an image, a folder, a list (.txt), a table, or data as `train` takes them.
 
-    out: one file, .csv or .tsv (image, tags, a column a class), .jsonl or .parquet; or a folder, which gets a Parquet
+    out: one file, .csv or .tsv (image, tags, a column a class), .jsonl or .parquet, in which relative paths of images
+    start from the file's own folder, so that it can be read as a table; or a folder, which gets a Parquet
     file for every `parts` images (10,000 unless given). A file needs every image to be readable (else BadData, and
     nothing is written), or skip_bad; a folder gets a list of unreadable images beside the part, and goes on.
     resume: go on with the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
     heatmaps: a folder that gets a picture for each tag of each image. threshold in (0, 1): the run's own unless given.
     precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
+    force: replace a file `out` that is there. A folder of parts or heat maps must be new, empty or of plures' making.
     """
     run = run if isinstance(run, Run) else Run(run)
     into_folder = Path(out).suffix.lower() not in SUFFIXES
     _refuse(str(out), into_folder, parts, resume)
+    if into_folder:
+        Parts.refuse_other(str(out))
+    else:
+        refuse_replacing(out, force=force, inputs=run.reads(str(source)))
+    if heatmaps is not None:
+        refuse_folder(heatmaps, HEATMAPS)
     if parts is not None and parts < 1:
         raise PluresError(f"--parts {parts}: expected a number of images, 1 or more")
     number, of = parse_shard(shard or "1/1")
@@ -75,12 +87,13 @@ def predict(
     scorer = Scorer(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
     pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
     items = sharded(open_(), number, of)
+    here = os.getcwd() if isinstance(next(open_())[1], str) else None
     if not into_folder:
-        return _into_file(scorer, items, Path(out), batch_size, workers, skip_bad, pictures)
+        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source))
     rows = parts or ROWS_A_PART
-    folder = Parts(str(out), scorer.classes, (number, of))
+    folder = Parts(str(out), scorer.classes, (number, of), here)
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
-    summary = Tally()
+    summary = Tally(source)
     todo = unfinished(items, rows, folder, summary)
     sizes: dict[int, int] = {}
     stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
@@ -104,18 +117,20 @@ def _into_file(
     scorer: Scorer,
     items: Iterator[Item],
     out: Path,
+    here: str | None,
     batch_size: int,
     workers: int,
     skip_bad: bool,
     pictures: _Pictures | None,
+    tally: Tally,
 ) -> Summary:
-    tally = Tally()
+    named = names_from(out.parent, here)
     with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
         stretch = ((0, item) for item in items)
         for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
             rows = rows_of(scorer, scored)
             if len(rows.names):
-                write(rows)
+                write(replace(rows, names=[named(name) for name in rows.names]))
             tally.add(PartRecord("", "", len(scored.asked), len(rows.names), len(scored.bad), int(rows.called.sum())),
                       scored.bad)  # fmt: skip
             if pictures is not None:
@@ -190,7 +205,7 @@ def write_part(folder: Parts, scorer: Scorer, scored: list[Scored], pictures: _P
 def rows_of(scorer: Scorer, scored: Scored) -> Rows:
     """Probabilities and tags of a batch."""
     probabilities = scorer.thresholds.probabilities(scored.logits)
-    return Rows(scored.names, probabilities, scorer.thresholds.tags(probabilities))
+    return Rows(scored.names, probabilities, scorer.thresholds.called(scored.logits))
 
 
 def _measured(todo: Iterator[tuple[int, list[Item]]], sizes: dict[int, int]) -> Iterator[tuple[int, list[Item]]]:
@@ -214,7 +229,8 @@ def _by_part(batches: Iterator[Scored], sizes: dict[int, int]) -> Iterator[list[
 class Tally:
     """Counts as parts come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str | Path) -> None:
+        self.notices = tuple(unread_below(source)) if os.path.isdir(source) else ()
         self.images = self.tags = self.bad = 0
         self.problems: list[Problem] = []
 
@@ -229,7 +245,7 @@ class Tally:
 
     def summary(self) -> Summary:
         mean = self.tags / self.images if self.images else float("nan")
-        return Summary(self.images, mean, tuple(self.problems), self.bad)
+        return Summary(self.images, mean, tuple(self.problems), self.bad, self.notices)
 
 
 # -------------------------------------------------------------------------------------------------------- heat maps
@@ -240,6 +256,7 @@ class _Pictures:
 
     def __init__(self, folder: Path, open_: Callable[[], Iterator[Item]], classes: tuple[str, ...]) -> None:
         self.folder, self.classes = folder, classes
+        mark_folder(folder, HEATMAPS)
         times = Counter(Path(name).stem for name, _ in open_())
         self.shared = {stem for stem, count in times.items() if count > 1}
         self.rows = {name: row for row, (name, _) in enumerate(open_()) if Path(name).stem in self.shared}

@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,11 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from plures.data.images import is_address
+from plures.data.paths import paths_from
+from plures.data.table_layout import RESERVED
 from plures.errors import PluresError, WorkFailed
-from plures.files import clear_left, parse_json, writing
+from plures.files import clear_left, parse_json, refuse_folder, writing
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SETTINGS = "prediction.json"
@@ -46,8 +50,22 @@ class Rows:
 
 
 def columns_of(classes: tuple[str, ...]) -> list[str]:
-    """The columns of the classes; one that is called as a column of ours gets a longer name."""
-    return [f"score of {c}" if c in ("image", "tags") else c for c in classes]
+    """The columns of the classes; one that is called as a column with a meaning in a table gets a longer name."""
+    return [f"score of {c}" if c in RESERVED else c for c in classes]
+
+
+def names_from(folder: str | Path, here: str | None) -> Callable[[str], str]:
+    """How images are called in files of this folder: a path that is relative to the folder `here` starts from `folder`
+    instead, so that it is found from there; absolute paths and addresses stay. here None: every name stays, as those
+    of images in memory."""
+    spelt = paths_from(folder)
+
+    def name(image: str) -> str:
+        if here is None or is_address(image) or os.path.isabs(image):
+            return image
+        return spelt(os.path.join(here, image))
+
+    return name
 
 
 def schema_of(classes: tuple[str, ...]) -> Any:
@@ -115,15 +133,26 @@ class PartRecord:
 class Parts:
     """A folder of parts, local or at any address that fsspec knows (s3://, gs://, memory://, ...)."""
 
-    def __init__(self, folder: str | Path, classes: tuple[str, ...], shard: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self, folder: str | Path, classes: tuple[str, ...], shard: tuple[int, int] = (1, 1), here: str | None = None
+    ) -> None:
+        """here: the folder that relative paths of images start from, see `names_from`."""
         self.classes, self.shard = classes, shard
         self.fs, self.root = fsspec.core.url_to_fs(str(folder))
         self.folder = str(folder)
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.named = names_from(self.root, here if self.local else None)
         self.stem = "part-" if shard[1] == 1 else f"part-{shard[0]}of{shard[1]}-"
+
+    @staticmethod
+    def refuse_other(folder: str) -> None:
+        """Raise PluresError if a folder on this machine holds files, but no predictions of plures."""
+        if "://" not in folder and not (Path(folder) / SETTINGS).is_file():
+            refuse_folder(folder)
 
     def begin(self, settings: dict[str, Any], resume: bool) -> None:
         """Make the folder, or go on with one. Raises PluresError if that would mix predictions of two kinds."""
+        self.refuse_other(self.folder)
         known = self._read(SETTINGS)
         if known is None:
             self._write(SETTINGS, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
@@ -175,6 +204,8 @@ class Parts:
     def write(self, number: int, asked: list[str], rows: list[Rows], bad: list[Bad]) -> PartRecord:
         """Write a part, and the list of its unreadable images first: a part that is there is complete."""
         classes = self.classes
+        rows = [replace(r, names=[self.named(name) for name in r.names]) for r in rows]
+        bad = [(self.named(name), reason) for name, reason in bad]
         tables = [table_of(r, classes) for r in rows] or [schema_of(classes).empty_table()]
         table = pa.concat_tables(tables).combine_chunks()
         tags = sum(int(r.called.sum()) for r in rows)

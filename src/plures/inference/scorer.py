@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from plures.data.images import Transform, Unreadable, to_image
+from plures.data.images import Transform, Unreadable, to_pixels
+from plures.data.loading import arrived, crossing, loader
 from plures.errors import PluresError
 from plures.inference.eight_bits import to_int8
 from plures.inference.heatmaps import region_weights
 from plures.inference.sources import Item
 from plures.models.memory import Halving, joined
 from plures.models.model import Model, load
-from plures.models.output import Output
+from plures.models.output import Output, checked_logits
 from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
 
@@ -38,7 +38,7 @@ class Scored:
     asked: list[str]
     rows: list[int]
     images: list[Any]
-    logits: NDArray[np.float64]
+    logits: NDArray[np.float32]
     weights: NDArray[np.floating[Any]] | None
     boxes: NDArray[np.floating[Any]] | None
     bad: list[tuple[str, str]]
@@ -103,19 +103,14 @@ class Scorer:
         self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
     ) -> Iterator[Scored]:
         """Score (part, image) one after another, in batches that never span two parts."""
-        loader = DataLoader(
-            cast(Any, _Decode(self.transform)),
-            batch_sampler=cast(Any, _batches(items, batch_size)),
-            num_workers=workers,
-            collate_fn=_collate,
-        )
-        for part, asked, rows, pixels, images, bad in loader:
+        batches = loader(_Decode(self.transform), _batches(items, batch_size), workers, _collate)
+        for part, asked, rows, pixels, images, bad in batches:
             weights = boxes = None
             if pixels is None:
-                logits = np.empty((0, len(self.classes)))
+                logits = np.empty((0, len(self.classes)), np.float32)
             else:
-                output = self(pixels, maps)
-                logits = output.logits.double().cpu().numpy()
+                output = self(arrived(pixels), maps)
+                logits = checked_logits(output.logits)
                 if maps and output.boxes is not None:
                     weights = region_weights(output).float().cpu().numpy()
                     boxes = output.boxes.float().cpu().numpy()
@@ -139,7 +134,11 @@ def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
     """The pixels uint8 [3, H, W], or None and the reason."""
     name, image = item
     try:
-        return transform(to_image(image, transform.decoding_size)), ""
+        name.encode()
+    except UnicodeEncodeError:
+        return None, "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
+    try:
+        return transform(to_pixels(image, transform.decoding_size)), ""
     except Unreadable as error:
         return None, str(error).removeprefix(f"{name}: ")
 
@@ -161,7 +160,7 @@ def _collate(items: list[tuple[int, Item, Tensor | None, str]]) -> tuple[Any, ..
     rows = [row for row, (_, _, image, _) in enumerate(items) if image is not None]
     pixels = [items[row][2] for row in rows]
     bad = [(item[0], reason) for _, item, image, reason in items if image is None]
-    stacked = torch.stack(cast(list[Tensor], pixels)) if pixels else None
+    stacked = crossing(torch.stack(cast(list[Tensor], pixels))) if pixels else None
     return items[0][0], asked, rows, stacked, [items[row][1][1] for row in rows], bad
 
 

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plures.data import delimited
-from plures.data.images import IMAGE_SUFFIXES, is_address
+from plures.data.images import IMAGE_SUFFIXES, UNREAD, is_address, is_junk, is_photo, no_images
 from plures.data.parquet_shards import holds_images
+from plures.data.paths import Search
 from plures.data.read import read
 from plures.data.table import parquet_batches
+from plures.data.table_layout import image_column
 from plures.errors import BadData, PluresError, Problem
 
 LISTS = (".txt", ".lst")
@@ -34,13 +36,12 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
     """
     text, path = os.fspath(source), Path(source)
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES and (is_address(text) or path.is_file()):
+    if suffix in IMAGE_SUFFIXES and (is_address(text) or (path.exists() and not path.is_dir())):
         return lambda: iter([(text, text)])
+    if suffix in UNREAD and path.exists():
+        raise PluresError(f"{source}: not read here; {suffix} {UNREAD[suffix]}")
     if path.is_dir():
-        return _not_empty(
-            lambda: _named(_walk(text)),
-            f"{source}: no image files (looked for {', '.join(sorted(IMAGE_SUFFIXES))})",
-        )
+        return _not_empty(lambda: _named(_walk(text)), no_images(text))
     if path.is_file() and suffix in LISTS:
         return _not_empty(lambda: _named(_lines(path)), f"{source}: no image in this list; expected a path a line")
     if path.is_file() and suffix in TABLES and not holds_images(path):
@@ -78,12 +79,14 @@ def _not_empty(open_: Callable[[], Iterator[Item]], message: str) -> Callable[[]
 def _walk(folder: str) -> Iterator[str]:
     """Every image below, in the order of the whole paths, holding one folder's names at a time."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
+        names = sorted(
+            entry.name + "/" if entry.is_dir() else entry.name for entry in entries if not is_junk(entry.name)
+        )
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
             yield from _walk(path[:-1])
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        elif is_photo(name):
             yield path
 
 
@@ -111,39 +114,43 @@ def _parquet_words(file: Path) -> Iterator[list[str | None]]:
         names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], skippable=False) from error
-    _refuse_without_image(names, file)
-    for batch in parquet_batches(parquet, ["image"], file):
+    for batch in parquet_batches(parquet, [_image_column(names, file)], file):
         yield batch.column(0).cast(pa.string()).to_pylist()
 
 
 def _text_words(file: Path) -> Iterator[list[str | None]]:
     header = delimited.read_header(file)
-    _refuse_without_image(header.names, file)
+    column = _image_column(header.names, file)
     for line, block in delimited.blocks(file, header.length):
-        _, table, problems = delimited.parse(block, line, header, ["image"], file)
+        _, table, problems = delimited.parse(block, line, header, [column], file)
         if problems:
             raise BadData(problems, skippable=False)
-        yield table.column("image").to_pylist()
+        yield table.column(column).to_pylist()
 
 
-def _refuse_without_image(names: list[str], file: Path) -> None:
-    if "image" not in names:
+def _image_column(names: list[str], file: Path) -> str:
+    """The column that names the images, as training finds it. Raises BadData if there is none or it is ambiguous."""
+    column = image_column(names)
+    if not column:
         what = f"no column 'image' among {', '.join(names[:8])}"
         raise BadData([Problem(str(file), None, what, "a column 'image' with the path of each image")], skippable=False)
+    return column
 
 
 class _Place:
     """Where the paths in a file start from: its own folder, or images/ in it if the first path is found there."""
 
+    search: Search | None  # from the first path on
+
     def __init__(self, file: Path) -> None:
-        self.folder, self.found = str(file.parent), False
+        self.folder, self.search = str(file.parent), None
 
     def __call__(self, path: str) -> str:
         if is_address(path) or os.path.isabs(path):
             return path
-        if not self.found:
+        if self.search is None:
             beside = os.path.join(self.folder, "images")
-            if not os.path.exists(os.path.join(self.folder, path)) and os.path.exists(os.path.join(beside, path)):
+            if Search(self.folder).file(path) is None and Search(beside).file(path) is not None:
                 self.folder = beside
-            self.found = True
-        return os.path.join(self.folder, path)
+            self.search = Search(self.folder)
+        return self.search.file(path) or os.path.join(self.folder, path)

@@ -3,7 +3,7 @@ them in the run folder for predict, evaluate, export and the pages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
-from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 from plures.metrics.calibrating import KINDS, calibrate
 from plures.metrics.calibrating import Kind as Calibrating
 from plures.metrics.choosing import Cuts, Objective, Pool, choose
-from plures.metrics.thresholds import Thresholds
-from plures.metrics.uniform_choice import fit_uniform_choice, most_tags
-from plures.models.model import load
-from plures.training.data import prepare
-from plures.training.evaluate import logits_of_dataset, make_fabric, match_classes, own_data
+from plures.metrics.thresholds import Calibration, Floats, Thresholds, probabilities_at
+from plures.metrics.uniform_choice import ASSUMES, fit_uniform_choice, most_tags
+from plures.training.data import observe_splits
+from plures.training.evaluate import judged, logits_of_run, match_classes
 from plures.training.model_card import write_card
 from plures.training.phase import Scores
 from plures.training.run import Run
@@ -87,12 +85,11 @@ def choose_thresholds(
     if calibrating not in KINDS:
         raise PluresError(f"--calibrate {calibrating} is unknown{did_you_mean(calibrating, KINDS)}")
     if source == "reviewed" and data is None:
-        raise PluresError("--from reviewed wants the table of reviewed images: plures thresholds RUN TABLE ...")
+        raise PluresError("--from reviewed needs the table of reviewed images: plures thresholds RUN TABLE ...")
     aim = Objective.parse(objective)
     run = run if isinstance(run, Run) else Run(run)
     dataset, observed = held_out(run, data, split, options or {}, skip_bad)
-    model, fabric = load(run.path), make_fabric(run.experiment)
-    logits = logits_of_dataset(model.to(fabric.device), dataset, run.experiment, fabric)
+    logits = logits_of_run(run, dataset)
     labels = observed if source == "positives" else dataset.labels
     choice = from_logits(
         logits, labels, dataset.classes, source=source, objective=aim, per_class=per_class, calibrating=calibrating
@@ -106,20 +103,18 @@ def held_out(
     run: Run, data: str | Dataset | None, split: str, options: dict[str, Any], skip_bad: bool
 ) -> tuple[Dataset, Labels]:
     """The images to choose on, with all that is known of them, and what the run's supervision shows of it."""
-    classes = load(run.path).classes
-    if data is None and split == "val" and not run.imported:
-        prepared = prepare(run.experiment, own_data(run, options, skip_bad))
-        if prepared.val is None or prepared.val_observed is None:
-            raise PluresError(f"{run.path}: the run's data have no validation split; give other DATA")
-        return prepared.val, prepared.val_observed
-    if data is None:
-        dataset = own_data(run, options, skip_bad)
-    else:
-        dataset = read(data, skip_bad=skip_bad, **options) if isinstance(data, str) else data
-    if dataset.split_names():
-        dataset = dataset.split(split)
-    dataset = match_classes(dataset, classes)
-    return dataset, dataset.labels
+    rows = judged(run, data, split, options, skip_bad)
+    if rows.own is None or rows.split != "val":
+        if rows.own is not None and rows.split == "train":
+            raise PluresError(
+                f"{run.path} was trained on the photographs of split 'train', and thresholds chosen on them do not hold"
+                " for others; use --split val, or give other DATA"
+            )
+        return rows.dataset, rows.dataset.labels
+    prepared = observe_splits(run.experiment, rows.own)
+    assert prepared.val is not None
+    assert prepared.val_observed is not None
+    return rows.dataset, match_classes(prepared.val.with_labels(prepared.val_observed), rows.dataset.classes).labels
 
 
 def from_logits(
@@ -133,6 +128,7 @@ def from_logits(
     calibrating: Calibrating = "none",
 ) -> Choice:
     """Thresholds for held-out logits [N, K] and what is known of their labels [N, K]; see `choose_thresholds`."""
+    logits = np.asarray(logits, np.float32)
     estimated = source == "positives"
     if not estimated:
         _refuse_positives_only(labels, source)
@@ -146,28 +142,40 @@ def from_logits(
         presence = fit_uniform_choice(logits, labels).presence(logits, labels)
         known, weights = np.ones(presence.shape, np.bool_), np.repeat(presence.sum(1)[:, None], len(classes), 1)
     calibration = calibrate(logits, presence, known, calibrating)
-    blank = Thresholds(classes, np.full(len(classes), 0.5), source, str(objective), "", "", calibration)
-    pool = Pool(blank.probabilities(logits), presence, known, labels.present, weights)
+    scores = logits.astype(np.float64) if calibration is None else calibration.comparable(logits)
+    pool = Pool(scores, presence, known, labels.present, weights)
     cuts = choose(pool, objective, per_class=per_class, match_priors=estimated)
-    method = f"{source}, {'per class' if per_class else 'global'}"
-    thresholds = replace(
-        blank,
-        values=cuts.values,
-        method=method,
-        assumes=assumption(source),
-        guarantees=guarantee(source, objective, per_class, len(labels)),
+    settled = settle(cuts.values, scores, logits, calibration)
+    thresholds = Thresholds(
+        classes,
+        probabilities_at(settled, calibration),
+        f"{source}, {'per class' if per_class else 'global'}",
+        str(objective),
+        assumption(source),
+        guarantee(source, objective, per_class, len(labels)),
+        calibration,
+        settled,
     )
-    return _judged(thresholds, pool, cuts, estimated, _warning(labels, objective, pool, estimated, logits))
+    warning = _warning(labels, objective, pool, estimated, logits)
+    return _judged(thresholds, pool, thresholds.called(logits), cuts, estimated, warning)
+
+
+def settle(chosen: Floats, scores: Floats, logits: Scores, calibration: Calibration | None) -> NDArray[np.float32]:
+    """The cuts [K] on float32 logits [N, K] that call what `chosen` [K] calls by their comparable scores [N, K],
+    whatever the way back from scores to logits rounds."""
+    cuts = (chosen if calibration is None else calibration.logits_at(chosen)).astype(np.float32)
+    called = scores >= chosen
+    lowest = np.where(called, logits, np.inf).min(0, initial=np.inf)
+    highest = np.where(called, -np.inf, logits).max(0, initial=-np.inf)
+    outside = ~((cuts > highest) & (cuts <= lowest))
+    return np.asarray(np.where(outside & np.isfinite(lowest), lowest, cuts), np.float32)
 
 
 def assumption(source: Source) -> str:
     """What a choice takes for granted, in a sentence."""
     same = "The held-out images are like those to come, and the model was not trained on them"
     if source == "positives":
-        return (
-            f"{same}; the tag of an image was picked evenly among its labels; and labels are independent given the"
-            " model's scores."
-        )
+        return f"{same}; {ASSUMES}."
     return f"{same}; {'every' if source == 'clean' else 'and each'} label that counts here is right."
 
 
@@ -192,7 +200,7 @@ def _refuse_positives_only(labels: Labels, source: Source) -> None:
     if not labels.absent.any() or not labels.present.any():
         missing = "absent" if labels.present.any() else "present"
         raise PluresError(
-            f"--from {source} wants images whose labels are known, but none of these {len(labels):,} has a label known"
+            f"--from {source} needs images whose labels are known, but none of these {len(labels):,} has a label known"
             f" to be {missing}; use --from positives, or data.complete=true if untagged means absent"
         )
 
@@ -204,13 +212,15 @@ def _warning(labels: Labels, objective: Objective, pool: Pool, estimated: bool, 
         parts.append(f"{few} of {labels.classes} classes have fewer than {FEW} held-out positives and are uncertain")
     if estimated:
         tags = float(pool.presence.sum(1).mean())
-        parts.append(f"{tags:.2f} labels an image estimated, {most_tags(logits, labels):.2f} at most by their ranks")
+        parts.append(f"{tags:.2f} labels per image estimated, {most_tags(logits, labels):.2f} at most by their ranks")
     return "; ".join(parts)
 
 
-def _judged(thresholds: Thresholds, pool: Pool, cuts: Cuts, estimated: bool, warning: str) -> Choice:
-    """The choice with what it does on the held-out cells."""
-    called: NDArray[np.bool_] = thresholds.tags(pool.scores) & pool.known
+def _judged(
+    thresholds: Thresholds, pool: Pool, tags: NDArray[np.bool_], cuts: Cuts, estimated: bool, warning: str
+) -> Choice:
+    """The choice with what it does on the held-out cells. tags: [N, K], what is called."""
+    called = tags & pool.known
     hits = (pool.presence * called).sum(0)
     count, present, cells = called.sum(0), np.where(pool.known, pool.presence, 0).sum(0), pool.known.sum(0)
     recall = hits
@@ -233,8 +243,9 @@ def _judged(thresholds: Thresholds, pool: Pool, cuts: Cuts, estimated: bool, war
         for k, name in enumerate(thresholds.classes)
     )
     images = len(pool.scores)
-    tags = thresholds.tags(pool.scores).sum() / images
-    return Choice(thresholds, images, float(tags), float(np.nansum(pool.share)), estimated, per_class, warning)
+    return Choice(
+        thresholds, images, float(tags.sum() / images), float(np.nansum(pool.share)), estimated, per_class, warning
+    )
 
 
 def _share(part: float, whole: float) -> float:

@@ -29,13 +29,16 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError, did_you_mean
 from plures.labels import PRESENT, UNKNOWN, Labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scores = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -144,7 +147,7 @@ def find_definition(name: str) -> Definition:
 class MeanAveragePrecision:
     """value: mean of `per_class` over the classes scored, in [0, 1], nan if there are none.
 
-    per_class: float64 [K], nan where undefined; scored: bool [K]. Under `mlspl` and `asl` every class is scored.
+    per_class: float64 [K], nan where undefined (see also `cannot_fail`); scored: bool [K].
     """
 
     value: float
@@ -153,15 +156,21 @@ class MeanAveragePrecision:
 
 
 def average_precision(
-    scores: Scores, labels: Labels, definition: str = "plain", threads: int | None = None
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
+    definition: str = "plain",
+    threads: int | None = None,
 ) -> NDArray[np.float64]:
-    """AP of every class, in [0, 1]. Returns float64 [K], nan for a class without a known positive.
+    """AP of every class by the definition's formula, in [0, 1]. Returns float64 [K], nan for a class without a known
+    positive. A class of which no image is known to be without it has 1 here, whatever its scores: see `cannot_fail`.
 
-    scores: float [N, K], any order-preserving score (probability or logit), in memory or a memory map; labels: [N, K],
-    unknown cells are left out of their class; definition: a name of DEFINITIONS; threads: default one a core.
+    scores: float [N, K], any order-preserving score (probability or logit), an array, a memory map or a tensor;
+    labels: [N, K], Labels or their codes, unknown cells are left out of their class; definition: a name of DEFINITIONS;
+    threads: default one a core.
     Raises PluresError for other shapes, nan scores or an unknown definition.
     """
     average = find_definition(definition).average
+    scores, labels = arrays(scores, labels)
 
     def of_column(column: Scores, codes: NDArray[np.int8]) -> float:
         hits, taken = curve(column, codes)
@@ -171,13 +180,29 @@ def average_precision(
 
 
 def mean_average_precision(
-    scores: Scores, labels: Labels, definition: str = "plain", threads: int | None = None
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
+    definition: str = "plain",
+    threads: int | None = None,
 ) -> MeanAveragePrecision:
-    """mAP over the classes that the definition gives a value; arguments as `average_precision`."""
-    per_class = average_precision(scores, labels, definition, threads)
+    """mAP over the classes that the definition gives a value and that can fail; arguments as `average_precision`."""
+    scores, labels = arrays(scores, labels)
+    by_formula = average_precision(scores, labels, definition, threads)
+    per_class = np.where(cannot_fail(labels, definition), np.nan, by_formula)
     scored = ~np.isnan(per_class)
     value = float(per_class[scored].mean()) if scored.any() else float("nan")
     return MeanAveragePrecision(value, per_class, scored)
+
+
+def cannot_fail(labels: Labels, definition: str = "plain") -> NDArray[np.bool_]:
+    """The classes, bool [K], that any scores would rank perfectly: some image has them and none is known to be without.
+
+    Where every label of the class is known, this holds for `plain` alone: the published codes behind the other
+    definitions count such a class as 1.
+    """
+    present = labels.present.sum(0)
+    certain = (present > 0) & (present == (~labels.unknown).sum(0))
+    return np.asarray(certain if definition == "plain" else certain & (present < len(labels)))
 
 
 def curve(column: Scores, codes: NDArray[np.int8]) -> tuple[Floats, Floats]:
@@ -189,7 +214,7 @@ def curve(column: Scores, codes: NDArray[np.int8]) -> tuple[Floats, Floats]:
     known = np.flatnonzero(codes != UNKNOWN)
     ordered = np.sort(column if len(known) == len(column) else column.take(known))
     if len(ordered) and np.isnan(ordered[-1]):
-        raise PluresError("scores hold nan; average precision wants a number for every image and class")
+        raise PluresError("scores hold nan; average precision needs a number for every image and class")
     first = first_of_ties(positives)
     hits = len(positives) - first
     taken = len(ordered) - np.searchsorted(ordered, positives[first], side="left")
@@ -227,6 +252,19 @@ def map_classes(
         return [value for block in blocks for value in of_block(block)]
     with ThreadPoolExecutor(threads) as pool:
         return [value for values in pool.map(of_block, blocks) for value in values]
+
+
+def arrays(scores: Scores | Tensor, labels: Labels | NDArray[Any] | Tensor) -> tuple[Scores, Labels]:
+    """Scores and labels as the metrics count them: arrays stay as they are, tensors of any device and precision are
+    copied; labels may be codes (1, 0, -1) or booleans [N, K]."""
+    return _array(scores), labels if isinstance(labels, Labels) else Labels(_array(labels).astype(np.int8))
+
+
+def _array(values: Any) -> NDArray[Any]:
+    if not hasattr(values, "detach"):
+        return np.asanyarray(values)
+    tensor = values.detach().cpu()
+    return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
 
 
 def check_shapes(scores: Scores, labels: Labels) -> None:

@@ -2,6 +2,9 @@
 
 Every rule here sees scores [N, K], how surely each cell is present, `presence` in [0, 1] [N, K] (0 and 1 where labels
 are known; an estimate from `uniform_choice` elsewhere), and which cells count, `known` [N, K].
+
+Cuts lie midway between neighbouring distinct scores, never on one: scores differ in their last digits from processor
+to processor, and a cut that equals a score would call it here and not there.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from plures.errors import PluresError
 from plures.metrics.thresholds import Floats
 
 Kind = Literal["f1", "precision", "recall", "tags"]
-NEVER = float(np.nextafter(1.0, 2.0))  # no probability reaches it
-LEAST = 1e-12  # every probability but an underflow reaches it
+NEVER = float("inf")  # no score reaches it
+ALWAYS = float("-inf")  # every score reaches it
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Objective:
 class Curve:
     """What each cut of one column of scores would do, from the highest to the lowest score that occurs.
 
-    cuts: the threshold, midway to the next score below (the lowest score itself at the end); called: how many cells
-    are tagged; hits: how many of them are present. positives: present in all.
+    cuts: the threshold, midway to the next score below (at the end as far below as the scores lie apart in the middle
+    of their order); called: how many cells are tagged; hits: how many of them are present. positives: present in all.
     """
 
     cuts: Floats
@@ -67,9 +70,10 @@ class Curve:
         order = np.argsort(-scores, kind="stable")
         ordered = scores[order]
         ends = np.flatnonzero(np.append(ordered[1:] < ordered[:-1], True)) if len(ordered) else np.empty(0, np.int64)
-        below = np.append(ordered[ends[1:]], ordered[-1:])
+        distinct = ordered[ends]
+        below = np.append(distinct[1:], distinct[-1:] - 2 * usual_gap(distinct))
         called: Floats = ends.astype(np.float64) + 1
-        return cls(between(ordered[ends], below), called, np.cumsum(presence[order])[ends], float(presence.sum()))
+        return cls(between(distinct, below), called, np.cumsum(presence[order])[ends], float(presence.sum()))
 
     def best_f1(self) -> float:
         """The highest cut of those with the largest F1 = 2 hits / (called + positives)."""
@@ -88,9 +92,15 @@ class Curve:
         return float(np.append(NEVER, self.cuts)[np.argmin(np.abs(called - count))])
 
 
+def usual_gap(ordered: Floats) -> float:
+    """The median distance of neighbours in distinct ordered scores [n]; 1 for fewer than two."""
+    return float(np.median(np.abs(np.diff(ordered)))) if len(ordered) > 1 else 1.0
+
+
 def between(high: Floats, low: Floats) -> Floats:
-    """Midway from `high` down to `low`, and never above `high` by rounding."""
-    return np.minimum(high, low + (high - low) / 2)
+    """Midway from `high` down to `low`, above `low` and not above `high` whatever the rounding."""
+    middle = low + (high - low) / 2
+    return np.where((middle > low) & (middle <= high), middle, high)
 
 
 def conformal_cut(scores: Floats, recall: float, weights: Floats | None = None) -> float:
@@ -148,8 +158,11 @@ class Pool:
         return Curve.of(self.scores[self.known], self.presence[self.known])
 
     def conformal_cut(self, recall: float) -> float:
+        """`conformal_cut` of the positives, lowered midway to the next score below, which calls no other known cell."""
         weights = None if self.weights is None else self.weights[self.positives]
-        return conformal_cut(self.scores[self.positives], recall, weights)
+        cut = conformal_cut(self.scores[self.positives], recall, weights)
+        curve = self.curve()
+        return cut if np.isnan(cut) else float(curve.cuts[np.searchsorted(-curve.cuts, -cut)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +185,7 @@ def choose(pool: Pool, objective: Objective, *, per_class: bool = True, match_pr
     """
     classes, value = pool.scores.shape[1], objective.value or 0.0
     common = _common(pool, objective)
-    common = LEAST if np.isnan(common) else max(common, LEAST)  # a recall that cannot be promised: call everything
+    common = ALWAYS if np.isnan(common) else common  # a recall that cannot be promised: call everything
     if not per_class:
         return Cuts(np.full(classes, common), np.zeros(classes, np.bool_))
     values, share = np.full(classes, np.nan), pool.share
@@ -190,7 +203,7 @@ def choose(pool: Pool, objective: Objective, *, per_class: bool = True, match_pr
             values[k] = curve.at_count(curve.positives) if match_priors else curve.best_f1()
     pooled = np.isnan(values)
     reason = "too few held-out positives for this recall" if objective.kind == "recall" else "no held-out positive"
-    return Cuts(np.where(pooled, common, np.maximum(values, LEAST)), pooled, reason)
+    return Cuts(np.where(pooled, common, values), pooled, reason)
 
 
 def _common(pool: Pool, objective: Objective) -> float:

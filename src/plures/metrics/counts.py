@@ -2,11 +2,13 @@
 
 Conventions. Two, by name:
 
-textbook  a ratio with denominator 0 is nan and its class is left out of the mean; the result says how many classes
-          each mean is over.
+textbook  a ratio with denominator 0 is nan and its class is left out of the mean. So are the precision and the F1 of a
+          class of which no image is known to be without it: no false call could be seen, every call would count as
+          right, and calling it everywhere would score 100. OP and OF1 pool the other classes only. Recall needs
+          positives alone and stays.
 mlgcn     as the evaluator of ML-GCN (Chen et al., CVPR 2019, arXiv 1904.03582), which later papers reuse: a class
           that is never predicted counts as one prediction (precision 0) in CP and in OP; a class without positives
-          makes CR and CF1 nan.
+          makes CR and CF1 nan. It is for complete labels, and counts a class that every image has.
 
 In both, CF1 is the harmonic mean of CP and CR (as in that paper), and `macro_f1` the mean of the classes' own F1
 (scikit-learn's "macro"). OF1 is scikit-learn's "micro" F1.
@@ -15,14 +17,17 @@ In both, CF1 is the harmonic mean of CP and CR (as in that paper), and `macro_f1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, check_shapes
+from plures.metrics.average_precision import Scores, arrays, check_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Convention = Literal["textbook", "mlgcn"]
 BLOCK_CELLS = 2**22  # cells of scores looked at together
@@ -96,7 +101,7 @@ def predict_tags(
     if top is None:
         return tags
     if top < 1:
-        raise PluresError(f"top-k wants k of 1 or more, got {top}")
+        raise PluresError(f"top-k needs k of 1 or more, got {top}")
     chosen = np.zeros(scores.shape, np.bool_)
     np.put_along_axis(chosen, best_classes(scores, top, among), True, axis=1)
     return tags & chosen if among is None else tags & chosen & among
@@ -111,14 +116,20 @@ def best_classes(scores: Scores, top: int, among: NDArray[np.bool_] | None = Non
     return np.argsort(ranked, axis=1, kind="stable")[:, :top]
 
 
-def count_tags(scores: Scores, labels: Labels, threshold: ArrayLike | None = 0.5, top: int | None = None) -> TagCounts:
+def count_tags(
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
+    threshold: ArrayLike | None = 0.5,
+    top: int | None = None,
+) -> TagCounts:
     """Count predicted tags against labels; arguments as `predict_tags`, unknown cells masked. Memory is bounded.
 
     Raises PluresError if the shapes differ or neither threshold nor top is given.
     """
+    scores, labels = arrays(scores, labels)
     check_shapes(scores, labels)
     if threshold is None and top is None:
-        raise PluresError("counting tags wants a threshold, a top-k, or both")
+        raise PluresError("counting tags needs a threshold, a top-k, or both")
     totals = np.zeros((5, labels.classes), np.int64)
     rows = max(1, BLOCK_CELLS // max(labels.classes, 1))
     for start in range(0, len(labels), rows):
@@ -131,25 +142,33 @@ def count_tags(scores: Scores, labels: Labels, threshold: ArrayLike | None = 0.5
     return TagCounts(hits, predicted, positives, known_cells, tagged, len(labels))
 
 
-def averages(counts: TagCounts, convention: Convention = "textbook") -> Averages:
-    """Precision, recall and F1 from counts, in a convention of this file's table."""
+def averages(counts: TagCounts, convention: Convention = "textbook", lost: Averages | None = None) -> Averages:
+    """Precision, recall and F1 from counts, in a convention of this file's table. lost: where a class has no value of
+    its own in these counts, because they are of a resample, its value on all images."""
     if convention not in ("textbook", "mlgcn"):
-        raise PluresError(f"unknown convention '{convention}'; there are: mlgcn, textbook")
+        raise PluresError(f"unknown convention '{convention}'; choose from: mlgcn, textbook")
     predicted, positives, hits = counts.predicted, counts.positives, counts.hits
+    judged = counts.known > positives  # [K]: where a false call would be seen
     if convention == "mlgcn":
-        predicted = np.maximum(predicted, 1)
-    precision, recall = _ratio(hits, predicted), _ratio(hits, positives)
-    f1 = _ratio(2 * hits, predicted + positives)
+        predicted, judged = np.maximum(predicted, 1), np.ones(len(hits), np.bool_)
+    precision, recall = np.where(judged, _ratio(hits, predicted), np.nan), _ratio(hits, positives)
+    f1 = np.where(judged, _ratio(2 * hits, predicted + positives), np.nan)
+    if lost is not None:
+        precision, recall, f1 = (
+            np.where(np.isnan(own), whole, own)
+            for own, whole in ((precision, lost.precision), (recall, lost.recall), (f1, lost.f1))
+        )
     mean = np.mean if convention == "mlgcn" else _mean_of_defined
     CP, CR = float(mean(precision)), float(mean(recall))
-    OP, OR = float(_ratio(hits.sum(), predicted.sum())), float(_ratio(hits.sum(), positives.sum()))
+    OR = float(_ratio(hits.sum(), positives.sum()))
+    all_hits, all_predicted, all_positives = (int(of[judged].sum()) for of in (hits, predicted, positives))
     return Averages(
         CP=CP,
         CR=CR,
         CF1=_harmonic(CP, CR),
-        OP=OP,
+        OP=float(_ratio(all_hits, all_predicted)),
         OR=OR,
-        OF1=float(_ratio(2 * hits.sum(), predicted.sum() + positives.sum())),
+        OF1=float(_ratio(2 * all_hits, all_predicted + all_positives)),
         macro_f1=_mean_of_defined(f1),
         precision=precision,
         recall=recall,

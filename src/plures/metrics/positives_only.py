@@ -21,9 +21,9 @@ from scipy.stats import norm
 
 from plures.files import writing
 from plures.labels import Labels
-from plures.metrics.report import LabelsKind, kind_of, percent
+from plures.metrics.report import Estimates, LabelsKind, kind_of, percent
 from plures.metrics.thresholds import Floats
-from plures.metrics.uniform_choice import fit_uniform_choice, most_tags
+from plures.metrics.uniform_choice import ASSUMES, fit_uniform_choice, most_tags
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class PositivesReport:
     labels: what the evaluation saw of them; images: those with an observed positive; map: estimated mean AP over the
     classes with an observed positive; map_low: the same if nothing were present but what was observed; map_high: if
     images had `tags_most` labels on average, more than which these ranks do not allow, and those not observed were
-    the highest scores of their classes; tags_estimated: labels an image;
-    tags_predicted: tags an image at the thresholds; macro_f1, micro_f1: estimates at the thresholds; likelihood: mean
+    the highest scores of their classes; tags_estimated: labels per image;
+    tags_predicted: tags per image at the thresholds; precision (of all cells together), macro_f1, micro_f1: estimates
+    at the thresholds; likelihood: mean
     log chance of the observed labels, for comparing models on the same images.
     """
 
@@ -63,12 +64,19 @@ class PositivesReport:
     tags_estimated: float
     tags_most: float
     tags_predicted: float
+    precision: float
     macro_f1: float
     micro_f1: float
     likelihood: float
     level: float
     left_out: dict[str, str]
     per_class: tuple[ClassEstimate, ...]
+
+    @property
+    def estimates(self) -> Estimates:
+        """The same in short, as a Report shows it."""
+        numbers = (self.map, self.precision, self.micro_f1, self.tags_predicted, self.tags_estimated)
+        return Estimates(*numbers, self.tags_most, self.images, ASSUMES)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: nan becomes None."""
@@ -89,10 +97,11 @@ class PositivesReport:
         table.add_row("images", f"{self.images:,}", self.labels)
         span = f"{percent(self.map)}  between {percent(self.map_low)} and {percent(self.map_high)}"
         table.add_row("mAP (plain)", span, estimate)
+        table.add_row("precision", percent(self.precision), estimate)
         table.add_row("macro / micro F1", f"{percent(self.macro_f1)} / {percent(self.micro_f1)}", estimate)
         tags = f"{self.tags_predicted:.2f} predicted, {self.tags_estimated:.2f} present"
-        table.add_row("tags an image", tags, estimate)
-        table.add_row("tags an image, at most", f"{self.tags_most:.2f}", self.labels)
+        table.add_row("tags per image", tags, estimate)
+        table.add_row("tags per image, at most", f"{self.tags_most:.2f}", self.labels)
         if self.left_out:
             names = ", ".join(self.left_out)
             table.add_row("left out", f"{names}: no held-out positive", self.labels)
@@ -147,6 +156,7 @@ def evaluate_positives(
         tags_estimated=float(presence.sum(1).mean()),
         tags_most=most,
         tags_predicted=float(tagged.sum(1).mean()),
+        precision=float(hits.sum() / called.sum()) if called.any() else float("nan"),
         macro_f1=_mean(f1),
         micro_f1=float(2 * hits.sum() / (called.sum() + present.sum())),
         likelihood=curve.likelihood,

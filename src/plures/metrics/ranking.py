@@ -2,21 +2,26 @@
 
 Convention `mlspl` is that of the code of Cole et al. 2021 (Multi-Label Learning from Single Positive Labels, arXiv
 2106.09708): an image without a present label counts as 0 in every mean. `textbook` leaves such images out of recall
-and of the share of hits, where they have no meaning; their precision is 0 and counts.
+and of the share of hits, where they have no meaning; their precision is 0 and counts. It also leaves out images of
+which no class is known to be absent: their best-ranked known classes are present whatever the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, check_shapes
+from plures.metrics.average_precision import Scores, arrays, check_shapes
 from plures.metrics.counts import BLOCK_CELLS, best_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Ranking:
 
 
 def ranking(
-    scores: Scores,
-    labels: Labels,
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
     ks: Sequence[int] = (1, 3, 5),
     convention: Literal["textbook", "mlspl"] = "textbook",
 ) -> list[Ranking]:
@@ -46,19 +51,22 @@ def ranking(
     by the number of its known classes, whichever is less (an image without a known class is left out of it).
     Raises PluresError for a k below 1 or shapes that differ.
     """
+    scores, labels = arrays(scores, labels)
     check_shapes(scores, labels)
     if convention not in ("textbook", "mlspl"):
-        raise PluresError(f"unknown convention '{convention}'; there are: mlspl, textbook")
+        raise PluresError(f"unknown convention '{convention}'; choose from: mlspl, textbook")
     if min(ks, default=1) < 1:
-        raise PluresError(f"precision at k wants k of 1 or more, got {min(ks)}")
+        raise PluresError(f"precision at k needs k of 1 or more, got {min(ks)}")
     hits, positives, known = _per_image(scores, labels, max(ks, default=1))
-    some = positives > 0
-    counted = some if convention == "textbook" else np.ones(len(labels), np.bool_)
+    some, fallible = positives > 0, known > positives
+    if convention == "mlspl":
+        fallible = np.ones(len(labels), np.bool_)
+    counted = some & fallible if convention == "textbook" else fallible
     results = []
     for k in ks:
         found = hits[:, min(k, hits.shape[1]) - 1] if hits.shape[1] else np.zeros(len(labels))
         asked = np.minimum(k, known)
-        judged = asked > 0
+        judged = (asked > 0) & fallible
         results.append(
             Ranking(
                 k=k,

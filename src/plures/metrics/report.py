@@ -10,20 +10,25 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
 from plures.labels import Labels
-from plures.metrics.average_precision import Scores, average_precision
+from plures.metrics.average_precision import Scores, arrays, average_precision, cannot_fail
 from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAR = 1.5  # times as many tags as there are, or as few: worth a warning
 LabelsKind = Literal["complete", "partial", "single-positive"]
 
 
@@ -42,6 +47,25 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Estimates:
+    """What the labels known to be present say of those that nobody wrote down, as far as `assumes` holds.
+
+    map, precision, f1: in [0, 1], precision and f1 of all cells together at the thresholds; tags_called,
+    tags_present: per image on average; tags_most: more than so many the ranks of the labels do not allow, whatever is
+    assumed; images: those with a present label, on which the estimates rest.
+    """
+
+    map: float
+    precision: float
+    f1: float
+    tags_called: float
+    tags_present: float
+    tags_most: float
+    images: int
+    assumes: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What an evaluation found.
 
@@ -51,6 +75,7 @@ class Report:
     nothing known to be absent); classes_scored: how many; left_out: the others' names, each with the reason.
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
     an image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
+    estimates: where labels are not complete, else None; warning: for people, or nothing.
     """
 
     definition: str
@@ -64,6 +89,8 @@ class Report:
     tags_predicted: float
     tags_true: float
     per_class: tuple[ClassResult, ...]
+    estimates: Estimates | None = None
+    warning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: nan becomes None; `unit` says that values are fractions."""
@@ -81,8 +108,10 @@ class Report:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
         """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is no report."""
-        values = {f.name: _with_nan(stored[f.name]) for f in fields(cls)}
-        report = read_as(cls, values | ({} if stored["interval"] else {"interval": None}))
+        since_0_2 = {"estimates": None, "warning": ""}
+        values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
+        values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
+        report = read_as(cls, values)
         if not set(AVERAGES) <= set(report.averages):
             raise ValueError(f"averages of {', '.join(report.averages)}")
         return report
@@ -98,41 +127,56 @@ class Report:
             raise PluresError(f"{path}: not a report ({error})") from None
 
     def render(self) -> Group:
-        """Two tables for the terminal, in percent: the whole, and the classes."""
-        return Group(self._summary(), self._classes())
+        """Two tables for the terminal, in percent: the whole, and the classes; what is undefined has no place there.
+        A warning comes last."""
+        warning = [Text(f"Warning: {self.warning}", style="yellow")] if self.warning else []
+        return Group(self._summary(), self._classes(), *warning)
 
     def _summary(self) -> Table:
         table = Table(title="Evaluation (percent)", show_header=False)
         interval = ""
         if self.interval is not None:
             interval = f"  [{percent(self.interval.low)}, {percent(self.interval.high)}] at {self.interval.level:.0%}"
-        rows = {
-            f"mAP ({self.definition})": percent(self.map) + interval,
-            "classes scored": f"{self.classes_scored} of {len(self.per_class)}",
-            "images": f"{self.images:,} ({self.labels} labels)",
-            "CP / CR / CF1": " / ".join(percent(self.averages[name]) for name in ("CP", "CR", "CF1")),
-            "OP / OR / OF1": " / ".join(percent(self.averages[name]) for name in ("OP", "OR", "OF1")),
-            "tags an image": f"{self.tags_predicted:.2f} predicted, {self.tags_true:.2f} labelled present",
-        }
+        rows = {"images": f"{self.images:,} ({self.labels} labels)"}
+        if self.classes_scored:
+            rows[f"mAP ({self.definition})"] = percent(self.map) + interval
+            rows["classes scored"] = f"{self.classes_scored} of {len(self.per_class)}"
+        for names in (("CP", "CR", "CF1"), ("OP", "OR", "OF1")):
+            defined = [name for name in names if not math.isnan(self.averages[name])]
+            if defined:
+                rows[" / ".join(defined)] = " / ".join(percent(self.averages[name]) for name in defined)
+        tags = f"{self.tags_predicted:.2f} called, {self.tags_true:.2f} labelled present"
+        if (e := self.estimates) is not None:
+            rows["estimated mAP"] = percent(e.map)
+            rows["estimated precision / F1"] = f"{percent(e.precision)} / {percent(e.f1)}"
+            tags += f", about {e.tags_present:.2f} estimated there (at most {e.tags_most:.2f})"
+        rows["tags per image"] = tags
         if self.left_out:
-            rows["left out"] = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            rows["not scored"] = spell_left_out(self.left_out)
+        if e is not None:
+            rows["estimates assume"] = e.assumes
         for name, value in rows.items():
             table.add_row(name, value)
         return table
 
     def _classes(self) -> Table:
         table = Table("class", title="Classes (percent)")
-        for name in ("AP", "precision", "recall", "F1", "positives", "known"):
+        measures = {"AP": "average_precision", "precision": "precision", "recall": "recall", "F1": "f1"}
+        shown = {
+            name: attribute for name, attribute in measures.items()
+            if not all(math.isnan(getattr(c, attribute)) for c in self.per_class)
+        }  # fmt: skip
+        for name in (*shown, "positives", "known"):
             table.add_column(name, justify="right")
         for c in self.per_class:
-            values = [percent(value) for value in (c.average_precision, c.precision, c.recall, c.f1)]
+            values = [percent(getattr(c, attribute)) for attribute in shown.values()]
             table.add_row(c.name, *values, f"{c.positives:,}", f"{c.known:,}")
         return table
 
 
 def evaluate_scores(
-    scores: Scores,
-    labels: Labels,
+    scores: Scores | Tensor,
+    labels: Labels | NDArray[Any] | Tensor,
     classes: tuple[str, ...],
     definition: str = "plain",
     threshold: ArrayLike = 0.5,
@@ -140,23 +184,26 @@ def evaluate_scores(
     seed: int = 0,
     logits: bool = False,
 ) -> Report:
-    """Judge scores [N, K] by labels [N, K] of the named classes.
+    """Judge scores [N, K] by labels [N, K] of the named classes: arrays or tensors; labels as Labels or codes.
 
     threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
     for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
-    A class without a known positive is left out of the mean, and so is one of which nothing is known but
-    positives: any scores would rank it perfectly. (A definition that gives the former 0 keeps them in.)
+    A class without a known positive is left out of the mean, and so is one without a known negative: any scores
+    would rank it perfectly, and its precision and F1 are nan as well. (Definitions of published codes keep in what
+    those codes count.)
     Raises PluresError if shapes or names disagree.
     """
+    scores, labels = arrays(scores, labels)
     if len(classes) != labels.classes:
         raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
     cut = np.asarray(threshold, np.float64)
     counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut)
     at_threshold = averages(counts)
-    only_positives = (counts.positives == counts.known) & (counts.known < len(labels)) & (counts.positives > 0)
-    per_class = np.where(only_positives, np.nan, average_precision(scores, labels, definition))
+    certain = cannot_fail(labels, definition)
+    per_class = np.where(certain, np.nan, average_precision(scores, labels, definition))
     scored = ~np.isnan(per_class)
-    reasons = np.where(only_positives, "nothing known to be absent", "no known positive")
+    everywhere = np.where(counts.known < len(labels), "nothing known to be absent", "every image has it")
+    reasons = np.where(certain, everywhere, "no known positive")
     return Report(
         definition=definition,
         map=float(per_class[scored].mean()) if scored.any() else float("nan"),
@@ -193,6 +240,32 @@ def kind_of(labels: Labels) -> LabelsKind:
     return "single-positive" if single else "partial"
 
 
+def spell_left_out(left_out: dict[str, str], most: int = 5) -> str:
+    """Which classes were not scored and why, each reason once: `3 classes (a, b, c): no known positive`."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{len(of)} {'class' if len(of) == 1 else 'classes'}"
+        f" ({', '.join(of[:most])}{', ...' if len(of) > most else ''}): {reason}"
+        for reason, of in names.items()
+    )
+
+
+def too_many_or_few(called: float, labelled: float, estimated: float | None, complete: bool) -> str:
+    """A warning where a model calls far more tags per image than there are, as far as can be said, or far fewer than
+    are labelled, with what to do; or nothing. estimated: None where nothing was estimated."""
+    how = " --from clean" if complete else ""
+    most = labelled if complete else estimated
+    if most and called > FAR * most:
+        there = f"{most:.2f} are there" if complete else f"about {most:.2f} are estimated to be there"
+    elif labelled > FAR * called:
+        there = f"{labelled:.2f} are labelled"
+    else:
+        return ""
+    return f"it calls {called:.2f} tags per image where {there}; thresholds that fit: plures thresholds RUN{how}"
+
+
 def percent(fraction: float) -> str:
     """A fraction as percent with one decimal, a dash for nan."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f}"
@@ -202,11 +275,7 @@ def _interval(
     scores: Scores, labels: Labels, scored: NDArray[np.bool_], definition: str, resamples: int, seed: int
 ) -> Interval | None:
     """The interval of the mean over the classes scored; None if none was asked for or nothing was scored."""
-    if resamples == 0 or not scored.any():
-        return None
-    if not scored.all():
-        scores, labels = scores[:, scored], Labels(labels.values[:, scored])
-    return bootstrap_map(scores, labels, definition, resamples, seed)
+    return bootstrap_map(scores, labels, definition, resamples, seed) if resamples and scored.any() else None
 
 
 def _mean(counts: NDArray[np.int64], images: int) -> float:

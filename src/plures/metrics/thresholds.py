@@ -1,10 +1,16 @@
-"""The noun Thresholds: from which probability on each class is called a tag, how probabilities are made of logits,
-and what the choice assumes and guarantees. Saved with a run as `thresholds.json`."""
+"""The noun Thresholds: from where on each class is called a tag, how probabilities are made of logits, and what the
+choice assumes and guarantees. Saved with a run as `thresholds.json`.
+
+One rule everywhere: a class is called where the model's logit, a float32, is not below the class's cut, a float32. The
+calibrated probability that belongs to a cut is for people. Probabilities are never compared: they round (all logits
+above 17 are 1 in float32), and curves of a calibration have flat stretches.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +21,11 @@ from plures.errors import PluresError
 from plures.files import parse_json, writing
 
 THRESHOLDS = "thresholds.json"
+NEVER = float(np.nextafter(1.0, 2.0))  # stands where no probability is enough
+LEAST = 1e-12  # the lowest threshold that is shown, where every logit is enough
+EDITED = 1e-6  # a saved probability further than this from that of its cut was changed by hand
 Floats = NDArray[np.float64]
+Cuts = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +45,41 @@ class Calibration:
         """Logits [N, K] -> probabilities [N, K]."""
         logits = np.asarray(logits, np.float64)
         if self.kind == "affine":
-            assert self.scale is not None
-            assert self.offset is not None
-            return sigmoid(logits * self.scale + self.offset)
+            return sigmoid(self.comparable(logits))
         return np.stack([np.interp(logits[:, k], x, y) for k, (x, y) in enumerate(self.points)], axis=1)
+
+    def _line(self) -> tuple[Floats, Floats]:
+        assert self.scale is not None
+        assert self.offset is not None
+        return self.scale, self.offset
+
+    def comparable(self, logits: NDArray[np.floating]) -> Floats:
+        """Logits [N, K] -> scores [N, K] that can be compared between classes: the calibrated logits of an affine
+        calibration (which never tie where logits differ), the probabilities of an isotonic one."""
+        if self.kind == "affine":
+            scale, offset = self._line()
+            return np.asarray(np.asarray(logits, np.float64) * scale + offset)
+        return self(logits)
+
+    def logits_at(self, scores: Floats) -> Floats:
+        """The least logit [K] whose `comparable` score is this [K] or more: infinity for never."""
+        if self.kind == "affine":
+            scale, offset = self._line()
+            return np.asarray((scores - offset) / scale)
+        return np.array([_reaches(x, y, value) for (x, y), value in zip(self.points, scores, strict=True)])
+
+    def logits_of(self, probabilities: Floats) -> Floats:
+        """The least logit [K] whose calibrated probability is this [K] or more: infinity for never."""
+        return self.logits_at(logit(probabilities) if self.kind == "affine" else probabilities)
 
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """A probability in (0, 1] for each of K classes: a tag is called from it on (1 and a bit: never called).
+    """For each of K classes the logit from which on it is called, and the same as a probability for people.
 
-    values [K] are on the calibrated probabilities. method: how they were chosen; objective: for what; assumes and
-    guarantees: a sentence each, for people.
+    values [K]: calibrated probabilities in (0, 1] (NEVER, 1 and a bit: never called). cuts: float32 [K], on the logits
+    before calibration, infinity: never called; made of the values unless given. method: how they were chosen;
+    objective: for what; assumes and guarantees: a sentence each, for people.
     """
 
     classes: tuple[str, ...]
@@ -56,31 +89,25 @@ class Thresholds:
     assumes: str
     guarantees: str
     calibration: Calibration | None = None
+    cuts: Cuts = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def __post_init__(self) -> None:
+        if self.cuts.shape != self.values.shape:
+            c = self.calibration
+            cuts = logit(self.values) if c is None else c.logits_of(self.values)
+            object.__setattr__(self, "cuts", cuts.astype(np.float32))
 
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Logits [N, K] -> calibrated probabilities [N, K]."""
         return sigmoid(logits) if self.calibration is None else self.calibration(logits)
 
-    def tags(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Calibrated probabilities [N, K] -> which tags are called, [N, K]."""
-        return np.asarray(probabilities >= self.values)
-
-    def cut_logits(self) -> Floats:
-        """The logit from which each class is called, [K]: minus infinity for always, infinity for never."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            at = np.where(self.values > 1, np.inf, np.log(self.values) - np.log1p(-self.values))
-        c = self.calibration
-        if c is None:
-            return np.asarray(at)
-        if c.kind == "affine":
-            assert c.scale is not None
-            assert c.offset is not None
-            return np.asarray((at - c.offset) / c.scale)
-        return np.array([_reaches(x, y, value) for (x, y), value in zip(c.points, self.values, strict=True)])
+    def called(self, logits: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Logits [..., K], before calibration -> which tags are called, [..., K]."""
+        return np.asarray(np.asarray(logits, np.float32) >= self.cuts)
 
     @classmethod
     def constant(cls, classes: tuple[str, ...], value: float = 0.5) -> Thresholds:
-        """One threshold for every class, as given."""
+        """One threshold for every class, as given: a probability."""
         return cls(classes, np.full(len(classes), value), "given", "none", "nothing", "nothing")
 
     def save(self, folder: str | Path) -> None:
@@ -90,9 +117,8 @@ class Thresholds:
             c = self.calibration
             calibration = {"kind": c.kind}
             if c.kind == "affine":
-                assert c.scale is not None
-                assert c.offset is not None
-                calibration |= {"scale": c.scale.tolist(), "offset": c.offset.tolist()}
+                scale, offset = c._line()
+                calibration |= {"scale": scale.tolist(), "offset": offset.tolist()}
             else:
                 calibration["points"] = [[x.tolist(), y.tolist()] for x, y in c.points]
         stored = {
@@ -101,6 +127,7 @@ class Thresholds:
             "assumes": self.assumes,
             "guarantees": self.guarantees,
             "thresholds": dict(zip(self.classes, self.values.tolist(), strict=True)),
+            "cut_logits": dict(zip(self.classes, map(_spelled, self.cuts.tolist()), strict=True)),
             "calibration": calibration,
         }
         with writing(Path(folder) / THRESHOLDS) as temporary:
@@ -110,7 +137,8 @@ class Thresholds:
     def load(cls, folder: str | Path, classes: tuple[str, ...]) -> Thresholds | None:
         """The thresholds saved in a run folder, in the order of these classes; None where there are none.
 
-        Raises PluresError if the file is damaged or made for other classes.
+        Where a probability was changed by hand, it counts, and its cut follows; so it does in files of plures 0.1,
+        which have no cuts. Raises PluresError if the file is damaged or made for other classes.
         """
         path = Path(folder) / THRESHOLDS
         if not path.is_file():
@@ -124,8 +152,14 @@ class Thresholds:
             values = np.array([stored["thresholds"][name] for name in classes], np.float64)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise ValueError("a threshold is a number above 0")
-            words = {name: str(stored[name]) for name in ("method", "objective", "assumes", "guarantees")}
-            return cls(classes, values, calibration=_read_calibration(stored["calibration"], order), **words)
+            method, objective, *told = (str(stored[n]) for n in ("method", "objective", "assumes", "guarantees"))
+            calibration = _read_calibration(stored["calibration"], order)
+            given = cls(classes, values, method, objective, told[0], told[1], calibration)
+            if "cut_logits" not in stored:
+                return given
+            cuts = np.array([_read_cut(stored["cut_logits"][name]) for name in classes], np.float32)
+            edited = np.abs(probabilities_at(cuts, calibration) - values) > EDITED
+            return replace(given, cuts=np.where(edited, given.cuts, cuts).astype(np.float32))
         except OSError as error:
             raise PluresError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -163,6 +197,30 @@ def _reaches(x: Floats, y: Floats, value: float) -> float:
     if j == 0:
         return float("-inf")
     return float(x[j - 1] + (value - y[j - 1]) / (y[j] - y[j - 1]) * (x[j] - x[j - 1]))
+
+
+def _spelled(cut: float) -> float | str:
+    """A cut as JSON has it."""
+    return cut if math.isfinite(cut) else "never" if cut > 0 else "always"
+
+
+def _read_cut(stored: float | str) -> float:
+    cut = {"never": math.inf, "always": -math.inf}[stored] if isinstance(stored, str) else float(stored)
+    if math.isnan(cut):
+        raise ValueError("a cut is a number, 'never' or 'always'")
+    return cut
+
+
+def probabilities_at(cuts: Cuts, calibration: Calibration | None) -> Floats:
+    """The calibrated probability at each cut [K], in (0, 1], and NEVER for an infinite one."""
+    at = sigmoid(cuts) if calibration is None else calibration(cuts[None])[0]
+    return np.asarray(np.where(np.isposinf(cuts), NEVER, np.maximum(at, LEAST)))
+
+
+def logit(probabilities: Floats) -> Floats:
+    """Probabilities -> logits; more than 1 is infinity."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(probabilities > 1, np.inf, np.log(probabilities) - np.log1p(-probabilities)))
 
 
 def sigmoid(logits: NDArray[np.floating]) -> Floats:

@@ -27,6 +27,7 @@ from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.thresholds import Floats, sigmoid
 
+ASSUMES = "the tag of an image was picked evenly among its labels, which are independent given the model's scores"
 NODES = 16  # Gauss-Legendre nodes for the integral: exact up to 32 classes, and for a few labels of any number
 CELLS = 2**20  # of rows x nodes x classes looked at together
 FIT_ROWS, FIT_CELLS = 4000, 400_000  # more hardly move the curve; the posterior is taken for all rows

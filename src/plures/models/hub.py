@@ -7,6 +7,7 @@ it is code.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 import plures
 from plures.errors import PluresError, WorkFailed
 from plures.files import writing
+from plures.models.hub_access import hub_or_cache
 from plures.models.model import CARD, SPEC, WEIGHTS, Model, load, save
 
 README, THRESHOLDS = "README.md", "thresholds.json"
@@ -93,8 +95,10 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool | None = None, t
     Raises PluresError if the folder holds no model, WorkFailed if the hub refuses or cannot be reached.
     """
     model = HubModel.read(run)
+    say = "Model trained with plures"
     try:
-        return str(model.push_to_hub(repo_id, private=private, token=token, commit_message="Model trained with plures"))
+        with hub_or_cache():
+            return str(model.push_to_hub(repo_id, private=private, token=token, commit_message=say))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorkFailed(f"{repo_id}: not uploaded: {_first_line(error)}") from None
 
@@ -105,9 +109,10 @@ def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = N
     revision: a branch, tag or commit. Raises PluresError if there is no such model, or if it is none of plures.
     """
     try:
-        return HubModel.from_pretrained(str(repo_id), revision=revision, token=token)
+        with nullcontext() if Path(repo_id).is_dir() else hub_or_cache():
+            return HubModel.from_pretrained(str(repo_id), revision=revision, token=token)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise PluresError(f"{repo_id}: no model could be had: {_first_line(error)}") from None
+        raise PluresError(f"{repo_id}: no model found: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

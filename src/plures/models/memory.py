@@ -14,20 +14,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from plures.errors import WorkFailed
+from plures.errors import WorkFailed, out_of_memory
 from plures.models.output import Output
 
 T = TypeVar("T")
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out: CUDA's own, Python's, and torch's on CPU and MPS, known by text."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in text for words in ("allocate memory", "not enough memory", "out of memory")
-    )
 
 
 class Halving(Generic[T]):

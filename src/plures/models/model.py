@@ -20,6 +20,7 @@ from plures.models.parts import Embedder, Head, embedders, heads
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 CARD = "model_card.md"  # beside them in a run folder; README.md in a repository on a hub
+FORMAT = 1  # of model.json: raised whenever an older plures would misread it
 STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
 
 
@@ -129,6 +130,7 @@ def save(model: Model, folder: str | Path) -> None:
 def described(model: Model) -> dict[str, Any]:
     """What `model.json` says: everything that the model is but its weights."""
     return {
+        "format": FORMAT,
         "plures": plures.__version__,
         "classes": list(model.classes),
         "parts": asdict(model.parts),
@@ -164,11 +166,16 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
     """What `model.json` says. Raises PluresError if it is missing or not as `save` writes it."""
     try:
         spec = parse_json(path.read_text(encoding="utf-8"))
+        if int(spec.get("format", 1)) > FORMAT:
+            raise PluresError(
+                f"{path}: written by plures {spec.get('plures', '')} in format {spec['format']}, and this is plures"
+                f" {plures.__version__}, which reads formats up to {FORMAT}; upgrade with `pip install -U plures`"
+            )
         parts, shown = read_as(Parts, spec["parts"]), read_as(Preprocessing, spec["preprocessing"])
         embedders.refuse_import(parts.embedder, str(path))
         heads.refuse_import(parts.head, str(path))
         return parts, read_as(tuple[str, ...], spec["classes"]), shown
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PluresError(f"{path} is no model description ({type(error).__name__}: {error})") from None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from plures.errors import WorkFailed
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ class Output:
     def has(self, need: str) -> bool:
         """Whether the head gave this field ("embeddings", "attention", "region_logits")."""
         return getattr(self, need) is not None
+
+
+def checked_logits(logits: Tensor) -> NDArray[np.float32]:
+    """Logits [B, K] as every score, tag and table is made of them. Raises WorkFailed if the model gave nan."""
+    values: NDArray[np.float32] = logits.float().cpu().numpy()
+    bad = int(np.isnan(values).any(-1).sum())
+    if bad:
+        raise WorkFailed(
+            f"the model gives nan (no number) for {bad:,} of {len(values):,} images: its weights are damaged or its"
+            " training diverged; train again, with a smaller lr or clip=1"
+        )
+    return values
 
 
 def grid_boxes(rows: int, columns: int, device: torch.device | None = None) -> Tensor:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import timm
-from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.norm_act import freeze_batch_norm_2d
@@ -19,6 +14,7 @@ from timm.utils.model import freeze
 from torch import Tensor, nn
 
 from plures.errors import PluresError, did_you_mean
+from plures.models.hub_access import hub_or_cache
 from plures.models.output import Tokens, grid_boxes
 from plures.models.parts import embedders
 
@@ -105,7 +101,7 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
         options.setdefault("img_size", image_size)
     if not pretrained:
         return timm.create_model(name, num_classes=0, **options)
-    with fail_fast_offline():
+    with hub_or_cache():
         try:
             return timm.create_model(name, pretrained=True, num_classes=0, **options)
         except OSError as error:
@@ -113,24 +109,6 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
                 f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
                 " once, or give embedder.weights=FILE.safetensors, or train from scratch with embedder.pretrained=false"
             ) from error
-
-
-@contextmanager
-def fail_fast_offline() -> Iterator[None]:
-    """Tell the hub's client at once when its server cannot be reached: its own retries take most of a minute."""
-    address = urlsplit(hub.ENDPOINT)
-    before = hub.HF_HUB_OFFLINE
-    if not before and not any(
-        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    ):
-        try:
-            socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
-        except OSError:
-            hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 def load_weights(backbone: nn.Module, name: str, path: Path) -> None:

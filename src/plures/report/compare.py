@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from plures.errors import PluresError
@@ -14,10 +16,13 @@ from plures.files import writing
 from plures.metrics.intervals import Interval
 from plures.metrics.report import percent
 from plures.report import figures
-from plures.report.measures import difference
+from plures.report.measures import Measure, difference
 from plures.report.page import KINDS, Fig, honest, render, spell_difference, spell_interval, spell_measure
-from plures.report.scored import Scored, score_run
+from plures.report.scored import Scored, scored
+from plures.training.evaluate import Judged, judged, match_classes
+from plures.training.photos import Photos, contents, log
 from plures.training.probabilities import read_probabilities
+from plures.training.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +38,52 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[str | Path], split: str = "test", resamples: int = 200, skip_bad: bool = False
+    paths: Sequence[str | Path], split: str | None = None, resamples: int = 200, skip_bad: bool = False
 ) -> Comparison:
-    """Score runs on a split. Raises PluresError for fewer than two, and for runs whose classes, images or labels of
-    that split differ: their numbers do not measure the same."""
+    """Score runs on a split of their own data; None: test where a run has one, else val. Photographs that any of the
+    runs was trained on are left out of all. Raises PluresError for fewer than two, and for runs whose classes, images
+    or labels of that split differ: their numbers do not measure the same."""
     folders = list(dict.fromkeys(Path(path).resolve() for path in paths))
     if len(folders) < 2:
-        raise PluresError(f"comparing wants two runs or more, got {len(folders)}")
+        raise PluresError(f"comparing needs two runs or more, got {len(folders)}")
     names = _short(folders)
-    runs = tuple(score_run(folder, split, resamples, skip_bad) for folder in folders)
-    first = runs[0]
-    for name, run in zip(names[1:], runs[1:], strict=True):
-        _refuse_other(names[0], first, name, run)
-    return Comparison(names, runs)
+    runs = [Run(folder) for folder in folders]
+    rows = _judged_by_all(names, runs, [judged(run, None, split, {}, skip_bad) for run in runs])
+    found = tuple(scored(run, here, resamples) for run, here in zip(runs, rows, strict=True))
+    for name, run in zip(names[1:], found[1:], strict=True):
+        _refuse_other(names[0], found[0], name, run)
+    return Comparison(names, found)
+
+
+def _judged_by_all(names: Sequence[str], runs: Sequence[Run], rows: Sequence[Judged]) -> list[Judged]:
+    """The same photographs for every run, in one order: those that any of them is judged on, that all of them have
+    and that none was trained on."""
+    now = [contents(here.dataset) for here in rows]
+    whole = [contents(here.dataset if here.own is None else here.own) for here in rows]
+    known = [photos for run in runs if (photos := Photos.load(run.path)) is not None]
+    wanted = list(dict.fromkeys(np.concatenate(now).tolist()))
+    left = (
+        set(wanted).intersection(*(one.tolist() for one in whole)).difference(*(one.trained.tolist() for one in known))
+    )
+    if len(left) == len(wanted) and all(np.array_equal(now[0], other) for other in now[1:]):
+        return list(rows)
+    if not left:
+        raise PluresError(
+            f"{' and '.join(names)} have no photograph in common that none of them was trained on: nothing can be"
+            " compared"
+        )
+    chosen = [one for one in wanted if one in left]
+    log.warning(
+        f"compared on {len(chosen):,} photographs; left out {len(wanted) - len(chosen):,} that one of the runs was"
+        " trained on or does not have"
+    )
+    found = []
+    for here, all_rows in zip(rows, whole, strict=True):
+        at = {one: row for row, one in reversed(list(enumerate(all_rows.tolist())))}
+        data = here.dataset if here.own is None else here.own
+        dataset = match_classes(data.take([at[one] for one in chosen]), here.dataset.classes)
+        found.append(replace(here, dataset=dataset))
+    return found
 
 
 def _refuse_other(name: str, first: Scored, other: str, run: Scored) -> None:
@@ -71,12 +109,22 @@ def render_terminal(c: Comparison) -> Table:
     for name in c.names:
         table.add_column(name, justify="right", overflow="fold")
     gaps = [c.differences(i) for i in range(1, len(c.runs))]
-    for row, measure in enumerate(c.runs[0].measures):
+    for row, measure in _defined(c):
         cells = [spell_measure(measure)]
         for run, differences in zip(c.runs[1:], gaps, strict=True):
             cells.append(f"{spell_measure(run.measures[row])}  {spell_difference(differences[row], measure.unit)}")
         table.add_row(measure.name, *cells)
+    if (estimates := c.runs[0].report.estimates) is not None:
+        table.caption = f"estimated: if {estimates.assumes}"
     return table
+
+
+def _defined(c: Comparison) -> list[tuple[int, Measure]]:
+    """The first run's measures by their place, without those that no run has a value of."""
+    return [
+        (row, measure) for row, measure in enumerate(c.runs[0].measures)
+        if not all(math.isnan(run.measures[row].value) for run in c.runs)
+    ]  # fmt: skip
 
 
 def write_comparison(c: Comparison, out: str | Path) -> None:
@@ -93,7 +141,7 @@ def _context(c: Comparison) -> dict[str, Any]:
     first = c.runs[0]
     gaps = [c.differences(i) for i in range(1, len(c.runs))]
     rows = []
-    for row, measure in enumerate(first.measures):
+    for row, measure in _defined(c):
         others = [
             (run.measures[row], spell_difference(d[row], measure.unit), _verdict(d[row]))
             for run, d in zip(c.runs[1:], gaps, strict=True)

@@ -18,7 +18,7 @@ from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.errors import PluresError
 from plures.experiment import Experiment
-from plures.files import writing
+from plures.files import mark_folder, refuse_folder, writing
 from plures.inference.heatmaps import overlay, paint, region_weights
 from plures.inference.predict import predict
 from plures.metrics.report import Report
@@ -55,10 +55,12 @@ ROWS = (
 def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) -> Path:
     """Train, evaluate, predict and draw into `out`; prints one table. Returns the page's path.
 
-    Raises PluresError if `out` holds a demo already.
+    Raises PluresError if `out` holds a demo already, or anything else.
     """
     if any((out / row.folder).exists() for row in ROWS):
         raise PluresError(f"{out} already holds a demo; remove it or choose another --out")
+    refuse_folder(out, "demo")
+    mark_folder(out, "demo")
     data = {"name": "scenes", "train": images, "val": 500, "test": 1000}
     dataset = read("scenes", train=images, val=500, test=1000)
     test = dataset.split("test")

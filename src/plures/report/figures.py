@@ -168,7 +168,9 @@ def against_frequency(
 
 def co_occurrences(labels: Labels, tags: NDArray[np.bool_], classes: Sequence[str]) -> tuple[str, float] | None:
     """Which classes come together, in the labels and as predicted, for the most frequent ones; and the correlation of
-    the two over all pairs of those. None below two classes that occur."""
+    the two over all pairs of those. None where no image has two labels known to be present."""
+    if not (labels.present.sum(1) > 1).any():
+        return None
     images = labels.present.sum(0)
     most = np.argsort(-images, kind="stable")[: min(MOST_CLASSES, int((images > 0).sum()))]
     if len(most) < 2:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from plures.labels import Labels
 from plures.metrics.average_precision import Scores
 from plures.metrics.counts import TagCounts, averages, best_classes, count_tags
-from plures.metrics.intervals import Interval, bootstrap_average_precision, multiplicities
+from plures.metrics.intervals import Interval, bootstrap_means, interval_of, multiplicities
 from plures.metrics.ranking import ranking
-from plures.metrics.report import Report
+from plures.metrics.report import Estimates, Report
+from plures.metrics.uniform_choice import fit_uniform_choice
 
 Floats = NDArray[np.float64]
-LEVEL = 0.95
 AVERAGES = {
     "CF1": "harmonic mean of CP and CR",
     "CP": "precision of each class at its threshold, averaged over classes that were called",
@@ -34,7 +34,7 @@ KS = (1, 3, 5)
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """value and samples [resamples] in [0, 1] (tags an image: tags), nan where undefined; unit: "percent" or "tags"."""
+    """value, samples [resamples]: in [0, 1], or tags per image; nan where undefined. unit: "percent" or "tags"."""
 
     name: str
     value: float
@@ -44,16 +44,7 @@ class Measure:
 
     @property
     def interval(self) -> Interval:
-        return interval_of(self.value, self.samples)
-
-
-def interval_of(value: float, samples: Floats) -> Interval:
-    """The percentile interval of samples."""
-    defined = samples[~np.isnan(samples)]
-    if not len(defined):
-        return Interval(value, float("nan"), float("nan"), LEVEL, 0)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), LEVEL, len(defined))
+        return interval_of(self.value, self.samples, within=(0.0, 1.0 if self.unit == "percent" else np.inf))
 
 
 def difference(first: Measure, second: Measure) -> Interval:
@@ -73,17 +64,14 @@ def take_measures(
     measures = [_mean_ap(logits, labels, report, resamples, seed)]
     draws = multiplicities(len(labels), resamples, seed)
     measures += _decisions(logits, labels, cuts, draws)
-    return measures + _ranking(logits, labels, draws)
+    measures += _ranking(logits, labels, draws)
+    return (
+        measures if report.estimates is None else measures + _estimated(logits, labels, cuts, report.estimates, draws)
+    )
 
 
 def _mean_ap(logits: Scores, labels: Labels, report: Report, resamples: int, seed: int) -> Measure:
-    scored = np.array([c.name not in report.left_out for c in report.per_class], np.bool_)
-    samples = np.full(resamples, np.nan)
-    if scored.any():
-        part = Labels(labels.values[:, scored])
-        by_class = bootstrap_average_precision(logits[:, scored], part, report.definition, resamples, seed)
-        defined = (~np.isnan(by_class)).sum(1)
-        samples = np.where(defined > 0, np.nansum(by_class, axis=1) / np.maximum(defined, 1), np.nan)
+    _, samples = bootstrap_means(logits, labels, report.definition, resamples, seed)
     words = (
         f"mean over the {report.classes_scored} classes scored of average precision, definition '{report.definition}'"
     )
@@ -94,7 +82,7 @@ def _decisions(
     logits: Scores, labels: Labels, cuts: NDArray[np.floating], draws: list[NDArray[np.uint8]]
 ) -> list[Measure]:
     counts = count_tags(logits, labels, cuts)
-    whole = averages(counts).overall()
+    whole = averages(counts)
     tags, present, known = logits >= cuts, labels.present, ~labels.unknown
     cells = [(tags & present), (tags & known), present, known, tags]
     columns = [cell.T.astype(np.float32) for cell in cells]  # [K, N]
@@ -104,13 +92,14 @@ def _decisions(
         sums = [np.rint(column @ times).astype(np.int64) for column in columns]  # [K, r]
         for r in range(block.shape[1]):
             drawn = TagCounts(*(total[:, r] for total in sums), len(labels))  # type: ignore[call-arg]
-            for name, value in averages(drawn).overall().items():
+            for name, value in averages(drawn, lost=whole).overall().items():
                 found[name].append(value)
             found["tags"].append(float(drawn.tagged.sum() / max(len(labels), 1)))
-    measures = [Measure(name, whole[name], np.array(found[name]), words) for name, words in AVERAGES.items()]
+    values = whole.overall()
+    measures = [Measure(name, values[name], np.array(found[name]), words) for name, words in AVERAGES.items()]
     mean = float(counts.tagged.sum() / len(labels)) if len(labels) else float("nan")
     words = f"tags called; {counts.positives.sum() / max(len(labels), 1):.2f} are labelled present"
-    return [*measures, Measure("tags an image", mean, np.array(found["tags"]), words, "tags")]
+    return [*measures, Measure("tags per image", mean, np.array(found["tags"]), words, "tags")]
 
 
 def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> list[Measure]:
@@ -118,12 +107,13 @@ def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> 
     best = best_classes(np.asarray(logits), max(KS), known)  # [N, k]
     hits = np.cumsum(np.take_along_axis(present, best, axis=1), axis=1)
     positives, asked = present.sum(1), known.sum(1)
+    fallible = asked > positives
     measures = []
     for whole in ranking(logits, labels, KS):
         found = hits[:, min(whole.k, hits.shape[1]) - 1]
         of = np.minimum(whole.k, asked)
-        precision, judged = found / np.maximum(of, 1), of > 0
-        recall, some = found / np.maximum(positives, 1), positives > 0
+        precision, judged = found / np.maximum(of, 1), fallible
+        recall, some = found / np.maximum(positives, 1), fallible & (positives > 0)
         for name, value, each, counted, words in (
             (
                 "P",
@@ -137,6 +127,37 @@ def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> 
             samples = np.concatenate([_weighted(each, counted, block) for block in draws])
             measures.append(Measure(f"{name}@{whole.k}", value, samples, f"{words}, averaged over images"))
     return measures
+
+
+def _estimated(
+    logits: Scores,
+    labels: Labels,
+    cuts: NDArray[np.floating],
+    estimates: Estimates,
+    draws: list[NDArray[np.uint8]],
+) -> list[Measure]:
+    """What is estimated of labels that are not complete; intervals over images, the estimate of each label held."""
+    rows = labels.present.any(1)
+    presence = fit_uniform_choice(logits, labels).presence(logits, labels)
+    tags = logits >= cuts
+    per_image = np.stack([(presence * tags).sum(1), tags.sum(1), presence.sum(1)]) * rows  # [3, N]
+    hits, called, there = np.concatenate([per_image @ block for block in draws], axis=1)  # [resamples] each
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "precision": (estimates.precision, hits / called, "percent"),
+            "F1": (estimates.f1, 2 * hits / (called + there), "percent"),
+            "tags there": (estimates.tags_present, there / (rows @ np.concatenate(draws, axis=1)), "tags"),
+        }
+    words = {
+        "precision": "precision of all cells pooled",
+        "F1": "F1 of all cells pooled",
+        "tags there": "tags per image that are there",
+    }
+    assumed = f"estimated, if {estimates.assumes}"
+    return [
+        Measure(f"{name}, estimated", value, samples, f"{words[name]}, {assumed}", unit)
+        for name, (value, samples, unit) in found.items()
+    ]
 
 
 def _weighted(values: Floats, counted: NDArray[np.bool_], block: NDArray[np.uint8]) -> Floats:

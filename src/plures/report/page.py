@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 import plures
 from plures.errors import PluresError
 from plures.experiment import AUTO, EXACT, Part
-from plures.files import writing
+from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
-from plures.metrics.report import kind_of, percent
+from plures.metrics.report import kind_of, percent, spell_left_out
 from plures.models.model import Model, load
 from plures.report import figures
 from plures.report.measures import Measure
@@ -45,13 +45,21 @@ class Fig:
 
 
 def write_report(
-    run: str | Path, out: str | Path | None = None, split: str = "test", resamples: int = 200, skip_bad: bool = False
+    run: str | Path,
+    out: str | Path | None = None,
+    split: str | None = None,
+    resamples: int = 200,
+    skip_bad: bool = False,
+    force: bool = False,
 ) -> Path:
-    """Write the page of a run. out: RUN/report.html unless given. Returns its path."""
-    run = Run(run).path
+    """Write the page of a run. out: RUN/report.html unless given; force: replace a file that is no page of plures.
+    Returns its path."""
+    opened = Run(run)
+    run = opened.path
     out = run / "report.html" if out is None else Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise PluresError(f"{out}: the report is a page; expected a name that ends in .html")
+    refuse_replacing(out, force=force, inputs=opened.reads())
     scored = score_run(run, split, resamples, skip_bad)
     html = render("report.html", page_context(scored, load(scored.run.path)))
     with writing(out) as temporary:
@@ -86,8 +94,9 @@ def page_context(s: Scored, model: Model) -> dict[str, Any]:
         "honest": honest(s),
         "kind": s.report.labels,
         "kind_words": KINDS[s.report.labels],
-        "measures": s.measures,
-        "left_out": s.report.left_out,
+        "measures": [m for m in s.measures if not math.isnan(m.value)],
+        "warning": s.report.warning,
+        "left_out": spell_left_out(s.report.left_out, most=40),
         "classes": by_class(s),
         "thresholds": s.thresholds,
         "figures": all_figures(s, probabilities),
@@ -127,7 +136,7 @@ def trained_on(s: Scored) -> dict[str, str]:
         labels = p.train.labels
         rows["training labels"] = (
             f"{KINDS[kind_of(labels)]}; {_share(~labels.unknown):.1%} of the cells known,"
-            f" {labels.present.sum() / max(len(labels), 1):.2f} present tags an image"
+            f" {labels.present.sum() / max(len(labels), 1):.2f} present tags per image"
         )
         sizes = {"train": p.train, "validation": p.val, "test": p.test}
         rows["images"] = ", ".join(f"{len(d):,} {name}" for name, d in sizes.items() if d is not None)
@@ -205,7 +214,7 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
         if (pair := figures.against_frequency(ap, trained, s.dataset.classes)) is not None:
             words = f"A dot is a class. Rank correlation (Spearman) {_signed(pair[1])}."
             add("Do frequent classes do better?", pair[0], words)
-    tags = s.thresholds.tags(probabilities)
+    tags = s.thresholds.called(s.logits)
     if (pair := figures.co_occurrences(s.labels, tags, s.dataset.classes)) is not None:
         words = (
             "Of images with the row's tag, the percent that also carry the column's; empty rows are never called."

@@ -97,7 +97,7 @@ def _photo(dataset: Dataset, n: int, seen: Seen | None, thresholds: Thresholds) 
     pictures = [Picture(data_uri(image), "the photo")]
     if seen is not None:
         p = thresholds.probabilities(seen.logits[None])[0]
-        called = thresholds.tags(p[None])[0]
+        called = thresholds.called(seen.logits)
         order = np.argsort(-p)
         kinds = {"missed": present & ~called, "wrong": absent & called, "right": present & called}
         chosen = [(kind, k) for kind, mask in kinds.items() for k in order if mask[k]]

@@ -14,8 +14,8 @@ from plures.metrics.average_precision import Scores
 from plures.metrics.report import Report
 from plures.metrics.thresholds import Thresholds
 from plures.report.measures import Measure, take_measures
-from plures.training.data import Prepared, prepare
-from plures.training.evaluate import own_data, report_of, scored_split, thresholds_of
+from plures.training.data import Prepared, observe_splits
+from plures.training.evaluate import Judged, judged, logits_of_run, report_of, thresholds_of
 from plures.training.run import Run, labels_hash
 
 
@@ -45,32 +45,39 @@ class Scored:
         return labels_hash(self.dataset)
 
 
-def score_run(path: str | Path, split: str = "test", resamples: int = 200, skip_bad: bool = False) -> Scored:
-    """Score a run's best weights on a split of its own data; without a test split on "val", as training does. Raises
+def score_run(path: str | Path, split: str | None = None, resamples: int = 200, skip_bad: bool = False) -> Scored:
+    """Score a run's best weights on a split of its own data; None: test where there is one, else val. Raises
     PluresError for imported weights (they have no data of their own), a split that is not there, or fewer than two
     resamples."""
-    if resamples < 2:
-        raise PluresError(f"a bootstrap wants 2 resamples or more, got {resamples}")
+    _refuse_few(resamples)
     run = Run(path)
-    data = own_data(run, {}, skip_bad)
-    if split == "test" and "test" not in data.split_names():
-        split = "val"
-    logits, dataset = scored_split(run, data, split, None, skip_bad)
+    return scored(run, judged(run, None, split, {}, skip_bad), resamples)
+
+
+def scored(run: Run, rows: Judged, resamples: int) -> Scored:
+    """Score a run's best weights on these rows of its own data."""
+    _refuse_few(resamples)
+    logits, dataset = logits_of_run(run, rows.dataset), rows.dataset
     thresholds = thresholds_of(run, dataset.classes)
     report = report_of(logits, dataset, run.experiment, thresholds)
-    measures = take_measures(logits, dataset.labels, thresholds.cut_logits(), report, resamples)
+    measures = take_measures(logits, dataset.labels, thresholds.cuts, report, resamples)
     return Scored(
         run,
-        split,
+        rows.split,
         dataset,
         logits,
         thresholds,
         report,
         tuple(measures),
-        prepare(run.experiment, data),
+        None if rows.own is None else observe_splits(run.experiment, rows.own),
         _recorded(run, "environment.json"),
         _recorded(run, "report.json").get("selected") or {},
     )
+
+
+def _refuse_few(resamples: int) -> None:
+    if resamples < 2:
+        raise PluresError(f"a bootstrap requires 2 resamples or more, got {resamples}")
 
 
 def _recorded(run: Run, name: str) -> dict[str, Any]:

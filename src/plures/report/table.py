@@ -20,7 +20,7 @@ from rich.table import Table
 
 from plures.errors import PluresError
 from plures.experiment import Experiment, Part
-from plures.files import writing
+from plures.files import PAGE, read_json, writing
 from plures.metrics.report import Report
 from plures.recipes import Recipe, load_recipe
 from plures.training.run import Run
@@ -106,9 +106,9 @@ def read_measured(path: Path) -> Measured:
         again = f"plures evaluate {path} {'DATA ' if run.imported else ''}--json {file}"
         raise PluresError(f"{path}: this run has no report yet; `{again}` writes one")
     report = Report.load(file)  # says in one line if the file is broken
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
     environment = path / "environment.json"
-    known = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
+    known = read_json(environment) if environment.is_file() else {}
     return Measured(
         run,
         report,
@@ -245,7 +245,7 @@ def as_html(rows: Sequence[Cells]) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(row[name])}</td>' for name in COLUMNS)}</tr>\n" for row in rows)
     style = "body{font:14px sans-serif}td,th{padding:4px 8px;text-align:left;border-bottom:1px solid #ccc}"
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>mAP, measured beside published</title>'
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{PAGE}<title>mAP, measured beside published</title>'
         f"<style>{style}</style>\n<p>mAP in percent; sd over the runs of a row.</p>\n"
         f"<table><tr>{head}</tr>\n{body}</table>\n</html>\n"
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import json
 import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
-from plures.data.images import DECODED_OVER_WANTED, Transform
+from plures.data.images import DECODED_OVER_WANTED, PIXELS, Transform
 from plures.data.loading import ImageBatches, Order
 from plures.errors import WorkFailed
 from plures.files import claim, clear_left, writing
 from plures.models.memory import Halving
-from plures.models.model import Model
+from plures.models.model import STARTING_POINT, Model
 from plures.models.output import grid_boxes
+from plures.system import lock
 
+COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
 SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
 
@@ -50,13 +54,31 @@ def cache_folder() -> Path:
     return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plures"
 
 
-def feature_key(model: Model, dataset: Dataset, pooled: bool) -> str:
-    """A hash of all that the features depend on: weights, preprocessing, pooling; names, sizes and times of files."""
-    digest = hashlib.sha256(f"{model.preprocessing} {pooled} {DECODED_OVER_WANTED}".encode())
-    for name, value in sorted(cast(nn.Module, model.embedder).state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+def feature_key(model: Model, dataset: Dataset, pooled: bool, device: str = "cpu") -> str:
+    """A hash of all that the features depend on: the embedder with its options and weights, preprocessing, pooling and
+    what they are kept as, the kind of device, the versions of what decodes, resizes and computes; names, sizes and
+    times of files.
+
+    Not of what they do not depend on: the head, the classes, where the weights came from, workers and batch size.
+    Features are always computed in the weights' own precision, whatever `precision` is trained with.
+    """
+    parts, embedder = model.parts, cast(nn.Module, model.embedder)
+    options = {name: value for name, value in parts.embedder_options.items() if name not in STARTING_POINT}
+    said = {
+        "embedder": parts.embedder,
+        "options": options,
+        "preprocessing": asdict(model.preprocessing),
+        "kept as": "mean float32" if pooled else "float16",
+        "decoded": [DECODED_OVER_WANTED, PIXELS],
+        "versions": {name: version(name) for name in COMPUTED_BY},
+        "engine": [device, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    for name, value in sorted(embedder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     if isinstance(dataset.images, np.ndarray):
+        digest.update(f"{dataset.images.dtype} {dataset.images.shape}".encode())
         digest.update(np.ascontiguousarray(dataset.images).data)
     else:
         shards: dict[str, str] = {}
@@ -85,7 +107,7 @@ def frozen_features(
     Read from the cache where they are there; written there otherwise. Raises Unreadable on an image that cannot
     be read.
     """
-    path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled)}.npy"
+    path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled, torch.device(device).type)}.npy"
     if not path.is_file():
         with _alone(path):
             if not path.is_file():  # another process may have finished them meanwhile
@@ -102,11 +124,10 @@ def _alone(path: Path) -> Iterator[None]:
     """One process computes, others wait for it; the lock goes with the process, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_suffix(".lock").open("w")
+        held = lock(path.with_suffix(".lock"), None)
     except OSError as error:
         raise WorkFailed(f"{path.parent}: features cannot be kept there ({error.strerror}); set PLURES_CACHE") from None
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with held:
         clear_left(path.parent)
         yield
 

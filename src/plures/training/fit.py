@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from plures.errors import PluresError, WorkFailed
+from plures.errors import Diverged, PluresError, WorkFailed, out_of_memory
 from plures.experiment import EXACT, Experiment
 from plures.labels import TensorLabels
 from plures.losses.base import Loss
 from plures.losses.context import OF_REGIONS, Context
 from plures.losses.label_memory import LabelMemory, load_table
-from plures.models.memory import Halving, out_of_memory
-from plures.models.output import Output
+from plures.models.memory import Halving
+from plures.models.output import Output, checked_logits
 from plures.training.exact import fit_exactly
 from plures.training.optimizers import make_optimizer, parameter_groups, set_lr
 from plures.training.phase import Batches, Best, Keeper, Phase, Scores
@@ -166,7 +166,7 @@ def train_epoch(
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
-        raise WorkFailed(
+        raise Diverged(
             f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
             f" try a smaller lr (now {phase.lr:g}) or clip=1"
         )
@@ -198,7 +198,7 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
 
     score = Halving(run, torch.cat)
     for batch in batches.epoch(0):
-        logits = gather(score(batch.inputs), batch.total).cpu().numpy()
+        logits = checked_logits(gather(score(batch.inputs), batch.total))
         if table is None:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
         table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits
@@ -301,6 +301,8 @@ class _clear_errors:  # noqa: N801 (used as a statement)
                 f"out of memory in {self.where}; the epochs before it are kept; use accumulate=2 or more (the same"
                 " batch in pieces), or a smaller batch_size or image_size"
             ) from None
+        if isinstance(error, RuntimeError) and "without overflow" in str(error):
+            raise Diverged(f"lr is too large for 32-bit numbers in {self.where}; try a much smaller lr") from None
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise PluresError(
                 f"a batch of one image in {self.where} is too little for this network's batch norm; use drop_last=true,"

@@ -6,7 +6,6 @@ head.safetensors, the head alone; `complete` makes an ordinary run folder of it,
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,24 +21,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
+from plures.data.images import Unreadable
 from plures.data.loading import default_workers
+from plures.data.verify import readable_rows
 from plures.errors import PluresError
 from plures.experiment import AUTO, Experiment
-from plures.files import writing
+from plures.files import read_json, writing
 from plures.labels import Labels
 from plures.losses import losses
 from plures.models.linear import Linear
 from plures.models.model import SPEC, WEIGHTS, Model, build_model, described, save
 from plures.training.auto import choose_loss
-from plures.training.data import Prepared, prepare, read_data, selection, with_splits
+from plures.training.data import Prepared, prepare, read_data, selection
 from plures.training.evaluate import make_fabric, report_of
 from plures.training.features import feature_key, feature_statistics, frozen_features
 from plures.training.model_card import write_card
 from plures.training.phase import Scores
-from plures.training.run import Run, environment
+from plures.training.photos import with_contents
+from plures.training.run import Run
 from plures.training.sweep_run import SweepRun
 from plures.training.together import FrozenData, HeadRun, TrainedHead, train_together, why_not
-from plures.training.train import make_loss
+from plures.training.train import make_loss, record_data
 
 HEAD = "head.safetensors"
 Features = NDArray[np.floating[Any]]
@@ -61,8 +63,16 @@ def train_frozen(runs: Sequence[SweepRun], dataset: Dataset | None, skip_bad: bo
     for mine in by_data.values():
         first = mine[0].experiment
         whole = dataset or read_data(first, skip_bad=skip_bad)
-        bench = Bench(whole, make_fabric(first).device)
-        made = [bench.head_run(run.experiment) for run in mine]
+        while True:
+            try:
+                bench = Bench(whole, make_fabric(first).device)
+                made = [bench.head_run(run.experiment) for run in mine]
+                break
+            except Unreadable:  # since the images were verified
+                keep = readable_rows(whole) if skip_bad else np.ones(len(whole), np.bool_)
+                if keep.all():
+                    raise
+                whole = whole.take(keep)
         train_together(made, bench.device, threads=threads, kept=partial(bench.write, mine, made))
 
 
@@ -79,7 +89,7 @@ class Bench:
     """A dataset with everything that its runs can share: splits, labels, features."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
+        self.dataset, self.device = with_contents(dataset), device
         self._prepared: dict[str, Prepared] = {}
         self._models: dict[str, Model] = {}
         self._keys: dict[str, str] = {}
@@ -136,7 +146,7 @@ class Bench:
         """`feature_key` of the whole data, which reads every weight and looks at every file, once for each model."""
         key = str((e.embedder, e.image_size, e.seed))
         if key not in self._keys:
-            self._keys[key] = feature_key(model, self.dataset, True)
+            self._keys[key] = feature_key(model, self.dataset, True, self.device.type)
         return self._keys[key]
 
     def _one(self, labels: Labels) -> Labels:
@@ -150,8 +160,8 @@ class Bench:
             workers = default_workers(self.dataset) if e.workers is None else e.workers
             found = frozen_features(model, self.dataset, pooled=True, device=self.device, workers=workers)
             self._features[key] = found[:, 0]
-        splits = with_splits(self.dataset, e).splits
-        assert splits is not None
+        assert prepared.photos is not None
+        splits = prepared.photos.splits
         standardise, normalise = (bool(e.head.options.get(name)) for name in ("standardise", "normalise"))
         place = (key, splits.tobytes(), standardise, normalise)
         if place not in self._shared:
@@ -178,7 +188,7 @@ class Bench:
         part = run.experiment.loss
         if part.name == AUTO:
             part, _ = choose_loss(prepared.train.labels, run.experiment)
-        folder.write_json("environment.json", {**environment(prepared.train), "loss": part.name})
+        record_data(folder, prepared, part.name)
         if head.failed:
             run.failed(head.failed)
             return
@@ -192,7 +202,7 @@ class Bench:
             return
         where = "test" if prepared.test is not None else "val"
         logits, judged = self.test_logits(made, head)
-        report = report_of(logits, judged, run.experiment)
+        report = report_of(logits, judged, run.experiment, estimate=False)
         score = None if math.isnan(head.best.score) else head.best.score
         selected = {"by": made.select, "epoch": head.best.epoch, "score": score}
         evaluation = {**report.to_dict(), "split": where, "selected": selected}
@@ -212,7 +222,7 @@ def complete(folder: str | Path) -> None:
     if (folder / WEIGHTS).is_file() or not (folder / HEAD).is_file():
         return
     run = Run(folder)
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_json(folder / "report.json")
     classes = tuple(one["name"] for one in report["per_class"])
     model = untrained(run.experiment, classes)
     cast(nn.Module, model.head).load_state_dict(load_file(folder / HEAD))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.labels import Labels
-from plures.metrics.average_precision import find_definition
+from plures.metrics.average_precision import cannot_fail, find_definition
 from plures.training.stacked import HeadRun, Rows
 
 Scores = NDArray[np.float32]
@@ -21,7 +21,7 @@ Scores = NDArray[np.float32]
 class Validation:
     """mAP in percent of all runs on the validation rows: val_map by known labels, val_map_observed by observed ones.
 
-    As `evaluate.validation_map`: a class of which nothing is known but positives is left out of the mean.
+    As `evaluate.validation_map`: a class that cannot fail is left out of the mean (`average_precision.cannot_fail`).
     """
 
     def __init__(self, runs: Sequence[HeadRun], device: torch.device) -> None:
@@ -61,8 +61,7 @@ class Curves:
         self.average = find_definition(definition).average
         self.known = [np.flatnonzero(column) for column in ~labels.unknown.T]
         self.present = [np.flatnonzero(column) for column in labels.present.T]
-        sizes = [(len(known), len(present)) for known, present in zip(self.known, self.present, strict=True)]
-        self.scored = [not (known == present and 0 < known < len(labels)) for known, present in sizes]
+        self.scored = ~cannot_fail(labels, definition)
 
     def mean(self, scores: Scores) -> NDArray[np.float64]:
         """scores [K, R, M] -> mean over classes of average precision [R], in [0, 1]; nan where no class has any."""

@@ -6,12 +6,13 @@ read. It stands beside the runs rather than with the reports, because training i
 
 from __future__ import annotations
 
-import json
+import html
+import math
 from pathlib import Path
 from typing import Any
 
 from plures.experiment import AUTO, EXACT, Part
-from plures.files import writing
+from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
 from plures.metrics.thresholds import Thresholds
 from plures.models.model import CARD, SPEC, WEIGHTS
@@ -73,8 +74,7 @@ def model_card(run: Run, evaluation: dict[str, Any] | None = None) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON file of the run, empty where there is none."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _model(run: Run, spec: dict[str, Any]) -> list[str]:
@@ -85,7 +85,7 @@ def _model(run: Run, spec: dict[str, Any]) -> list[str]:
         size = f"{weights.stat().st_size / 1e6:.1f} MB of weights"
     side = shown["image_size"]
     return [
-        f"It gives each of these classes a probability of its own: {', '.join(spec['classes'])}.",
+        f"It gives each of these classes a probability of its own: {', '.join(map(_plain, spec['classes']))}.",
         "",
         f"Embedder {_part(e.embedder)}; head {_part(e.head)}; {size}. A photo is turned upright,"
         f" squashed to {side} x {side} pixels ({shown['interpolation']}) and normalised inside.",
@@ -95,7 +95,7 @@ def _model(run: Run, spec: dict[str, Any]) -> list[str]:
 def _trained_on(run: Run, environment: dict[str, Any]) -> list[str]:
     e = run.experiment
     images = environment.get("train_images")
-    lines = [f"{images:,} images of `{Path(e.data.name).name}`." if images else "Its images are not recorded."]
+    lines = [f"{images:,} images of `{_plain(Path(e.data.name).name)}`." if images else "Its images are not recorded."]
     labels = environment.get("train_labels")
     if labels:
         cells = ", ".join(f"{labels[name]:,} {name}" for name in ("present", "absent", "unknown"))
@@ -121,9 +121,7 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
         f" {report.classes_scored} of {len(report.per_class)} classes{interval})"
         if report.classes_scored
         else "- mAP is undefined: no class has both known positives and known negatives here",
-        f"- CF1 {percent(report.averages['CF1'])}, OF1 {percent(report.averages['OF1'])} percent;"
-        f" {report.tags_predicted:.2f} tags an image called, {report.tags_true:.2f} labelled present (when it was"
-        " trained; thresholds may have been chosen since)",
+        *_at_thresholds(report),
         f"- weights as they were after epoch {chosen['epoch'] + 1}, chosen by `{chosen['by']}`"
         if chosen.get("epoch") is not None
         else "- which epoch's weights these are is not recorded",
@@ -133,8 +131,24 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
     return [*lines, "", "| class | AP | positives | known |", "|---|---|---|---|", *map(_row, report.per_class)]
 
 
+def _at_thresholds(report: Report) -> list[str]:
+    then = "when it was trained; thresholds may have been chosen since"
+    tags = f"{report.tags_predicted:.2f} tags per image called, {report.tags_true:.2f} labelled present"
+    cf1, of1 = (report.averages[name] for name in ("CF1", "OF1"))
+    lines = [f"- {tags} ({then})"]
+    if not math.isnan(of1):
+        lines = [f"- CF1 {percent(cf1)}, OF1 {percent(of1)} percent; {tags} ({then})"]
+    if (e := report.estimates) is not None:
+        lines.append(
+            f"- estimated from the tags known to be present: precision {percent(e.precision)}, F1 {percent(e.f1)}, mAP"
+            f" {percent(e.map)} percent; about {e.tags_present:.2f} tags per image are there. This assumes that"
+            f" {e.assumes}"
+        )
+    return lines
+
+
 def _row(c: ClassResult) -> str:
-    return f"| {c.name} | {percent(c.average_precision)} | {c.positives:,} | {c.known:,} |"
+    return f"| {_plain(c.name)} | {percent(c.average_precision)} | {c.positives:,} | {c.known:,} |"
 
 
 def _thresholds(run: Run, classes: tuple[str, ...]) -> list[str]:
@@ -147,7 +161,7 @@ def _thresholds(run: Run, classes: tuple[str, ...]) -> list[str]:
         f"{chosen.values[0]:.3g} for every class"
         if same
         else ", ".join(
-            f"{name} never" if value > 1 else f"{name} {value:.3g}"
+            f"{_plain(name)} never" if value > 1 else f"{_plain(name)} {value:.3g}"
             for name, value in zip(chosen.classes, chosen.values, strict=True)
         )
     )
@@ -170,7 +184,7 @@ def _limits(report: Report | None, environment: dict[str, Any]) -> list[str]:
     if environment.get("train_labels", {}).get("kind") in ("partial", "single-positive"):
         lines.append("- Absence was not fully observed, so a probability is no frequency of presence by itself.")
     if report is not None:
-        few = [c.name for c in report.per_class if c.positives < FEW]
+        few = [_plain(c.name) for c in report.per_class if c.positives < FEW]
         if few:
             lines.append(f"- Fewer than {FEW} positives were there to judge {', '.join(few)} by.")
         if report.labels != "complete":
@@ -193,6 +207,11 @@ def _made(run: Run, environment: dict[str, Any]) -> list[str]:
         f"{versions}; {environment.get('machine', '')}; {environment.get('device', '')}. Hash of the training labels:"
         f" `{environment.get('train_labels_sha256', 'not recorded')}`.",
     ]
+
+
+def _plain(name: str) -> str:
+    """A name of the user's as text in Markdown: no HTML, no cell of a table ends with it."""
+    return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|").replace("`", "'")
 
 
 def _part(part: Part) -> str:

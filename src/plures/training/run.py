@@ -1,11 +1,12 @@
 """The run folder: what a training run writes, where, and that only one process writes there at a time.
 
 experiment.yaml     the Experiment, enough to run it again
+photos.parquet      every photograph by name and content, and its split (see photos.py)
 model.safetensors   the best weights so far; model.json: parts, classes, preprocessing
 checkpoint.pt       everything needed to go on after the last whole epoch
 log.jsonl, log.csv  one record an epoch
 report.json         the final evaluation
-environment.json    versions, machine, command, what the training labels are and their hash
+environment.json    versions, machine, command, where the data lie, what the training labels are, hashes of both
 model_card.md       what a stranger should know of the model; for hubs, exports and people
 imported.json       instead of the last four, where the weights come from another program: which file they were in
 """
@@ -13,7 +14,6 @@ imported.json       instead of the last four, where the weights come from anothe
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -32,12 +32,18 @@ import torch
 
 from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed
-from plures.experiment import Experiment
-from plures.files import clear_left, parse_json, read_json_lines, writing
+from plures.experiment import Experiment, Part
+from plures.files import clear_left, parse_json, read_json_lines, refuse_folder, writing
 from plures.metrics.report import kind_of
+from plures.system import lock
 
 Record = dict[str, Any]
-IMPORTED = "imported.json"
+ENVIRONMENT, IMPORTED = "environment.json", "imported.json"
+FILES = (
+    "experiment.yaml", "model.safetensors", "model.json", "checkpoint.pt", "log.jsonl", "log.csv", "report.json",
+    ENVIRONMENT, "photos.parquet", "model_card.md", "thresholds.json", "probabilities.jsonl", "head.safetensors",
+    "label_state.safetensors", "failed.json", IMPORTED,
+)  # fmt: skip
 
 
 class Run:
@@ -64,38 +70,56 @@ class Run:
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
-        """Raise PluresError if a run is in this folder already."""
+        """Raise PluresError if a run is in this folder already, or anything that plures did not make."""
         if (Path(path) / "experiment.yaml").exists():
             raise PluresError(
                 f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
             )
+        refuse_folder(path)
+
+    def reads(self, data: str | None = None) -> list[str | Path]:
+        """What a command with this run reads, for `plures.files.refuse_replacing`: the run's own files, and `data` or
+        else the data that it was trained on."""
+        return [*(self.path / name for name in FILES), data or self.experiment.data.name]
+
+    @property
+    def source(self) -> Part:
+        """Where the run's data lay when it was trained, with absolute paths; as the experiment says, where that is not
+        recorded (runs of plures 0.1.0)."""
+        kept = self._environment().get("source")
+        try:
+            return self.experiment.data if kept is None else Part(**kept)
+        except (TypeError, ValueError):
+            raise PluresError(f"{self.path / ENVIRONMENT}: source={kept!r} names no data") from None
+
+    def _environment(self) -> Record:
+        path = self.path / ENVIRONMENT
+        try:
+            return dict(parse_json(path.read_bytes())) if path.is_file() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise PluresError(f"{path}: cannot be read ({error}); start anew with another --out") from None
+
+    def other_labels(self, train: Dataset) -> bool:
+        """Whether these are not the training labels that the run began with, as far as that is recorded."""
+        return bool(self._environment().get("train_labels_sha256", labels_hash(train)) != labels_hash(train))
 
     def refuse_other_labels(self, train: Dataset) -> None:
         """Raise PluresError if these are not the training labels that the run began with."""
-        path = self.path / "environment.json"
-        try:
-            began = parse_json(path.read_bytes()) if path.is_file() else {}
-            known = began.get("train_labels_sha256", labels_hash(train))
-        except (OSError, ValueError, AttributeError) as error:
-            raise PluresError(f"{path}: cannot be read ({error}); start anew with another --out") from None
-        if known != labels_hash(train):
+        if self.other_labels(train):
             raise PluresError(
-                f"{self.path}: the data have changed since this run began ({began.get('train_images')} training images"
-                f" then, {len(train)} now, or other labels); put them back, or start anew with another --out"
+                f"{self.path}: the data have changed since this run began ({self._environment().get('train_images')}"
+                f" training images then, {len(train)} now, or other labels); put them back, or start anew with another"
+                " --out"
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process at a time writes into a run folder; the lock goes with the process, however it ends."""
         try:
-            handle = (self.path / ".lock").open("w")
+            held = lock(self.path / ".lock", f"{self.path}: another process is training into this folder")
         except OSError as error:
             raise WorkFailed(f"{self.path}: cannot be written ({error.strerror}); what is there is intact") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise PluresError(f"{self.path}: another process is training into this folder") from None
+        with held:
             clear_left(self.path)  # of a process that was killed here
             yield
 
@@ -155,7 +179,7 @@ def labels_hash(dataset: Dataset) -> str:
 
 
 def environment(train: Dataset) -> Record:
-    """Versions, machine, command and data of a run."""
+    """Versions, machine, command and training labels of a run."""
     cells = {name: int(getattr(train.labels, name).sum()) for name in ("present", "absent", "unknown")}
     program = "plures" if sys.argv[0].endswith("plures/cli/__main__.py") else Path(sys.argv[0]).name
     packages = ("plures", "torch", "timm", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")

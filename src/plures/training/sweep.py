@@ -7,7 +7,6 @@ A run that is finished is never trained again, so the same command goes on after
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import itertools
 import math
@@ -15,7 +14,8 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ from typing import Any
 import numpy as np
 
 from plures.data.dataset import Dataset
-from plures.errors import PluresError, WorkFailed, require
+from plures.errors import Diverged, PluresError, WorkFailed, machine_failure, require
 from plures.experiment import Experiment, apply_settings
-from plures.files import writing
+from plures.files import mark_folder, refuse_folder, writing
+from plures.system import EndsWithParent, lock
+from plures.training.data import IN_MEMORY
 from plures.training.frozen_sweep import complete, train_frozen, trains_together
 from plures.training.sweep_run import Outcome, SweepRun, outcome
 from plures.training.train import train
 
 Say = Callable[[str], None]
+Task = tuple[SweepRun, Dataset | None, bool]  # a run, its data if they are in hand, skip_bad
 RANGE = re.compile(r"^\s*([^.\s][^\s]*?)\.\.([^\s]+)\s*$")  # 1e-5..1e-2
 TRIALS_AT_ONCE = 8  # of a search: suggested together, so that they can be trained together
 
@@ -88,8 +91,10 @@ def sweep(
         raise PluresError(f"{ranges[0]} is a range: say how many settings to try with --search N, or list its values")
     if "seed" in spaces:
         raise PluresError("seeds are set with --seeds N (and seed=FIRST), not as part of the grid")
+    refuse_folder(out, "sweep")
     plan = Plan(dict(values), out, seeds, jobs, dataset, skip_bad, say)
     with _alone(out):
+        mark_folder(out, "sweep")
         if search is None:
             lists = [[f"{key}={value}" for value in space] for key, space in spaces.items()]
             wanted = [tuple(choice) for choice in itertools.product(*lists)]
@@ -116,6 +121,8 @@ class Plan:
         skip_bad: bool,
         say: Say,
     ) -> None:
+        if dataset is not None:
+            values = {"data": IN_MEMORY, **values}
         self.values, self.out, self.seeds, self.jobs = values, out, seeds, jobs
         self.dataset, self.skip_bad, self.say = dataset, skip_bad, say
         self.first_seed = Experiment(**values).seed
@@ -147,26 +154,57 @@ class Plan:
         return [_cell(settings, [outcome(run) for run in cell]) for settings, cell in zip(wanted, cells, strict=True)]
 
     def _one_by_one(self, runs: Sequence[SweepRun]) -> None:
+        """Raises WorkFailed, after all runs had their turn, if the machine stopped some of them."""
         tasks = [(run, self.dataset, self.skip_bad) for run in runs]
         if self.jobs == 1 or len(runs) < 2:
-            done: Iterator[None] = map(_train_one, tasks)
-            self._count(done, runs)
-            return
-        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
-            self._count(pool.map(_train_one, tasks), runs)
+            stopped = self._count(map(_train_one, tasks), runs)
+        else:
+            stopped = self._in_processes(tasks, runs)
+        if stopped:
+            raise WorkFailed(f"{len(stopped)} of {len(runs)} runs could not be finished, the first: {stopped[0]}; mend"
+                             " that, and the same command tries them again")  # fmt: skip
 
-    def _count(self, done: Iterator[None], runs: Sequence[SweepRun]) -> None:
-        for i, _ in enumerate(done):
-            self.say(f"{i + 1} of {len(runs)} runs: {runs[i].folder.name}")
+    def _in_processes(self, tasks: Sequence[Task], runs: Sequence[SweepRun]) -> list[str]:
+        """As `_count`. However this ends, no process goes on."""
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), EndsWithParent())
+        try:
+            return self._count(pool.map(_train_one, tasks), runs)
+        except BrokenProcessPool:
+            raise WorkFailed(
+                f"a process of the sweep was killed, perhaps because memory ran out; use fewer --jobs than {self.jobs};"
+                " the same command resumes"
+            ) from None
+        finally:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            pool.shutdown(cancel_futures=True)
+
+    def _count(self, done: Iterator[str], runs: Sequence[SweepRun]) -> list[str]:
+        """Say which runs are finished; gives the reasons of those that the machine stopped."""
+        reasons = []
+        for run, reason in zip(runs, done, strict=True):
+            self.say(f"{runs.index(run) + 1} of {len(runs)} runs: {run.folder.name}{reason and ': '}{reason}")
+            reasons.append(reason)
+        return [reason for reason in reasons if reason]
 
 
-def _train_one(task: tuple[SweepRun, Dataset | None, bool]) -> None:
-    """One ordinary run, from where it stopped; what made it fail is written into its folder."""
+def _train_one(task: Task) -> str:
+    """One ordinary run, from where it stopped. A failure of its settings is written into its folder; gives the reason
+    of any other, "" if there was none."""
     run, dataset, skip_bad = task
     try:
         train(run.experiment, run.folder, dataset=dataset, resume=run.begun(), skip_bad=skip_bad)
-    except WorkFailed as error:
+    except Diverged as error:
         run.failed(str(error))
+    except WorkFailed as error:
+        return str(error)
+    except Exception as error:
+        reason = machine_failure(error)
+        if reason is None:
+            raise
+        return reason
+    return ""
 
 
 def _cell(settings: tuple[str, ...], outcomes: list[Outcome]) -> Cell:
@@ -260,17 +298,10 @@ def spread(values: Sequence[float]) -> str:
     return "" if len(values) < 2 or math.isnan(float(np.mean(values))) else f"{np.std(values, ddof=1):.2f}"
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _alone(out: Path) -> AbstractContextManager[object]:
     """Only one process at a time sweeps into a folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
+        return lock(out / ".lock", f"{out}: another process is sweeping into this folder")
     except OSError as error:
         raise PluresError(f"{out}: cannot be made ({error.strerror})") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PluresError(f"{out}: another process is sweeping into this folder") from None
-        yield

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from plures.errors import PluresError
 from plures.experiment import Experiment
+from plures.files import parse_json, read_json
 from plures.training.run import Run
 
 FAILED = "failed.json"
@@ -45,21 +45,30 @@ class SweepRun:
 
     def finished(self) -> bool:
         """Whether this run has its report, or failed in a way that would come again."""
-        return self.begun() and any((self.folder / name).is_file() for name in ("report.json", FAILED))
+        return self.begun() and ((self.folder / "report.json").is_file() or _failed(self.folder))
 
     def failed(self, reason: str) -> None:
-        """Write down that this run cannot be finished."""
-        Run(self.folder).write_json(FAILED, {"reason": reason})
+        """Write down that this run cannot be finished with its settings."""
+        Run(self.folder).write_json(FAILED, {"reason": reason, "fault": "setting"})
+
+
+def _failed(folder: Path) -> bool:
+    """Whether its settings made a run fail. Without the word "setting" (as earlier versions wrote it), a full disk may
+    have been the reason."""
+    try:
+        return bool(parse_json((folder / FAILED).read_bytes())["fault"] == "setting")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def outcome(run: SweepRun) -> Outcome:
     """What came of a finished run."""
-    if (run.folder / FAILED).is_file():
+    if _failed(run.folder):
         return Outcome(run.folder, math.nan, math.nan, True)
     report = run.folder / "report.json"
     if not report.is_file():  # training without a validation or test split writes none
         raise PluresError(f"{run.folder}: the data have no rows to evaluate on; give val_share and test_share")
-    found = json.loads(report.read_text(encoding="utf-8"))
+    found = read_json(report)
     score = found["selected"]["score"]
     value = found["map"]
     return Outcome(

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,15 @@ def train_together(
     A run whose weights are no longer numbers stops with its reason in `failed`; the others go on.
     """
     found: dict[int, TrainedHead] = {}
+    stopped = Event()  # by Ctrl-C, or a group that failed: no thread goes on then
 
     def train_group(places: list[int]) -> None:
         with denormals_as_zero():
             group = Group([runs[i] for i in places], torch.device(device))
             for _ in range(group.epochs):
-                group.train_epoch()
+                group.train_epoch(stopped)
+                if stopped.is_set():
+                    return
         for place, head in zip(places, group.heads, strict=True):
             found[place] = head
             kept(place, head)
@@ -103,7 +107,10 @@ def train_together(
             train_group(places)
     else:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(train_group, groups))
+            try:
+                list(pool.map(train_group, groups))
+            finally:
+                stopped.set()
     return [found[place] for place in range(len(runs))]
 
 
@@ -172,12 +179,14 @@ class Group:
         self.validation = Validation(runs, device) if first.data.val is not None else None
         self.heads = [TrainedHead(run.weight, run.bias) for run in runs]
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, stopped: Event) -> None:
         """One pass over the training rows, then the epoch's scores; keeps the best weights of each run."""
         started, steps = time.perf_counter(), len(self.orders[0])
         batches = [order.batches(self.epoch) for order in self.orders]
         factor = 1.0
         for first in range(0, steps, STEPS_AT_ONCE):
+            if stopped.is_set():
+                return
             some = [np.concatenate(order[first : first + STEPS_AT_ONCE]) for order in batches]
             for i, (index, x, given) in enumerate(self._gather(torch.from_numpy(np.stack(some))), first):
                 step = self.epoch * steps + i

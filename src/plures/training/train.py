@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform
+from plures.data.images import Transform, Unreadable
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.read import sayings
 from plures.errors import PluresError
-from plures.experiment import AUTO, Experiment
+from plures.experiment import AUTO, Experiment, Part
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS
@@ -24,16 +25,28 @@ from plures.models.model import Model, build_model, load, save
 from plures.models.parts import FitsFeatures, heads
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss
-from plures.training.data import Prepared, Select, prepare, selection
-from plures.training.evaluate import logits_of_dataset, make_fabric, report_of, validation_map
+from plures.training.data import (
+    IN_MEMORY,
+    Prepared,
+    Select,
+    found_from_anywhere,
+    is_there,
+    observe_splits,
+    prepare,
+    selection,
+    without_unreadable,
+)
+from plures.training.evaluate import logits_of_dataset, make_fabric, recalled, report_of, validation_map
 from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.training.fit import fit, logits_of
 from plures.training.history import ScoreHistory
 from plures.training.model_card import write_card
+from plures.training.peak import warning
 from plures.training.phase import Batches, Best, HeadOnFeatures, Net, Phase, Scores
+from plures.training.photos import Photos
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Quiet, Watch
-from plures.training.run import Record, Run, environment
+from plures.training.run import ENVIRONMENT, Record, Run, environment
 
 
 def train(
@@ -47,8 +60,9 @@ def train(
 ) -> Run:
     """Train as the experiment says, into the folder `out`, and evaluate the best epoch on the test split.
 
-    dataset: images in hand instead of `experiment.data`. resume: go on after the last whole epoch of the run that
-    `out` holds (its own experiment counts, the given one is ignored). skip_bad: leave unusable rows out.
+    dataset: images in hand instead of `experiment.data`; an experiment that names no data then says `in_memory`.
+    resume: go on after the last whole epoch of the run that `out` holds (its own experiment counts, the given one is
+    ignored). skip_bad: leave unusable rows out.
     Under torchrun all processes train one model, and the first of them writes (`training/processes.py`).
     Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
     """
@@ -60,18 +74,52 @@ def train(
                 f"{out} holds imported weights and no training to go on with; start a run from them:"
                 f" plures train DATA --recipe {out}/experiment.yaml start={out} --out RUN"
             )
-        experiment = run.experiment
+        experiment, prepared = run.experiment, _begun(run, dataset, skip_bad)
     else:
         Run.refuse_existing(out)
-    training = Training(experiment, prepare(experiment, dataset, skip_bad=skip_bad), watch)
+        if dataset is not None and not ("data" in experiment.model_fields_set and is_there(experiment.data)):
+            experiment = experiment.model_copy(update={"data": Part(name=IN_MEMORY)})
+        prepared = prepare(experiment, dataset, skip_bad=skip_bad)
+    left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]
+    if left_out:
+        first = f"{left_out[0].file}: {left_out[0].what}"
+        watch.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
+    unread: dict[str, str] | None = {} if skip_bad else None
+    training = Training(experiment, prepared, watch, unread)
     fabric = training.fabric
+    for line in sayings(training.prepared.train):
+        training.watch.say(line)
     if not resume and fabric.is_global_zero:
         Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
     fabric.barrier()
     run = Run(out)
     with run.locked() if fabric.is_global_zero else nullcontext():
-        training.go(run, run.load_checkpoint() if resume else None)
+        state = run.load_checkpoint() if resume else None
+        while True:
+            try:
+                training.go(run, state)
+                break
+            except Unreadable:  # since the images were verified: deleted meanwhile, or a disk's fault
+                state = run.load_checkpoint()
+                if unread is None or fabric.world_size > 1:
+                    raise
+                prepared, found = without_unreadable(prepared, state is None)
+                if not found:
+                    raise
+                unread |= found
+                training = Training(experiment, prepared, watch, unread)
+    if unread:
+        path, reason = next(iter(unread.items()))
+        watch.say(f"left out {len(unread):,} photographs that became unreadable meanwhile, the first: {path}: {reason}")
     return run
+
+
+def _begun(run: Run, dataset: Dataset | None, skip_bad: bool) -> Prepared:
+    """The data that a run began with. Photographs that are new since are left out: it goes on as it began."""
+    if not (run.path / ENVIRONMENT).is_file():  # it was killed before it began
+        return prepare(run.experiment, dataset, skip_bad=skip_bad)
+    whole, place = recalled(run, {}, skip_bad, dataset)
+    return observe_splits(run.experiment, whole if (place >= 0).all() else whole.take(place >= 0))
 
 
 def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
@@ -98,6 +146,17 @@ def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
         )
     loss.check(labels)
     return loss.prepare(labels)
+
+
+def record_data(run: Run, prepared: Prepared, loss: str) -> None:
+    """Write what a run begins with: its photographs with their splits, and its environment."""
+    photos = prepared.photos
+    assert photos is not None
+    before = None if run.experiment.start is None else Photos.load(Path(run.experiment.start))
+    (photos if before is None else photos.started_from(before)).save(run.path)
+    source = found_from_anywhere(run.experiment.data).model_dump()  # with absolute paths
+    data = {"source": source, "photographs": len(photos.contents), **photos.hashes()}
+    run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss})
 
 
 def start_from(model: Model, run: str) -> None:
@@ -138,8 +197,11 @@ class Training:
     run: Run
     hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
 
-    def __init__(self, experiment: Experiment, prepared: Prepared, watch: Watch) -> None:
-        self.experiment, self.prepared, self.watch = experiment, prepared, watch
+    def __init__(
+        self, experiment: Experiment, prepared: Prepared, watch: Watch, unread: dict[str, str] | None = None
+    ) -> None:
+        """unread: see `ImageBatches`, for the training rows."""
+        self.experiment, self.prepared, self.watch, self.unread = experiment, prepared, watch, unread
         e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
@@ -182,11 +244,14 @@ class Training:
     def go(self, run: Run, state: Record | None) -> None:
         """Run the phases that are left after this checkpoint, then evaluate the best weights."""
         self.run, e = run, self.experiment
-        if state is None:
-            if self.fabric.is_global_zero:
-                run.write_json("environment.json", {**environment(self.prepared.train), "loss": self.loss_name})
-        else:
+        workers = default_workers(self.prepared.train) if e.workers is None else e.workers
+        if short := warning(self.model, self.prepared.train, e, workers):
+            self.watch.say(short)
+        if self.prepared.photos is None:
             run.refuse_other_labels(self.prepared.train)
+        elif self.fabric.is_global_zero:
+            record_data(run, self.prepared, self.loss_name)
+        self.prepared = replace(self.prepared, photos=None)  # room for the training
         if e.embedder.name == "small_conv" and not self.prepared.train.in_memory:
             self.watch.say("embedder small_conv is made for small pictures; for photos see --recipe photos")
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
@@ -248,8 +313,9 @@ class Training:
         p = self.model.preprocessing
         transform = Transform(p.image_size, augment, p.interpolation)
         workers = default_workers(dataset) if e.workers is None else e.workers
-        order = self._mine(order)
-        return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=self.fabric.device.type == "cuda")
+        order, pin = self._mine(order), self.fabric.device.type == "cuda"
+        unread = None if dataset is self.prepared.val else self.unread  # a grey image must not be scored
+        return ImageBatches(dataset, transform, order, workers, seed=e.seed, pin=pin, unread=unread)
 
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers

@@ -5,7 +5,6 @@ It lies beside the table (tags.csv -> tags.csv.journal.jsonl) and is the truth: 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from plures.errors import PluresError, WorkFailed
 from plures.files import parse_json
+from plures.system import lock
 
 Entry = dict[str, Any]
 
@@ -36,15 +36,16 @@ class Journal:
         except OSError as error:
             raise PluresError(f"{path}: the journal cannot be opened ({error.strerror})") from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            busy = f"{path}: another `plures review` has this table open; use its page, or end it"
+            self._held = lock(path.with_name(f".{path.name}.lock"), busy)
+        except BaseException:
             os.close(self._file)
-            raise PluresError(f"{path}: another `plures review` has this table open; use its page, or end it") from None
+            raise
         try:
             self.entries = self._read()
             _sync_folder(path.parent)
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def _read(self) -> list[Entry]:
@@ -83,10 +84,13 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+        self._held.__exit__(None, None, None)
 
 
 def _sync_folder(folder: Path) -> None:
     """A new file's name survives a crash only once its folder is on the disk, too."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

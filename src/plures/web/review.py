@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
 
 from plures.data.dataset import Dataset
 from plures.data.images import Unreadable
-from plures.data.read import read
-from plures.errors import PluresError
+from plures.data.read import find_format, read
+from plures.errors import PluresError, clipped
+from plures.labels import PRESENT
+from plures.training.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
 from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures
 from plures.web.questions import Question, draw_sample, read_suggestions
-from plures.web.table_edit import key_of
+from plures.web.table_edit import Key, key_of
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"review.js": "text/javascript", "review.css": "text/css"}
+FILES = {"review.js": "text/javascript", "tagging.js": "text/javascript", "review.css": "text/css"}
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 Short = Annotated[str, Field(max_length=1000)]
 
 
 class Asked(BaseModel):
-    """One answer from the page: to a question (its number), or to all classes of an image of the sample (its row)."""
+    """One answer from the page: to a question (its number), or to all classes of an image of the sample (its row).
+
+    rest: what the classes of the sample's image are that `answers` does not name, except those known already, which
+    stay as they are. batch: answers that are undone together.
+    """
 
     model_config = ConfigDict(extra="forbid")
     id: Identifier
     question: int | None = None
     row: int | None = None
-    answers: dict[Short, Answer] = Field(min_length=1, max_length=20_000)
+    answers: dict[Short, Answer] = Field(max_length=20_000)
     versions: dict[Short, int] = Field(max_length=20_000)
+    rest: Literal["no"] | None = None
+    batch: Annotated[str, Field(pattern=r"^[\w-]{0,64}$")] = ""
 
 
 class Told(BaseModel):
@@ -55,35 +69,60 @@ class Undo(BaseModel):
 
 
 class Review:
-    """One review of a table: its questions or its sample of images, and the decisions about them.
+    """One review of a table: its questions, its sample of images or its images without a tag, and the decisions.
 
     suggestions: a file that `plures suggest` wrote. sample: how many images to ask every class of, for a clean
-    validation set; their rows get split=val. Raises PluresError if there is nothing to ask.
+    validation set; their rows get split=val. Neither: the images without a tag get their first ones. options: of the
+    table's reader, as in training. Raises PluresError if there is nothing to ask, or an answer could not be written
+    into the table.
     """
 
     def __init__(
-        self, table: Path, suggestions: Path | None = None, *, run: Path | None = None, sample: int = 0, seed: int = 0
+        self,
+        table: Path,
+        suggestions: Path | None = None,
+        *,
+        run: Path | None = None,
+        sample: int = 0,
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        if (suggestions is None) == (sample == 0):
+        if suggestions is not None and sample:
             raise PluresError("say what to ask: SUGGESTIONS (from `plures suggest`), or --sample 200; one of the two")
         self.table = table
-        self.decisions = Decisions(table)
+        self.decisions = Decisions(table, options)
         try:
-            self.dataset: Dataset = read(f"table:{table}", labelled=False)
+            self.dataset: Dataset = read(f"table:{table}", labelled=False, **(options or {}))
             self.questions: list[Question] = []
             self.sample: list[int] = []
+            self.untagged: list[int] = []
             if suggestions is not None:
                 self.questions = read_suggestions(suggestions, self.dataset, table)
-                self.decisions.know(self.dataset, [q.row for q in self.questions], [[q.tag] for q in self.questions])
+                rows, tags = [q.row for q in self.questions], [[q.tag] for q in self.questions]
+            elif not sample:
+                self.untagged = rows = np.flatnonzero(~self.dataset.labels.present.any(1)).tolist()
+                tags = [list(self.dataset.classes)] * len(rows)
+                if not rows:
+                    raise PluresError(
+                        f"{table}: every image has a tag; say what to ask: SUGGESTIONS (from `plures suggest`), or"
+                        " --sample 200"
+                    )
             else:
                 self.sample = self._sample(sample, seed)
-                self.decisions.know(self.dataset, self.sample, [list(self.dataset.classes)] * len(self.sample))
-            if not self.questions and not self.sample:
+                rows, tags = self.sample, [list(self.dataset.classes)] * len(self.sample)
+            if not rows:
                 raise PluresError(f"{suggestions}: no suggestions; nothing to ask")
+            if "separator" not in (options or {}):
+                refuse_another_separator(self.dataset, {tag for asked in tags for tag in asked}, table)
+            self.decisions.know(self.dataset, rows, tags)
         except BaseException:
             self.decisions.close()
             raise
         self.pictures = Pictures(self.dataset, suggestions.parent if suggestions else None, run)
+        counts = self.dataset.labels.present.sum(0).tolist()
+        self.times = Counter(dict(zip(self.dataset.classes, counts, strict=True)))
+        self._of_untagged = frozenset(self.untagged)
+        self._now_tagged: set[Key] = set()  # of them, by this review
         self.of_tag: dict[str, list[Question]] = {}
         for question in self.questions:
             self.of_tag.setdefault(question.tag, []).append(question)
@@ -104,10 +143,17 @@ class Review:
 
     # --------------------------------------------------------------------------------------------- what the page asks
 
+    @property
+    def mode(self) -> str:
+        return "tagging" if self.untagged else "sample" if self.sample else "suggestions"
+
     def state(self) -> dict[str, Any]:
         """What is asked and how far it is."""
         classes: list[dict[str, Any]] = []
-        if self.sample:
+        if self.untagged:
+            done, total = len(self._now_tagged), len(self.untagged)
+            classes = [{"tag": tag, "total": times} for tag, times in self.times.most_common()]
+        elif self.sample:
             done = sum(self._image_done(row) for row in self.sample)
             total = len(self.sample)
         else:
@@ -117,7 +163,7 @@ class Review:
             ]
             done, total = sum(c["done"] for c in classes), len(self.questions)
         return {
-            "mode": "sample" if self.sample else "suggestions",
+            "mode": self.mode,
             "table": self.table.name,
             "done": done,
             "total": total,
@@ -141,11 +187,22 @@ class Review:
         rows = [row for row in self.sample if row not in skip and not self._image_done(row)][:limit]
         return [self._image(row) for row in rows]
 
+    def untagged_after(self, row: int, limit: int) -> list[dict[str, Any]]:
+        """The next images without a tag, in the order of the table."""
+        found = (r for r in self.untagged if r > row and not self._tagged(r))
+        return [self._image(r) for r in islice(found, limit)]
+
+    def _key(self, row: int) -> Key:
+        return key_of(str(self.dataset.images[row]), self.table)
+
+    def _tagged(self, row: int) -> bool:
+        return bool(self.decisions.file.present(self._key(row)))
+
     def _done(self, question: Question) -> bool:
         return self.decisions.cell(question.image, question.tag).answer != ""
 
     def _image_done(self, row: int) -> bool:
-        key = key_of(str(self.dataset.images[row]), self.table)
+        key = self._key(row)
         return all(self.decisions.cell(key, tag).answer for tag in self.dataset.classes)
 
     def _item(self, q: Question) -> dict[str, Any]:
@@ -158,6 +215,7 @@ class Review:
             "score": None if math.isnan(q.score) else q.score,
             "version": cell.version,
             "code": cell.code,
+            "likely": cell.code == 0 if q.kind == "wrong" else q.score >= 0.5,
             "photo": self._photo_url(q.row),
             "heat": f"/heat/{q.number}?v={_mark(q.heatmap + str(self.pictures.run))}"
             if self.pictures.can_show(q)
@@ -165,9 +223,10 @@ class Review:
         }
 
     def _image(self, row: int) -> dict[str, Any]:
-        key = key_of(str(self.dataset.images[row]), self.table)
+        key = self._key(row)
         cells = {tag: self.decisions.cell(key, tag) for tag in self.dataset.classes}
         tags = [{"tag": tag, "version": cell.version, "code": cell.code} for tag, cell in cells.items()]
+        tags.sort(key=lambda t: -int(str(t["code"]) == "1"))  # what is known to be there comes first
         return {"row": row, "image": key, "photo": self._photo_url(row), "tags": tags}
 
     def _photo_url(self, row: int) -> str:
@@ -176,21 +235,90 @@ class Review:
     # ------------------------------------------------------------------------------------------------ what it is told
 
     def tell(self, told: Told) -> list[Outcome]:
-        """Keep the answers. Raises PluresError if one is to no question of this review."""
-        return self.decisions.keep([self._decision(asked) for asked in told.decisions], told.tab)
+        """Keep the answers; they are in the table when this returns. Raises PluresError, and keeps none, if one is to
+        no question of this review or cannot be written; WorkFailed if the table cannot be written just now."""
+        outcomes = self.decisions.keep([self._decision(asked) for asked in told.decisions], told.tab)
+        self.decisions.flush()
+        self._count(outcomes)
+        return [self._as_it_is(outcome) for outcome in outcomes]
+
+    def undo(self, asked: Undo) -> list[Outcome]:
+        """Take back this tab's last answer, or batch of answers; as `tell`."""
+        outcomes = self.decisions.undo(asked.tab, asked.id)
+        self.decisions.flush()
+        self._count(outcomes)
+        return [self._as_it_is(outcome) for outcome in outcomes]
+
+    def _count(self, outcomes: list[Outcome]) -> None:
+        """Keep the number of times that a class is given, and the images that have a tag now, up to date."""
+        for outcome in outcomes if self.untagged else ():
+            if outcome.status == "kept":
+                for tag, cell in outcome.cells.items():
+                    self.times[tag] += 1 if cell.code == PRESENT else -1
+            if self.decisions.file.present(outcome.image):
+                self._now_tagged.add(outcome.image)
+            else:
+                self._now_tagged.discard(outcome.image)
+
+    def _as_it_is(self, outcome: Outcome) -> Outcome:
+        """An outcome after the table was written: somebody may have edited the table in the last moment."""
+        cells = {tag: self.decisions.cell(outcome.image, tag) for tag in outcome.cells}
+        lost = outcome.status == "kept" and any(cell.by_hand for cell in cells.values())
+        return Outcome(outcome.id, "conflict" if lost else outcome.status, outcome.image, cells)
 
     def _decision(self, asked: Asked) -> Decision:
+        if asked.row in self._of_untagged and asked.answers and set(asked.answers.values()) <= {"yes", "clear"}:
+            return Decision(asked.id, self._key(asked.row), asked.answers, asked.versions)
+        if "clear" in asked.answers.values():
+            raise PluresError("only first tags can be cleared")
         if asked.question is not None and 0 <= asked.question < len(self.questions):
             question = self.questions[asked.question]
             if list(asked.answers) == [question.tag]:
-                return Decision(asked.id, question.image, asked.answers, asked.versions)
-        if asked.row in self.sample and set(asked.answers) == set(self.dataset.classes):
-            key = key_of(str(self.dataset.images[asked.row]), self.table)
-            return Decision(asked.id, key, asked.answers, asked.versions, split="val")
+                return Decision(asked.id, question.image, asked.answers, asked.versions, batch=asked.batch)
+        classes = set(self.dataset.classes)
+        if asked.row in self.sample and (
+            set(asked.answers) == classes or (asked.rest and set(asked.answers) < classes)
+        ):
+            key = self._key(asked.row)
+            rest: dict[str, Answer] = {
+                tag: "yes" if self.decisions.cell(key, tag).code == PRESENT else "no" for tag in self.dataset.classes
+            }
+            return Decision(asked.id, key, rest | asked.answers, asked.versions, split="val")
         raise PluresError("an answer to something that this review does not ask")
 
     def close(self) -> None:
         self.decisions.close()
+
+
+def options_of_run(run: Path, table: Path) -> dict[str, Any]:
+    """The options with which a run read this table; none if it was trained on something else."""
+    data = Run(run).experiment.data
+    name, path = data.name, ""
+    with suppress(PluresError):
+        name, path = find_format(data.name, None)
+    at = Path(path)
+    own = at == table or at.resolve() in (table.resolve(), table.parent.resolve())
+    return dict(data.options) if path and name == "table" and own else {}
+
+
+def refuse_another_separator(dataset: Dataset, tags: Collection[str], table: Path) -> None:
+    """Raise PluresError where a class such as "cat|dog" looks like two tags that another separator divides."""
+    known = {*dataset.classes, *tags}
+    for name in dataset.classes:
+        for separator, enough in (("|", any), (",", all)):
+            words = [word.strip() for word in name.split(separator)]
+            if len(words) > 1 and enough(word in known for word in words):
+                raise PluresError(
+                    f"{table}: class '{name}' looks like tags divided by '{separator}': give the separator that the"
+                    f" training had (data.separator='{separator}'), or data.separator=';' if it is one tag"
+                )
+
+
+class AnyText(JSONResponse):
+    """JSON in ASCII: the names of files can hold bytes that are no text."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastAPI:
@@ -202,11 +330,17 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
 
     @app.exception_handler(PluresError)
     def refused(request: Request, error: PluresError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 400 if error.exit_code == 2 else 507)
+        return AnyText({"detail": str(error)}, 400 if error.exit_code == 2 else 507)
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]  # what came is not repeated: it may be what JSON cannot say, such as NaN
+        place = clipped(".".join(map(str, first["loc"])), 80)
+        return AnyText({"detail": f"{place}: {first['msg']}"}, 422)
 
     @app.get("/", response_class=HTMLResponse)
     def show() -> str:
-        return template.render(table=review.table.name, mode="sample" if review.sample else "suggestions")
+        return template.render(table=review.table.name, mode=review.mode)
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -215,25 +349,28 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
         return Response((STATIC / name).read_bytes(), media_type=FILES[name], headers={"cache-control": "no-cache"})
 
     @app.get("/api/state")
-    def state() -> dict[str, Any]:
-        return review.state()
+    def state() -> Response:
+        return AnyText(review.state())
 
     @app.get("/api/items")
     def items(
         tag: Annotated[str, Query(max_length=1000)] = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         skip: Annotated[str, Query(max_length=2000, pattern=r"^[\d,]*$")] = "",
-    ) -> list[dict[str, Any]]:
+        after: int = -1,
+    ) -> Response:
+        if review.untagged:
+            return AnyText(review.untagged_after(after, limit))
         known = {int(number) for number in skip.split(",") if number}
-        return review.images(limit, known) if review.sample else review.items(tag, limit, known)
+        return AnyText(review.images(limit, known) if review.sample else review.items(tag, limit, known))
 
     @app.post("/api/decisions")
-    def decide(told: Told) -> list[dict[str, Any]]:
-        return [asdict(outcome) for outcome in review.tell(told)]
+    def decide(told: Told) -> Response:
+        return AnyText([asdict(outcome) for outcome in review.tell(told)])
 
     @app.post("/api/undo")
-    def undo(asked: Undo) -> dict[str, Any]:
-        return asdict(review.decisions.undo(asked.tab, asked.id))
+    def undo(asked: Undo) -> Response:
+        return AnyText([asdict(outcome) for outcome in review.undo(asked)])
 
     @app.get("/photo/{row}")
     def photo(row: int, small: bool = False) -> Response:

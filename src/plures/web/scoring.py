@@ -18,6 +18,7 @@ from plures.data.images import Transform
 from plures.inference.heatmaps import COLOURS, OPACITY, paint, region_weights
 from plures.models.memory import Halving, joined
 from plures.models.model import load
+from plures.models.output import checked_logits
 from plures.training.evaluate import make_fabric, thresholds_of
 from plures.training.run import Run
 from plures.web.uploads import Photo
@@ -55,20 +56,21 @@ class Scoring:
         self(torch.zeros(1, 3, p.image_size, p.image_size, dtype=torch.uint8), True)  # the first call is a slow one
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor, maps: bool) -> list[tuple[NDArray[np.float64], NDArray[Any] | None]]:
-        """uint8 pixels [B, 3, S, S] -> for each image probabilities [K] and, if wanted, weights of regions [K, P]."""
+    def __call__(self, pixels: Tensor, maps: bool) -> list[tuple[NDArray[np.float32], NDArray[Any] | None]]:
+        """uint8 pixels [B, 3, S, S] -> for each image logits [K] and, if wanted, weights of regions [K, P]."""
         output = (self._with_maps if maps else self._without)(pixels)
-        scores = self.thresholds.probabilities(output.logits.double().cpu().numpy())
+        logits = checked_logits(output.logits)
         if not maps:
-            return [(s, None) for s in scores]
+            return [(row, None) for row in logits]
         weights = region_weights(output).float().cpu().numpy()
         assert output.boxes is not None
         self.boxes = output.boxes.float().cpu().numpy()
-        return list(zip(scores, weights, strict=True))
+        return list(zip(logits, weights, strict=True))
 
-    def describe(self, photo: Photo, scores: NDArray[np.float64], weights: NDArray[Any] | None) -> PhotoAnswer:
+    def describe(self, photo: Photo, logits: NDArray[np.float32], weights: NDArray[Any] | None) -> PhotoAnswer:
         """The answer on one photo; draws its heat maps."""
-        called = self.thresholds.tags(scores[None])[0]
+        scores = self.thresholds.probabilities(logits[None])[0]
+        called = self.thresholds.called(logits)
         order = [int(k) for k in np.argsort(-scores, kind="stable") if called[k]]
         maps = None
         if weights is not None:

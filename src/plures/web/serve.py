@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-import uvicorn
 from fastapi import FastAPI, File, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -26,7 +24,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import plures
-from plures.errors import PluresError
+from plures.errors import PluresError, WorkFailed
 from plures.training.run import Run
 from plures.web.batching import Batcher, Full, Stopped
 from plures.web.front import Front
@@ -200,6 +198,10 @@ def _add_errors(app: FastAPI) -> None:
     async def busy(_: Request, error: PluresError) -> JSONResponse:
         return say(503, str(error))
 
+    @app.exception_handler(WorkFailed)
+    async def failed(_: Request, error: WorkFailed) -> JSONResponse:
+        return say(500, str(error))
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -209,27 +211,3 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         return say(error.status_code, str(error.detail), error.headers)
-
-
-def serve(app: FastAPI, host: str, port: int, seconds: float) -> None:
-    """Answer until the process is told to stop (SIGINT, SIGTERM); requests in flight then have `seconds` to end.
-
-    Raises PluresError if the address cannot be had.
-    """
-    listening = listen(host, port)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(seconds) + 1, server_header=False
-    )
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on this address. Raises PluresError if it cannot be had."""
-    try:
-        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise PluresError(f"cannot listen on {host} port {port} ({error.strerror}); choose another --port") from None
-    # asyncio does this only for sockets it made itself; without it each answer's body waits 40 ms for the other side to
-    # acknowledge its head
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return made

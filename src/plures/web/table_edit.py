@@ -1,11 +1,12 @@
-"""Changing single cells of a table on the disk: everything else in it, other columns included, stays as it is."""
+"""Changing single cells of a table on the disk: every other byte of a text table stays as it is."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import re
+import stat
+import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plures.data import delimited
-from plures.data.table_layout import Layout, lay_out
-from plures.errors import PluresError
+from plures.data.paths import find_files
+from plures.data.table import Table
+from plures.data.table_layout import Layout
+from plures.data.verify import missing_images
+from plures.errors import PluresError, WorkFailed
 from plures.files import writing
-from plures.labels import ABSENT, PRESENT
+from plures.labels import ABSENT, PRESENT, UNKNOWN
 
-SEPARATOR = ";"
 Key = str  # an image, as its path from the table's folder
-
-
-@dataclass
-class Changes:
-    """What to change: codes (1, 0, -1) of cells by image and tag; split names by image."""
-
-    labels: dict[Key, dict[str, int]] = field(default_factory=dict)
-    splits: dict[Key, str] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.labels or self.splits)
+CODES_OF_TEXT = {"": UNKNOWN, "1": PRESENT, "1.0": PRESENT, "0": ABSENT, "0.0": ABSENT}
+STRANGE = 2  # a cell that is no label: somebody is at work there
 
 
 def key_of(image: str, table: Path) -> Key:
@@ -38,122 +32,463 @@ def key_of(image: str, table: Path) -> Key:
     return Path(os.path.relpath(image, table.parent)).as_posix()
 
 
-def edit_table(table: Path, changes: Changes) -> None:
-    """Apply the changes and write the table in its place, whole or not at all.
+def open_table(path: Path, reader: Table) -> EditableTable:
+    """The table at a path, read with the reader's options. Raises PluresError if it cannot be edited safely."""
+    if not path.is_file():
+        raise WorkFailed(f"{path}: the table is gone")
+    return ParquetTable(path, reader) if path.suffix.lower() == ".parquet" else TextTable(path, reader)
 
-    A table without a split column gets one if a split changes: every other row is "train" then. Rows of an image that
-    stands in several rows are all changed. Raises PluresError if a class has no column in a table of class columns.
+
+class EditableTable(ABC):
+    """A table in memory whose cells can be read and set; `write` puts it in the place of the file, atomically.
+
+    Codes are 1, 0 and -1 as everywhere; an image that stands in several rows has the strongest code of them, as the
+    reader has it, and all of them are set.
     """
-    if table.suffix.lower() == ".parquet":
-        _edit_parquet(table, changes)
-    else:
-        _edit_text(table, changes)
+
+    rows: dict[Key, list[int]]
+
+    def __init__(self, path: Path, reader: Table) -> None:
+        self.path, self.reader = path, reader
+        self.signature = _signature(path)
+        self.dirty = False  # something is set that the file does not have
+        self.layout = _editable(reader.layout(path), reader, path)
+        layout = self.layout  # `absent` and `split` are what a new column is called where there is none
+        self.image, self.tags = layout.image, layout.tags
+        self.absent, self.split_column = layout.absent or "absent", layout.split or "split"
+        self.columns = {name for name in (layout.tags, layout.absent, layout.split) if name}
+        self._load()
+        self.rows = {}
+        images = [(self._text(row, self.image) or "").strip() for row in self._numbers()]
+        key = _Keys(path, reader, images)
+        for row, image in zip(self._numbers(), images, strict=True):
+            if image:
+                self.rows.setdefault(key(image), []).append(row)
+
+    # ------------------------------------------------------------------------------------------------ reading, setting
+
+    def code(self, key: Key, tag: str) -> int | None:
+        """The code of a cell; None if the image has no row."""
+        return max((self._code(row, tag) for row in self.rows.get(key, ())), default=None)
+
+    def present(self, key: Key) -> list[str]:
+        """The tags that an image has, in order."""
+        rows = self.rows.get(key, ())
+        tags = [self.layout.classes if self.layout.classes else self._words(row, self.tags) for row in rows]
+        return list(dict.fromkeys(tag for row, some in zip(rows, tags, strict=True) for tag in some
+                                  if self._code(row, tag) == PRESENT))  # fmt: skip
+
+    def split(self, key: Key) -> str | None:
+        """The image's split; "" where the table has none, None if the image has no row."""
+        if key not in self.rows:
+            return None
+        return (
+            (self._text(self.rows[key][0], self.split_column) or "").strip()
+            if self.split_column in self.columns
+            else ""
+        )
+
+    def check(self, tag: str) -> None:
+        """Raise PluresError if no answer about this tag can be written into this table."""
+        if self.layout.classes:
+            if tag not in self.layout.classes:
+                raise PluresError(f"{self.path}: class '{tag}' has no column in the table; add one and start again")
+            return
+        if not tag.strip() or tag != tag.strip():
+            raise PluresError(f"{self.path}: a tag must be text without blanks at its ends, got '{tag}'")
+        self._check_words(tag)
+
+    def set(self, key: Key, tag: str, code: int) -> None:
+        """Set a cell; nothing happens to rows that have this code already. Raises PluresError as `check` does."""
+        self.check(tag)
+        for row in self.rows[key]:
+            if self._code(row, tag) == code:
+                continue
+            self.dirty = True
+            if self.layout.classes:
+                self._put_code(row, tag, code)
+                continue
+            self._change_words(row, self.tags, tag, code == PRESENT)
+            if code == ABSENT and not self.reader.complete:
+                self._require_column(self.absent)
+            if self.absent in self.columns:
+                self._change_words(row, self.absent, tag, code == ABSENT and not self._blank_is(code))
+
+    def set_split(self, key: Key, split: str) -> None:
+        """Set the split. A table without a split column gets one: every other row is "train" then."""
+        if split == "train" and self.split_column not in self.columns:
+            return
+        self._require_column(self.split_column, "train")
+        for row in self.rows[key]:
+            if (self._text(row, self.split_column) or "").strip() != split:
+                self.dirty = True
+                self._put_text(row, self.split_column, split)
+
+    def _blank_is(self, code: int) -> bool:
+        return code == (ABSENT if self.reader.complete else UNKNOWN)
+
+    def _code(self, row: int, tag: str) -> int:
+        blank = ABSENT if self.reader.complete else UNKNOWN
+        if self.layout.classes:
+            code = self._class_code(row, tag) if tag in self.layout.classes else UNKNOWN
+            return blank if code == UNKNOWN else code
+        if tag in self._words(row, self.tags):
+            return PRESENT
+        return ABSENT if self.absent in self.columns and tag in self._words(row, self.absent) else blank
+
+    def _require_column(self, name: str, default: str = "") -> None:
+        if name not in self.columns:
+            self.dirty = True
+            self._add_column(name, default)
+            self.columns.add(name)
+
+    # -------------------------------------------------------------------------------------------------------- the file
+
+    def changed_outside(self) -> bool:
+        """Whether the file is not what is in memory: somebody has changed it, or it could not be written."""
+        return self.dirty or _signature(self.path) != self.signature
+
+    def write(self) -> None:
+        """Write the table. A link stays a link, and the file keeps mode and owner. Raises WorkFailed if it cannot be
+        written, or does not read back as it was written."""
+        target = self.path.resolve()
+        with writing(target) as temporary:
+            self._save(temporary)
+            keep_owner(target, temporary)
+            if _signature(self.path) != self.signature:
+                raise WorkFailed(f"{self.path}: was changed by another program just now; try again")
+        if not self._reads_back():
+            raise WorkFailed(f"{self.path}: the table does not read back as it was written; is another program at it?")
+        self.signature, self.dirty = _signature(self.path), False
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Read the file."""
+
+    @abstractmethod
+    def _numbers(self) -> range:
+        """The rows."""
+
+    @abstractmethod
+    def _text(self, row: int, name: str) -> str | None: ...
+
+    @abstractmethod
+    def _put_text(self, row: int, name: str, text: str) -> None: ...
+
+    @abstractmethod
+    def _words(self, row: int, name: str) -> list[str]: ...
+
+    @abstractmethod
+    def _change_words(self, row: int, name: str, word: str, present: bool) -> None: ...
+
+    @abstractmethod
+    def _check_words(self, tag: str) -> None: ...
+
+    @abstractmethod
+    def _class_code(self, row: int, tag: str) -> int: ...
+
+    @abstractmethod
+    def _put_code(self, row: int, tag: str, code: int) -> None: ...
+
+    @abstractmethod
+    def _add_column(self, name: str, default: str) -> None: ...
+
+    @abstractmethod
+    def _save(self, file: Path) -> None: ...
+
+    @abstractmethod
+    def _reads_back(self) -> bool: ...
+
+
+def _editable(layout: Layout, reader: Table, path: Path) -> Layout:
+    """The layout itself. Raises PluresError where an answer could not be written as the reader would read it."""
+    rules = reader.rules
+    options = {"present, absent or unknown": layout.meaning, "rename": rules.rename, "nothing": rules.nothing}
+    used = [name for name, value in options.items() if value]
+    if used or layout.valid:
+        what = (
+            f"is read with the option data.{used[0]}" if used else f"has splits in '{layout.split}', as true and false"
+        )
+        raise PluresError(
+            f"{path}: {what}, and answers cannot be written back so; make a table of its own with"
+            f" `plures init {path} --out NEW.csv`, and review that"
+        )
+    return layout
 
 
 class _Keys:
-    """The key of each image cell; cells start from the table's folder or from images/ in it, as the reader has it."""
+    """The key of each image cell: of the file that the reader finds for it."""
 
-    def __init__(self, table: Path, cells: Iterable[str]) -> None:
+    def __init__(self, table: Path, reader: Table, images: list[str]) -> None:
         self.table = table
-        first = next((cell for cell in cells if cell), "")
-        inside = table.parent / "images"
-        below = not (table.parent / first).exists() and (inside / first).exists()
-        self.folder = inside if below else table.parent
+        named = [image for image in images if image]
+        self.folder = reader._folder(table, named)
+        self.start = key_of(self.folder, table)
+        missing = missing_images([os.path.join(self.folder, name) for name in named])
+        found = find_files(self.folder, named, missing).files
+        self.spelled = {named[row]: path for row, path in found.items()}  # otherwise than the file itself
 
     def __call__(self, cell: str) -> Key:
-        return key_of(os.path.join(self.folder, cell), self.table)
+        cell = self.spelled.get(cell, cell)
+        if cell[0] in "/\\" or cell[1:2] == ":":
+            return key_of(cell, self.table)
+        if ".." in cell:  # may lead back into the table's folder
+            return key_of(os.path.join(self.folder, cell), self.table)
+        return os.path.normpath(os.path.join(self.start, cell))  # the same, much faster
 
 
-def _edit_text(table: Path, changes: Changes) -> None:
-    delimiter = delimited.read_header(table, "").delimiter
-    with table.open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.reader(handle, delimiter=delimiter))
-    names = [name.strip() for name in rows[0]]
-    layout = lay_out(names, table)
-    editor = _Editor(layout, changes)
-    rows[0] += [name for name in editor.columns if name not in names]
-    place = {name: i for i, name in enumerate(rows[0])}
-    at = place["image"]
-    keys = _Keys(table, (row[at].strip() for row in rows[1:] if len(row) > at))
-    for row in rows[1:]:
-        if len(row) <= at or not row[at].strip():
-            continue
-        key = keys(row[at].strip())
-        row += [""] * (len(rows[0]) - len(row))
-        cells = {name: row[place[name]] for name in editor.columns}
-        for name, value in editor.edit(key, cells).items():
-            row[place[name]] = value
-    with writing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle, delimiter=delimiter, lineterminator="\n").writerows(rows)
+class TextTable(EditableTable):
+    """CSV or TSV, kept as its lines; a cell is cut out of its line and put back, quoted if it was or must be."""
+
+    def _load(self) -> None:
+        header = delimited.read_header(self.path, self.reader.delimiter, self.reader.encoding)
+        self.delimiter = header.delimiter
+        try:
+            self.lines = self.path.read_bytes().decode().split("\n")
+        except UnicodeDecodeError:
+            raise PluresError(f"{self.path}: the text is not UTF-8; save it as CSV UTF-8") from None
+        self._cell = re.compile(rf'(?:"(?:[^"]|"")*+")?[^{re.escape(self.delimiter)}]*')
+        self.names = header.names
+
+    def _numbers(self) -> range:
+        return range(1, len(self.lines))
+
+    def _cells(self, row: int) -> tuple[list[str], str]:
+        """The cells of a line as they are written, and the carriage return at its end."""
+        line = self.lines[row]
+        line, end = (line[:-1], "\r") if line.endswith("\r") else (line, "")
+        if '"' not in line:
+            return line.split(self.delimiter), end
+        cells, at = [], 0
+        while at <= len(line):
+            found = self._cell.match(line, at)
+            assert found is not None  # the expression takes nothing, too
+            cells.append(found[0])
+            at = found.end() + 1
+        return cells, end
+
+    def _text(self, row: int, name: str) -> str:
+        cells, _ = self._cells(row)
+        at = self.names.index(name)
+        return self._value(cells[at], row) if at < len(cells) else ""
+
+    def _value(self, cell: str, row: int) -> str:
+        if not cell.startswith('"'):
+            return cell
+        found = re.fullmatch(r'"((?:[^"]|"")*+)"(.*)', cell, re.DOTALL)
+        if found is None:
+            raise PluresError(f"{self.path}, line {row + 1}: a quote is opened and not closed in this line")
+        return found[1].replace('""', '"') + found[2]
+
+    def _put_text(self, row: int, name: str, text: str) -> None:
+        cells, end = self._cells(row)
+        at = self.names.index(name)
+        cells += [""] * (at + 1 - len(cells))
+        quoted = cells[at].startswith('"') or any(mark in text for mark in (self.delimiter, '"', "\r", "\n"))
+        cells[at] = '"' + text.replace('"', '""') + '"' if quoted else text
+        self.lines[row] = self.delimiter.join(cells) + end
+
+    def _words(self, row: int, name: str) -> list[str]:
+        return [word.strip() for word in self._text(row, name).split(self.reader.separator) if word.strip()]
+
+    def _change_words(self, row: int, name: str, word: str, present: bool) -> None:
+        if (word in self._words(row, name)) == present:
+            return
+        separator = self.reader.separator
+        words = [w for w in self._text(row, name).split(separator) if w.strip() and w.strip() != word]
+        if present:
+            spaced = len(words) > 1 and all(w[:1].isspace() for w in words[1:])  # "cat; dog"
+            words.append(" " * spaced + word)
+        self._put_text(row, name, separator.join(words).strip())
+
+    def _check_words(self, tag: str) -> None:
+        if self.reader.separator in tag:
+            raise PluresError(
+                f"{self.path}: tag '{tag}' contains '{self.reader.separator}', which separates tags in this table, so"
+                " it would be read as several; rename the tag, or use a table with one column per class"
+            )
+        if "\n" in tag or "\r" in tag:
+            raise PluresError(f"{self.path}: a tag must not contain a line end, got '{tag}'")
+
+    def _class_code(self, row: int, tag: str) -> int:
+        return CODES_OF_TEXT.get(self._text(row, tag).strip(), STRANGE)
+
+    def _put_code(self, row: int, tag: str, code: int) -> None:
+        self._put_text(row, tag, {PRESENT: "1", ABSENT: "0"}.get(code, ""))
+
+    def _add_column(self, name: str, default: str) -> None:
+        self.names = [*self.names, name]
+        for row, line in enumerate(self.lines):
+            if line.strip("\r\ufeff"):
+                end = "\r" if line.endswith("\r") else ""
+                self.lines[row] = line.removesuffix("\r") + self.delimiter + (default if row else name) + end
+
+    def _save(self, file: Path) -> None:
+        file.write_bytes("\n".join(self.lines).encode())
+
+    def _reads_back(self) -> bool:
+        return self.path.read_bytes() == "\n".join(self.lines).encode()
 
 
-def _edit_parquet(table: Path, changes: Changes) -> None:
-    content = pq.read_table(table)
-    editor = _Editor(lay_out(content.column_names, table), changes)
-    names = [str(image or "").strip() for image in content.column("image").to_pylist()]
-    key_of_cell = _Keys(table, names)
-    keys = [key_of_cell(name) if name else "" for name in names]
-    columns: dict[str, list[Any]] = {
-        name: content.column(name).to_pylist() if name in content.column_names else [None] * len(keys)
-        for name in editor.columns
-    }
-    for row, key in enumerate(keys):
-        cells = {name: "" if column[row] is None else str(column[row]) for name, column in columns.items()}
-        for name, value in editor.edit(key, cells).items():
-            columns[name][row] = value
-    for name, column in columns.items():
-        if name not in content.column_names:
-            content = content.append_column(name, pa.array(column, pa.string()))
-            continue
-        kind = content.schema.field(name).type
-        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-            column = [_typed(value, kind) for value in column]
-        content = content.set_column(content.column_names.index(name), name, pa.array(column, kind))
-    with writing(table) as temporary:
-        pq.write_table(content, temporary)
+class ParquetTable(EditableTable):
+    """Parquet: the edited columns are replaced, of the same type; order, other columns and metadata stay."""
+
+    def _load(self) -> None:
+        try:
+            file = pq.ParquetFile(self.path)
+            self.content = file.read()
+        except (pa.ArrowException, OSError) as error:
+            raise PluresError(f"{self.path}: not a Parquet file ({' '.join(str(error).split())})") from None
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        self.options: dict[str, Any] = {}
+        if groups and groups[0].num_columns:
+            codec = groups[0].column(0).compression
+            self.options["compression"] = "none" if codec == "UNCOMPRESSED" else codec
+            self.options["row_group_size"] = max(1, *(group.num_rows for group in groups))
+        self.lists: dict[str, list[Any]] = {}
+        self.edited: set[str] = set()
+        for name in self.layout.wanted:
+            if name != self.image:
+                self._check_type(name, bool(self.layout.classes) and name != self.split_column)
+
+    def _check_type(self, name: str, is_class: bool) -> None:
+        """Raise PluresError if answers cannot be written into this column."""
+        kind = self.content.schema.field(name).type
+        value: list[Any] = [_number(code, kind) for code in (PRESENT, ABSENT)] if is_class else [_words_of(["a"], kind)]
+        try:
+            pa.array([*value, None], _filled(kind, is_class))
+        except (pa.ArrowException, TypeError, ValueError):
+            raise PluresError(
+                f"{self.path}: column '{name}' is of type {kind}, into which answers cannot be written; expected"
+                f" {'numbers, truth values or text' if is_class else 'text or lists of text'}"
+            ) from None
+
+    def _numbers(self) -> range:
+        return range(self.content.num_rows)
+
+    def _list(self, name: str) -> list[Any]:
+        if name not in self.lists:
+            self.lists[name] = self.content.column(name).to_pylist()
+        return self.lists[name]
+
+    def _put(self, row: int, name: str, value: Any) -> None:
+        self._list(name)[row] = value
+        self.edited.add(name)
+
+    def _text(self, row: int, name: str) -> str | None:
+        value = self._list(name)[row]
+        return None if value is None else str(value)
+
+    def _put_text(self, row: int, name: str, text: str) -> None:
+        self._put(row, name, text)
+
+    def _words(self, row: int, name: str) -> list[str]:
+        value = self._list(name)[row]
+        words = str(value or "").split(self.reader.separator) if not isinstance(value, list) else value
+        return [str(word).strip() for word in words if word is not None and str(word).strip()]
+
+    def _change_words(self, row: int, name: str, word: str, present: bool) -> None:
+        words = self._words(row, name)
+        if (word in words) == present:
+            return
+        words = [*words, word] if present else [w for w in words if w != word]
+        value = _words_of(words, self.content.schema.field(name).type, self.reader.separator)
+        self._put(row, name, value)
+
+    def _check_words(self, tag: str) -> None:
+        if not _is_list(self.content.schema.field(self.tags).type) and self.reader.separator in tag:
+            raise PluresError(
+                f"{self.path}: tag '{tag}' contains '{self.reader.separator}', which separates tags in this table, so"
+                " it would be read as several; rename the tag, or use lists or one column per class"
+            )
+
+    def _class_code(self, row: int, tag: str) -> int:
+        value = self._list(tag)[row]
+        if value is None or value != value:
+            return UNKNOWN
+        if isinstance(value, str):
+            return CODES_OF_TEXT.get(value.strip(), STRANGE)
+        return PRESENT if value == 1 else ABSENT if value == 0 else STRANGE
+
+    def _put_code(self, row: int, tag: str, code: int) -> None:
+        self._put(row, tag, _number(code, self.content.schema.field(tag).type))
+
+    def _add_column(self, name: str, default: str) -> None:
+        tags = self.content.schema.field(self.tags).type if name == self.absent else pa.string()
+        kind = _filled(tags, False)
+        empty: Any = [] if _is_list(kind) else default
+        self.content = self.content.append_column(name, pa.array([empty] * self.content.num_rows, kind))
+
+    def _save(self, file: Path) -> None:
+        for name in sorted(self.edited):
+            place = self.content.column_names.index(name)
+            field = self.content.schema.field(name)
+            field = field.with_type(_filled(field.type, bool(self.layout.classes) and name != self.split_column))
+            self.content = self.content.set_column(place, field, pa.array(self._list(name), field.type))
+        pq.write_table(self.content, file, **self.options)
+
+    def _reads_back(self) -> bool:
+        back = pq.ParquetFile(self.path).read(columns=sorted(self.edited))
+        names, self.edited = self.edited, set()
+        return all(repr(back.column(name).to_pylist()) == repr(self.content.column(name).to_pylist()) for name in names)
 
 
-def _typed(value: Any, kind: Any) -> Any:
-    """A cell for a class column that is not text: 1, 0 or null as a number or a truth value."""
-    if value in ("", None):
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _filled(kind: Any, is_class: bool) -> Any:
+    """The type itself; of a column without a single value, which has none, the plainest that takes answers."""
+    if pa.types.is_null(kind):
+        return pa.int8() if is_class else pa.string()
+    if _is_list(kind) and pa.types.is_null(kind.value_type):
+        return pa.list_(pa.string())
+    return kind
+
+
+def _words_of(words: list[str], kind: Any, separator: str = ";") -> Any:
+    return words if _is_list(kind) else separator.join(words)
+
+
+def _number(code: int, kind: Any) -> Any:
+    """A code as a value of a class column."""
+    if code == UNKNOWN:
         return None
-    if pa.types.is_boolean(kind):
-        return value if isinstance(value, bool) else value == "1"
-    number = float(value)
-    return number if pa.types.is_floating(kind) else int(number)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return str(code)
+    return bool(code) if pa.types.is_boolean(kind) else code
 
 
-class _Editor:
-    """Edits the cells of one row after another, in either form of table."""
+# ------------------------------------------------------------------------------------------------------ mode and owner
 
-    def __init__(self, layout: Layout, changes: Changes) -> None:
-        self.changes, self.by_class = changes, bool(layout.classes)
-        self.every_row = bool(changes.splits) and not layout.split  # a new column is filled everywhere
-        touched = {tag for tags in changes.labels.values() for tag in tags}
-        if self.by_class:
-            unknown = touched - set(layout.classes)
-            if unknown:
-                raise PluresError(f"class '{min(unknown)}' has no column in the table; add one and start again")
-            self.columns = sorted(touched)
-        else:
-            absent = layout.absent or any(ABSENT in tags.values() for tags in changes.labels.values())
-            self.columns = ["tags", *(["absent"] if absent else [])]
-        if changes.splits:
-            self.columns.append("split")
 
-    def edit(self, key: Key, cells: dict[str, str]) -> dict[str, str]:
-        """The cells of a row that change."""
-        new: dict[str, str] = {}
-        if self.every_row:
-            new["split"] = "train"
-        if key in self.changes.splits:
-            new["split"] = self.changes.splits[key]
-        wanted = self.changes.labels.get(key, {})
-        if self.by_class:
-            return new | {tag: {PRESENT: "1", ABSENT: "0"}.get(code, "") for tag, code in wanted.items()}
-        for name, code in (("tags", PRESENT), ("absent", ABSENT)):
-            if name in cells and wanted:
-                kept = [w for w in (word.strip() for word in cells[name].split(SEPARATOR)) if w and w not in wanted]
-                kept += [tag for tag, value in wanted.items() if value == code]
-                new[name] = SEPARATOR.join(dict.fromkeys(kept))
-        return new
+def _signature(path: Path) -> tuple[int, ...] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def keep_owner(file: Path, copy: Path) -> None:
+    """Give a copy the mode and owner of a file that it is to replace. Raises WorkFailed if the owner cannot be kept."""
+    state, new = file.stat(), copy.stat()
+    if (state.st_uid, state.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.chown(copy, state.st_uid, state.st_gid)
+        except OSError:
+            raise WorkFailed(
+                f"{file}: belongs to another user or group, and would not after it was written; review it as its owner"
+            ) from None
+    os.chmod(copy, stat.S_IMODE(state.st_mode))
+
+
+def check_writable(path: Path) -> None:
+    """Raise WorkFailed if the file could not be replaced by one with the same owner."""
+    target = path.resolve()
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.") as probe:
+            keep_owner(target, Path(probe.name))
+    except OSError as error:
+        raise WorkFailed(f"{path}: cannot be written ({error.strerror}); answers would not reach the table") from None

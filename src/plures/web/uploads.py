@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from plures.data.images import Transform, Unreadable, open_image
+from plures.data.images import ACROSS, Transform, Unreadable, open_pixels
+from plures.data.pixels import way_up
 from plures.errors import PluresError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, which would start another program
+# not all that Pillow opens: EPS would start another program, and old formats have had the worst holes
+TAKEN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000")
+FORMATS = tuple(name for name in TAKEN if name in Image.OPEN)
 
 
 class Refused(PluresError):
@@ -33,23 +35,17 @@ class Photo:
     pixels: Tensor
 
 
-class _Upload(io.BytesIO):
-    """An upload's bytes. It must not go by the name that a stranger gave it: `open_image` follows addresses."""
-
-    def __str__(self) -> str:
-        return "upload"
-
-
 def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> Photo:
     """The photo in these bytes. Raises Refused: 413 too many pixels, 415 not an image, 422 a broken one."""
-    upload = _Upload(content)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(upload, formats=FORMATS) as image:
-                width, height = image.size
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            jpeg = image.format in ("JPEG", "MPO")
+            across = jpeg and way_up(image) in ACROSS
     except UnidentifiedImageError:
         raise Refused(415, f"{name}: not an image of a kind that is read here ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise Refused(413, f"{name}: too many pixels; at most {max_pixels:,} are taken") from None
     except Exception as error:  # Pillow's readers raise what they please on broken headers
         raise Refused(422, f"{name}: cannot be decoded ({error})") from None
     if width * height > max_pixels:
@@ -57,7 +53,11 @@ def decode(content: bytes, name: str, transform: Transform, max_pixels: int) -> 
     if not width * height:
         raise Refused(422, f"{name}: an image without pixels")
     try:
-        picture = open_image(upload)  # type: ignore[arg-type]
-        return Photo(name, picture.width, picture.height, transform(picture))
+        pixels = open_pixels(io.BytesIO(content), transform.decoding_size)
+        if not jpeg:  # which alone may come scaled
+            height, width = pixels.shape[1:]
+        elif across:
+            height, width = width, height
+        return Photo(name, width, height, transform(pixels))
     except Unreadable as error:
         raise Refused(422, f"{name}: {str(error).removeprefix('upload: ')}") from None

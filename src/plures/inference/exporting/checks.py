@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, to_image
+from plures.data.images import Transform, to_pixels
 from plures.errors import WorkFailed
 from plures.inference.exporting.formats import Outputs, Runner
 from plures.inference.heatmaps import region_weights
 from plures.metrics.report import evaluate_scores
 from plures.metrics.thresholds import Thresholds, sigmoid
 from plures.models.model import Model
+from plures.models.output import checked_logits
 
 BATCHES = (1, 3)  # images
 MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
@@ -25,11 +25,11 @@ MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a file agrees with the torch model fed by Pillow.
+    """How a file agrees with the torch model fed by its own transform.
 
     exact, resized: the largest difference of a logit's sigmoid and of a map's share, on images of the model's own size
     and on others, where a resize may round a pixel to the next level. calibrated: the largest difference of a score
-    from the calibration of the file's own logit. tags: cells called otherwise than the file's own scores say.
+    from the calibration of the file's own logit. tags: cells called otherwise than the file's own logits say.
     """
 
     exact: float
@@ -71,7 +71,7 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
             own = height == width == side
             worst[own] = max(worst[own], _largest(sigmoid(got["logits"]) - sigmoid(logits)), of_maps)
             calibrated = max(calibrated, _largest(got["scores"] - thresholds.probabilities(got["logits"])))
-            tags += int((got["tags"] != thresholds.tags(got["scores"])).sum())
+            tags += int((got["tags"] != thresholds.called(got["logits"])).sum())
             images += batch
     return Agreement(worst[True], worst[False], calibrated, tags, images, sizes)
 
@@ -93,12 +93,12 @@ def _refuse_shapes(got: Outputs, logits: NDArray[np.float64], maps: NDArray[np.f
 
 @torch.inference_mode()
 def expected(model: Model, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """What plures itself says of uint8 images [B, 3, H, W], resized by Pillow: logits [B, K], maps [B, K, P]."""
+    """What plures itself says of uint8 images [B, 3, H, W], resized by its transform: logits [B, K], maps [B, K, P]."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
-    pixels = torch.stack([transform(Image.fromarray(image.transpose(1, 2, 0))) for image in images])
+    pixels = torch.stack([transform(torch.from_numpy(image)) for image in images])
     output = model(pixels)
-    return output.logits.double().numpy(), region_weights(output).float().numpy()
+    return checked_logits(output.logits).astype(np.float64), region_weights(output).float().numpy()
 
 
 def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -123,7 +123,7 @@ def pixels_of(model: Model, images: Sequence[str] | NDArray[np.uint8], batch_siz
     transform = Transform(p.image_size, "none", p.interpolation)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        yield torch.stack([transform(to_image(image)) for image in batch]).numpy()
+        yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
 
 
 def some(count: int, most: int) -> NDArray[np.int64]:
@@ -138,7 +138,7 @@ def cost(run: Runner, model: Model, thresholds: Thresholds, dataset: Dataset, sp
     before, after = [], []
     for pixels in pixels_of(model, dataset.images, 16):
         logits = model(torch.from_numpy(pixels), maps=False).logits
-        before.append(thresholds.probabilities(logits.double().numpy()))
+        before.append(thresholds.probabilities(checked_logits(logits)))
         after.append(run(pixels)["scores"].astype(np.float64))
     maps = [
         100 * evaluate_scores(np.concatenate(s), dataset.labels, dataset.classes, definition, bootstrap=0).map

@@ -25,11 +25,14 @@ def metadata_of(model: Model, thresholds: Thresholds, boxes: NDArray[np.float32]
         "plures": plures.__version__,
         "classes": list(model.classes),
         "thresholds": [float(v) for v in thresholds.values],
+        "cut_logits": [float(v) if np.isfinite(v) else "never" if v > 0 else "always" for v in thresholds.cuts],
         "thresholds_chosen": {"method": thresholds.method, "objective": thresholds.objective},
         "calibration": "none" if calibration is None else calibration.kind,
-        "input": "images: uint8 [batch, 3, height, width], RGB, upright, any size, all images of a batch the same",
-        "outputs": "scores: float32 [batch, classes], probabilities; tags: bool [batch, classes], scores >= thresholds;"
-        " logits: float32 [batch, classes], before calibration",
+        "input": "images: uint8 [batch, 3, height, width], any size, all images of a batch the same: RGB, upright as"
+        " the EXIF orientation says, alpha laid on white, the first frame; grey of more than 8 bits scaled to 0..255"
+        " from the range of its bit depth",
+        "outputs": "scores: float32 [batch, classes], probabilities; tags: bool [batch, classes], logits >= cut_logits"
+        " (the thresholds are the probabilities there); logits: float32 [batch, classes], before calibration",
         "preprocessing": {**asdict(model.preprocessing), "inside": ["resize", "normalisation"]},
         "parts": asdict(model.parts),
         "int8": int8 or "no",

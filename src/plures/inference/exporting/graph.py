@@ -66,14 +66,16 @@ class Graph(nn.Module):
         self.model, self.maps = model.eval(), maps
         c = thresholds.calibration
         self.calibrate = Interpolated(c) if c is not None and c.kind == "isotonic" else Squashed(c)
-        self.register_buffer("thresholds", torch.from_numpy(rounded_up(thresholds.values)))
-        self.thresholds: Tensor
+        limits = np.finfo(np.float32)
+        finite = np.clip(thresholds.cuts, limits.min, limits.max)  # infinity is no constant for every engine
+        self.register_buffer("cuts", torch.from_numpy(finite))
+        self.cuts: Tensor
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         output = self.model(pixels, maps=self.maps)
         logits = output.logits.float()
         scores = self.calibrate(logits)
-        tags = scores >= self.thresholds
+        tags = logits >= self.cuts
         return (scores, tags, logits, region_weights(output).float()) if self.maps else (scores, tags, logits)
 
     @torch.inference_mode()
@@ -101,9 +103,3 @@ class AnySize(nn.Module):
         pixels = F.interpolate(images, size, mode=self.interpolation, antialias=True, align_corners=False)
         scored: tuple[Tensor, ...] = self.scorer(pixels)
         return scored
-
-
-def rounded_up(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The smallest float32 not below each threshold, so that a float32 score is called as it would be in float64."""
-    nearest = thresholds.astype(np.float32)
-    return np.where(nearest < thresholds, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)

@@ -3,7 +3,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const SAMPLE = document.body.dataset.mode === "sample";
+const SAMPLE = document.body.dataset.mode === "sample", TAGGING = document.body.dataset.mode === "tagging";
 const AHEAD = 20, GRID = 12, RETRY_MS = 1000;
 const TAB = sessionStorage.tab || (sessionStorage.tab = newId());
 
@@ -12,6 +12,7 @@ let unsent = [];       // decisions that the server has not acknowledged
 let history = [];      // items that this tab has answered
 let tag = "";          // the class that is asked for, "" for all
 let grid = false, sending = false, filling = null, exhausted = false, generation = 0;
+let lastRow = -1;      // of the photos to tag, that the server has sent
 let state = null, here = 0, marks = {}, statePending = null;
 
 function newId() {
@@ -33,7 +34,7 @@ async function call(path, body) {
 
 // ---------------------------------------------------------------------------------------------- what comes from there
 
-const nameOf = (item) => (SAMPLE ? item.row : item.question);
+const nameOf = (item) => (SAMPLE || TAGGING ? item.row : item.question);
 
 async function fill() {
   if (filling) return filling;
@@ -41,10 +42,11 @@ async function fill() {
   filling = (async () => {
     try {
       const have = [...queue.map(nameOf), ...unsent.map((d) => (SAMPLE ? d.row : d.question))];
-      const path = `/api/items?limit=${AHEAD}&tag=${encodeURIComponent(tag)}&skip=${have.join(",")}`;
+      const path = TAGGING ? `/api/items?limit=${AHEAD}&after=${lastRow}` : `/api/items?limit=${AHEAD}&tag=${encodeURIComponent(tag)}&skip=${have.join(",")}`;
       const found = await call(path);
       if (mine !== generation) return;
       queue.push(...found);
+      if (TAGGING && found.length) lastRow = found.at(-1).row;
       exhausted = found.length === 0;
       online();
       for (const item of found.slice(0, 8)) new Image().src = item.photo;
@@ -79,9 +81,9 @@ function loadState() {
 
 // ------------------------------------------------------------------------------------------------ what goes over there
 
-function decide(item, answers) {
+function decide(item, answers, batch = "") {
   const versions = SAMPLE ? Object.fromEntries(item.tags.map((t) => [t.tag, t.version])) : { [item.tag]: item.version };
-  const target = SAMPLE ? { row: item.row } : { question: item.question };
+  const target = SAMPLE ? { row: item.row, rest: "no" } : { question: item.question, batch };
   unsent.push({ id: newId(), ...target, answers, versions });
   history.push(item);
   send();
@@ -90,18 +92,26 @@ function decide(item, answers) {
 async function send() {
   if (sending) return;
   sending = true;
+  let most = TAGGING ? 1 : 50; // a tag may be given and cleared again at once
   while (unsent.length) {
     showSaved();
-    const batch = unsent.slice(0, 50);
+    const batch = unsent.slice(0, most);
     try {
       const outcomes = await call("/api/decisions", { tab: TAB, decisions: batch });
-      outcomes.forEach(hear);
+      outcomes.forEach(TAGGING ? hearTag : hear);
       unsent = unsent.slice(batch.length);
       online();
     } catch (error) {
-      offline(error);
-      if (error.status === 400 || error.status === 422) unsent = unsent.slice(batch.length);
-      else await new Promise((done) => setTimeout(done, RETRY_MS));
+      if (error.status !== 400 && error.status !== 422) {
+        offline(error);
+        await new Promise((done) => setTimeout(done, RETRY_MS));
+      } else if (batch.length > 1) most = 1; // none was kept: find the one that is refused
+      else {
+        const refused = unsent.shift();
+        if (TAGGING) takeBack(refused);
+        history = history.filter((item) => nameOf(item) !== (SAMPLE ? refused.row : refused.question));
+        toast(`An answer was not kept: ${error.message}`);
+      }
     }
   }
   sending = false;
@@ -109,28 +119,39 @@ async function send() {
   loadState();
 }
 
+const CODE = { 1: "present", 0: "absent", "-1": "unknown" };
+
+function changed(outcome) {
+  const [name, cell] = Object.entries(outcome.cells).find(([, c]) => c.by_hand) || Object.entries(outcome.cells)[0];
+  const what = cell.by_hand ? `was set to ${CODE[cell.code]} in the table itself`
+    : cell.answer ? `is answered "${cell.answer}" in another tab` : "was taken back in another tab";
+  return `${name} in ${outcome.image} ${what}`;
+}
+
 function hear(outcome) {
-  if (outcome.status !== "conflict") return;
-  const [name, cell] = Object.entries(outcome.cells)[0];
-  const what = cell.answer ? `is answered "${cell.answer}"` : "was taken back";
-  toast(`${name} in ${outcome.image} ${what} in another tab; your answer was not counted`);
+  if (outcome.status === "conflict") toast(`${changed(outcome)}; your answer was not counted`);
 }
 
 async function undo() {
   if (unsent.length) { toast("still saving; try again in a moment"); return; }
   try {
-    const outcome = await call("/api/undo", { tab: TAB, id: newId() });
-    if (outcome.status === "nothing") { toast("nothing to undo"); return; }
-    if (outcome.status === "conflict") { toast("another tab has answered this since; it stays"); return; }
-    const at = history.findLastIndex((i) => i.image === outcome.image && (SAMPLE || i.tag in outcome.cells));
-    if (at >= 0 && !grid) {
+    const outcomes = await call("/api/undo", { tab: TAB, id: newId() });
+    if (outcomes[0].status === "nothing") { toast("nothing to undo"); return; }
+    if (TAGGING) { undone(outcomes[0]); return; }
+    const kept = outcomes.filter((o) => o.status === "kept"), lost = outcomes.filter((o) => o.status === "conflict");
+    let known = true;
+    for (const outcome of kept) {
+      const at = history.findLastIndex((i) => i.image === outcome.image && (SAMPLE || i.tag in outcome.cells));
+      if (at < 0) { known = false; continue; }
       const [item] = history.splice(at, 1);
       if (SAMPLE) item.tags.forEach((t) => Object.assign(t, outcome.cells[t.tag]));
       else Object.assign(item, outcome.cells[item.tag]);
-      queue.unshift(item);
-      show();
-    } else refill();
-    toast(`taken back: ${SAMPLE ? outcome.image : Object.keys(outcome.cells)[0]}`);
+      if (SAMPLE || !tag || tag === item.tag) queue.unshift(item);
+    }
+    if (known) show(); else refill();
+    const first = kept[0], more = kept.length > 1 ? ` and ${kept.length - 1} more` : "";
+    const back = first ? `taken back: ${SAMPLE ? first.image : Object.keys(first.cells)[0]}${more}. ` : "";
+    toast(back + (lost.length ? `Not taken back: ${changed(lost[0])}` : ""));
     loadState();
   } catch (error) { offline(error); }
 }
@@ -139,7 +160,8 @@ async function undo() {
 
 function offline(error) {
   const waiting = unsent.length ? ` ${unsent.length} answer${unsent.length > 1 ? "s wait" : " waits"} here, to be sent as soon as it does.` : "";
-  $("banner").textContent = error.status ? `The server refused: ${error.message}` : `The server does not answer.${waiting}`;
+  $("banner").textContent = error.status ? `${error.message}${unsent.length ? ` (${unsent.length} to be saved; trying again)` : ""}`
+    : `The server does not answer.${waiting}`;
   $("banner").hidden = false;
 }
 
@@ -149,7 +171,7 @@ function toast(text) {
   $("toast").textContent = text;
   $("toast").hidden = false;
   clearTimeout(toast.timer);
-  toast.timer = setTimeout(() => { $("toast").hidden = true; }, 4000);
+  toast.timer = setTimeout(() => { $("toast").hidden = true; }, 2500 + 60 * text.length);
 }
 
 function showSaved() { $("saved").textContent = unsent.length ? `saving ${unsent.length}` : "saved"; }
@@ -159,7 +181,8 @@ function showProgress() {
   $("progress").value = state.done;
   $("count").textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")}`;
   if (state.failure) { $("banner").textContent = `The table could not be written (the answers are safe): ${state.failure}`; $("banner").hidden = false; }
-  if (SAMPLE) return;
+  if (TAGGING) learnClasses(state.classes);
+  if (SAMPLE || TAGGING) return;
   const all = { tag: "", done: state.done, total: state.total };
   const buttons = [all, ...state.classes].map((c) => {
     const button = document.createElement("button");
@@ -180,10 +203,10 @@ function show() {
   if (queue.length < Math.max(wanted, AHEAD / 2) && !exhausted && !filling) fill();
   const item = queue[0];
   $("end").hidden = Boolean(item) || !exhausted;
-  if (!item && exhausted) $("end").textContent = tag ? `All of "${tag}" is answered. Choose another class.` : "All is answered. The table is up to date; you can close this page.";
+  if (!item && exhausted) $("end").textContent = tag ? `All of "${tag}" is answered. Choose another class.` : `${TAGGING ? "These were all photos without a tag." : "All is answered."} The table is up to date; you can close this page.`;
   $("pictures").hidden = grid || !item;
   $("actions").dataset.empty = String(!item);
-  if (SAMPLE) showSample(item); else if (grid) showGrid(); else showOne(item);
+  if (TAGGING) showTagging(item); else if (SAMPLE) showSample(item); else if (grid) showGrid(); else showOne(item);
 }
 
 function showPhoto(item) {
@@ -220,26 +243,53 @@ function about(item) {
 
 function showGrid() {
   const shown = queue.slice(0, GRID);
-  $("ask").textContent = shown.length ? (tag ? `${tag}? Click the photos that show it` : "Choose a class on the left") : "";
-  $("about").textContent = "";
-  $("grid").hidden = !shown.length || !tag;
-  $("confirm").disabled = !tag || !shown.length;
-  if (!tag) return;
-  const key = shown.map(nameOf).join();
-  if ($("grid").dataset.key === key) return;
-  $("grid").dataset.key = key;
-  $("grid").replaceChildren(...shown.map((item) => {
-    const button = Object.assign(document.createElement("button"), { className: "cell", title: item.image });
-    button.dataset.question = item.question;
-    button.setAttribute("aria-pressed", "false");
-    button.append(Object.assign(new Image(), { src: `${item.photo}&small=1`, alt: item.image }));
-    button.onclick = () => button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-    return button;
-  }));
+  $("ask").textContent = !shown.length ? "" : tag ? `Which show ${tag}?` : "Which of these are right?";
+  $("about").textContent = shown.length ? "Click to change; the likely ones are selected" : "";
+  $("grid").hidden = !shown.length;
+  $("confirm").disabled = !shown.length;
+  const key = shown.map(nameOf).join() + tag;
+  if ($("grid").dataset.key !== key) {
+    $("grid").dataset.key = key;
+    $("grid").replaceChildren(...shown.map(gridCell));
+    $("grid").scrollTop = 0;
+  }
+  showGridMarks();
+}
+
+function gridCell(item) {
+  item.mark ||= item.likely ? "yes" : "no";
+  const cell = Object.assign(document.createElement("div"), { className: "cell", item });
+  const photo = Object.assign(document.createElement("button"), { className: "pick", title: item.image });
+  photo.dataset.question = item.question;
+  photo.append(Object.assign(new Image(), { src: `${item.photo}&small=1`, alt: `${item.tag}? ${item.image}` }));
+  photo.onclick = () => markCell(cell, item.mark === "yes" ? "no" : "yes");
+  const caption = Object.assign(document.createElement("span"), { className: "caption", textContent: tag ? "" : item.tag });
+  const unsure = Object.assign(document.createElement("button"), { className: "unsure", textContent: "?", title: "not sure" });
+  unsure.setAttribute("aria-label", `${item.tag} in ${item.image}: not sure`);
+  unsure.onclick = () => markCell(cell, item.mark === "unsure" ? "no" : "unsure");
+  cell.append(photo, caption, unsure);
+  return cell;
+}
+
+function markCell(cell, mark) {
+  cell.item.mark = mark;
+  showGridMarks();
+}
+
+function showGridMarks() {
+  const count = { yes: 0, no: 0, unsure: 0 };
+  for (const cell of $("grid").children) {
+    const mark = cell.item.mark;
+    count[mark] += 1;
+    cell.dataset.state = mark;
+    cell.querySelector(".pick").setAttribute("aria-pressed", String(mark === "yes"));
+    cell.querySelector(".unsure").setAttribute("aria-pressed", String(mark === "unsure"));
+  }
+  $("confirm").firstChild.textContent = `Keep: ${count.yes} yes, ${count.no} no${count.unsure ? `, ${count.unsure} not sure` : ""} `;
 }
 
 function showSample(item) {
-  $("tags").hidden = !item;
+  $("tags").hidden = $("find").hidden = !item;
   $("ask").textContent = item ? "What is in this photo?" : "";
   $("about").textContent = item ? item.image.split("/").pop() : "";
   if (!item) return;
@@ -247,20 +297,26 @@ function showSample(item) {
   if ($("tags").dataset.row !== String(item.row)) {
     $("tags").dataset.row = item.row;
     here = 0;
-    marks = Object.fromEntries(item.tags.map((t) => [t.tag, { 1: "yes", 0: "no" }[t.code] || ""]));
-    $("tags").replaceChildren(...item.tags.map((t, i) => tagRow(t.tag, i)));
+    marks = Object.fromEntries(item.tags.map((t) => [t.tag, known(t)]));
+    $("find").value = "";
+    $("tags").replaceChildren(...item.tags.map(tagRow));
+    $("tags").scrollTop = 0;
   }
   showMarks();
 }
 
-function tagRow(name, i) {
+const known = (t) => ({ 1: "yes", 0: "no" })[t.code] || "";
+
+function tagRow(t, i) {
   const row = Object.assign(document.createElement("div"), { className: "tag" });
-  row.dataset.tag = name;
-  row.append(Object.assign(document.createElement("span"), { textContent: name }));
+  row.dataset.tag = t.tag;
+  row.append(Object.assign(document.createElement("span"), { className: "name", textContent: t.tag }));
+  if (known(t)) row.append(Object.assign(document.createElement("span"), { className: "known", textContent: `known: ${known(t)}` }));
   for (const [answer, text] of [["yes", "yes"], ["no", "no"], ["unsure", "?"]]) {
     const button = Object.assign(document.createElement("button"), { className: `set-${answer}`, textContent: text });
-    button.setAttribute("aria-label", `${name}: ${answer}`);
-    button.onclick = () => { here = i; mark(marks[name] === answer ? "" : answer); };
+    button.dataset.answer = answer;
+    button.setAttribute("aria-label", `${t.tag}: ${answer === "unsure" ? "not sure" : answer}`);
+    button.onclick = () => { here = i; mark(marks[t.tag] === answer ? known(t) : answer); }; // back to what is known
     row.append(button);
   }
   return row;
@@ -275,10 +331,37 @@ function mark(answer) {
 
 function showMarks() {
   [...$("tags").children].forEach((row, i) => {
-    row.dataset.state = marks[row.dataset.tag];
+    const state = marks[row.dataset.tag];
+    row.dataset.state = state;
     row.classList.toggle("here", i === here);
+    for (const button of row.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.answer === state));
     if (i === here) row.scrollIntoView({ block: "nearest" });
   });
+}
+
+function find() {
+  const text = $("find").value.trim().toLowerCase();
+  const rows = [...$("tags").children];
+  for (const row of rows) row.hidden = !row.dataset.tag.toLowerCase().includes(text);
+  const best = rows.findIndex((row) => row.dataset.tag.toLowerCase().startsWith(text) && !row.hidden);
+  here = Math.max(0, best >= 0 ? best : rows.findIndex((row) => !row.hidden));
+  showMarks();
+}
+
+function findKey(event) {
+  if (event.key === "Escape") { $("find").value = ""; find(); $("find").blur(); }
+  else if (event.key === "Enter" && !$("find").value.trim()) finishImage();
+  else if (event.key === "Enter") {
+    const found = [...$("tags").children].some((row) => !row.hidden);
+    if (found) mark("yes"); else { toast(`no class "${$("find").value}"`); return; }
+    const now = here;
+    $("find").value = "";
+    find();
+    here = now;
+    showMarks();
+  } else if (event.key === "ArrowDown" || event.key === "ArrowUp") { $("find").blur(); step(event.key === "ArrowDown" ? 1 : -1); }
+  else return;
+  event.preventDefault();
 }
 
 // ------------------------------------------------------------------------------------------------------ what one does
@@ -293,16 +376,17 @@ function answer(word) {
 
 function confirmGrid() {
   const cells = [...$("grid").children];
-  if (!cells.length || !tag) return;
-  const shown = queue.splice(0, cells.length);
-  shown.forEach((item, i) => decide(item, { [item.tag]: cells[i].getAttribute("aria-pressed") === "true" ? "yes" : "no" }));
+  if (!cells.length) return;
+  const batch = newId(), shown = queue.splice(0, cells.length);
+  shown.forEach((item) => decide(item, { [item.tag]: item.mark }, batch));
+  $("grid").dataset.key = "";
   show();
 }
 
 function finishImage() {
   const item = queue.shift();
   if (!item) return;
-  decide(item, Object.fromEntries(item.tags.map((t) => [t.tag, marks[t.tag] || "no"])));
+  decide(item, Object.fromEntries(Object.entries(marks).filter(([, answer]) => answer))); // the rest: absent if unknown
   $("tags").dataset.row = "";
   show();
 }
@@ -313,25 +397,48 @@ function toggleGrid() {
   for (const id of ["yes", "no", "unsure"]) $(id).hidden = grid;
   $("confirm").hidden = !grid;
   $("grid").hidden = !grid;
+  $("grid").dataset.key = "";
   show();
 }
 
-const KEYS = SAMPLE ? {
-  y: () => { mark("yes"); move(1); }, n: () => { mark("no"); move(1); }, "?": () => { mark("unsure"); move(1); },
-  ArrowDown: () => move(1), ArrowUp: () => move(-1), Enter: finishImage, u: undo,
-} : {
-  y: () => answer("yes"), n: () => answer("no"), "?": () => answer("unsure"), u: undo, g: toggleGrid,
-  Enter: () => grid && confirmGrid(),
-};
+function columns(grid) { return getComputedStyle(grid).gridTemplateColumns.split(" ").length; }
 
-function move(step) {
-  if (!queue[0]) return;
-  here = Math.min(queue[0].tags.length - 1, Math.max(0, here + step));
+function step(by) { // to another class of the sample; those that are not shown are passed over
+  const rows = [...$("tags").children], shown = rows.map((row, i) => i).filter((i) => !rows[i].hidden);
+  if (!queue[0] || !shown.length) return;
+  const to = shown.indexOf(here) + by;
+  if (to >= 0 && to < shown.length) here = shown[to];
   showMarks();
 }
 
+function stepGrid(by) {
+  const cells = [...$("grid").children], at = cells.indexOf(document.activeElement?.closest(".cell"));
+  const to = at < 0 ? 0 : at + by;
+  cells[to]?.querySelector(".pick").focus();
+}
+
+function say(word) {
+  if (!grid) return answer(word);
+  const cell = document.activeElement?.closest(".cell");
+  if (cell) markCell(cell, word);
+}
+
+const markAndStep = (word) => { mark(word); step(1); };
+const KEYS = SAMPLE ? {
+  y: () => markAndStep("yes"), n: () => markAndStep("no"), "?": () => markAndStep("unsure"),
+  ArrowDown: () => step(columns($("tags"))), ArrowUp: () => step(-columns($("tags"))),
+  ArrowRight: () => step(1), ArrowLeft: () => step(-1), Enter: finishImage, u: undo, "/": () => $("find").focus(),
+} : {
+  y: () => say("yes"), n: () => say("no"), "?": () => say("unsure"), u: undo, g: toggleGrid,
+  ArrowDown: () => grid && stepGrid(columns($("grid"))), ArrowUp: () => grid && stepGrid(-columns($("grid"))),
+  ArrowRight: () => grid && stepGrid(1), ArrowLeft: () => grid && stepGrid(-1), Enter: () => grid && confirmGrid(),
+};
+
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (TAGGING) { tagKey(event); return; }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === $("find")) { findKey(event); return; }
+  if (event.repeat && !event.key.startsWith("Arrow")) return;
   const onButton = event.target instanceof HTMLButtonElement;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if ((key === "Enter" || key === " ") && onButton && !event.target.closest("#grid, #tags")) return;
@@ -343,12 +450,16 @@ document.addEventListener("keydown", (event) => {
 addEventListener("beforeunload", (event) => { if (unsent.length) event.preventDefault(); });
 addEventListener("focus", loadState);
 $("undo").onclick = undo;
-if (SAMPLE) $("rest").onclick = finishImage;
-else {
+if (SAMPLE) {
+  $("rest").onclick = finishImage;
+  $("find").oninput = find;
+} else if (!TAGGING) {
   for (const id of ["yes", "no", "unsure"]) $(id).onclick = () => { answer(id); $(id).blur(); };
   $("confirm").onclick = confirmGrid;
   $("mode").onclick = toggleGrid;
 }
-showSaved();
-loadState();
-fill();
+addEventListener("DOMContentLoaded", () => { // the script of first tags is there then, too
+  showSaved();
+  loadState();
+  fill();
+});

@@ -40,12 +40,13 @@ def writing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_once(path.parent.absolute())
         made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        rights = os.fstat(made).st_mode & 0o777
+        begun = os.fstat(made)
         os.close(made)
         yield temporary
         with temporary.open("r+b") as handle:
             os.fsync(handle.fileno())
-        os.chmod(temporary, rights)  # safetensors puts a file of its own in this place, for its owner alone
+        if temporary.stat().st_ino != begun.st_ino:  # safetensors puts a file of its own there, for its owner alone
+            os.chmod(temporary, begun.st_mode & 0o777)
         os.replace(temporary, path)
     except PluresError:
         raise

@@ -8,10 +8,10 @@ import pytest
 
 from plures.data import paths
 from plures.data.read import read
-from plures.data.table import image_paths
+from plures.data.table import Table, image_paths
 from plures.errors import BadData
 from plures.inference.sources import images_of
-from plures.web.table_edit import Changes, edit_table
+from plures.web.table_edit import open_table
 
 NFC, NFD = "Zürich.jpg", normalize("NFD", "Zürich.jpg")
 
@@ -156,6 +156,8 @@ def test_folders_are_listed_once(tmp_path, monkeypatch):
 def test_review_edits_the_row_of_an_image_found_otherwise(tmp_path):
     world(tmp_path, "photos/a.jpg", "photos/b.jpg")
     file = Path(table(tmp_path, r"photos\a.jpg", "photos/b.jpg"))
-    edit_table(file, Changes({"photos/a.jpg": {"dog": 1}}))
+    opened = open_table(file, Table())
+    opened.set("photos/a.jpg", "dog", 1)
+    opened.write()
     assert file.read_text().splitlines()[1] == r"photos\a.jpg,cat;dog"
     assert image_paths(file, [r"photos\a.jpg"]) == [str(tmp_path / "photos/a.jpg")]

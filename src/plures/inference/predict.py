@@ -256,7 +256,6 @@ class _Pictures:
 
     def __init__(self, folder: Path, open_: Callable[[], Iterator[Item]], classes: tuple[str, ...]) -> None:
         self.folder, self.classes = folder, classes
-        mark_folder(folder, HEATMAPS)
         times = Counter(Path(name).stem for name, _ in open_())
         self.shared = {stem for stem, count in times.items() if count > 1}
         self.rows = {name: row for row, (name, _) in enumerate(open_()) if Path(name).stem in self.shared}
@@ -269,6 +268,7 @@ class _Pictures:
     def draw(self, scored: Scored, rows: Rows) -> None:
         if scored.weights is None or scored.boxes is None:
             return
+        mark_folder(self.folder, HEATMAPS)
         for i, (name, tags) in enumerate(zip(rows.names, rows.tags(self.classes), strict=True)):
             picture = to_image(scored.images[i])
             for tag in tags:

@@ -81,7 +81,7 @@ def _content(image: Any) -> bytes:
     try:
         source = opened(path)
         return _digest(source.getbuffer() if isinstance(source, BytesIO) else Path(source).read_bytes())
-    except (OSError, ValueError):  # whoever needs its pixels will say what is wrong
+    except (OSError, ValueError, PluresError):  # whoever needs its pixels will say what is wrong
         return _digest(b"path:", os.path.abspath(path).encode(errors="surrogateescape"))
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from environment import write
 
-from plures.experiment import Experiment
-from plures.labels import Labels, observe_single_positive
+from plures.config import Experiment
+from plures.labels import Labels, mask_to_single_positive
 from plures.losses import losses
-from plures.training.together import FrozenData, HeadRun, train_together
+from plures.sweeps.vectorized.training import FrozenData, HeadRun, train_together
 
 N, M, D, K, EPOCHS = 65_665, 16_416, 2_048, 80, 25
 
@@ -48,7 +48,7 @@ def main() -> None:
     features, full = made_up(rows, 1)
     val, val_labels = made_up(round(args.share * M), 2)
     shared = FrozenData(features, val, val_labels)
-    observed = observe_single_positive(full)
+    observed = mask_to_single_positive(full)
     head = torch.nn.Linear(D, K)
     runs = [
         HeadRun(

@@ -26,11 +26,11 @@ from environment import write
 from PIL import Image
 from precision import BATCH, frequent, photographs
 
-from plures.data.images import Transform, open_image
-from plures.inference.scorer import Scorer
+from plures.data.photos import Transform, open_image
 from plures.metrics.average_precision import mean_average_precision
 from plures.metrics.intervals import bootstrap_difference
-from plures.training.run import Run
+from plures.runs.run import Run
+from plures.scoring.predictor import Scorer
 
 SIZES = (128, 96, 64)
 MARGINS = (1.0, 1.5, 2.0)

@@ -25,10 +25,10 @@ def main() -> None:
     args = parser.parse_args()
     from safetensors.torch import load_file
 
-    from plures.training.run import Run
+    from plures.runs.run import Run
 
-    settings = ["scenes", f"data.train={args.images}", "data.val=32", "data.test=32", "embedder=timm", "loss=role"]
-    settings += ["embedder.model=test_vit", "embedder.image_size=64", "epochs=2", "batch_size=32", "augment=flip"]
+    settings = ["scenes", f"data.train={args.images}", "data.val=32", "data.test=32", "backbone=timm", "loss=role"]
+    settings += ["backbone.model=test_vit", "backbone.image_size=64", "epochs=2", "batch_size=32", "augment=flip"]
     settings += ["supervision=single_positive", "loss.expected_positives=2", "device=cpu", "workers=0"]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:

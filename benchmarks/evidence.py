@@ -79,7 +79,7 @@ def experiment(data: str, loss: str, setting: dict[str, Any], rule: str, seed: i
     elif "expected_positives" in inspect.signature(losses[loss].make).parameters:
         values["loss"] = {"name": loss, "expected_positives": LABELS_AN_IMAGE[data]}
     if "image_size" in values:
-        values["embedder"] = {**values["embedder"], "image_size": values.pop("image_size")}
+        values["backbone"] = {**values["backbone"], "image_size": values.pop("image_size")}
     return Experiment(**values)
 
 
@@ -87,8 +87,8 @@ def measure(data: str, names: list[str], seeds: int, threads: int) -> list[dict[
     """All runs on one data set, trained together; a row a run."""
     from plures import read
     from plures.metrics.report import evaluate_scores
-    from plures.training.frozen_sweep import Bench
-    from plures.training.together import train_together
+    from plures.sweeps.frozen import SharedData
+    from plures.sweeps.vectorized.training import train_together
 
     jobs = [
         (way, place, rule, loss, seed)
@@ -100,7 +100,7 @@ def measure(data: str, names: list[str], seeds: int, threads: int) -> list[dict[
         if not (loss == "bce" and rule == "observed")
     ]
     first = experiment(data, "an", WAYS["plain"][0], "clean", 0)
-    bench = Bench(read(first.data.name, **first.data.options), torch.device("cpu"))
+    bench = SharedData(read(first.data.name, **first.data.options), torch.device("cpu"))
     made = [
         bench.head_run(experiment(data, loss, WAYS[way][place], rule, seed)) for way, place, rule, loss, seed in jobs
     ]
@@ -122,7 +122,7 @@ def measure(data: str, names: list[str], seeds: int, threads: int) -> list[dict[
 
 def at_chosen(run: Any, head: Any, rule: str, logits: Any, test: Any) -> dict[str, float]:
     """Micro F1 and tags an image on test at a global threshold chosen on the validation images, as the rule allows."""
-    from plures.inference.thresholds import from_logits
+    from plures.analysis.thresholds import from_logits
     from plures.metrics.choosing import Objective
     from plures.metrics.report import evaluate_scores
 

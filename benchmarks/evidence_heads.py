@@ -35,7 +35,7 @@ def losses_for(head: str) -> list[str]:
     from plures.labels import Labels
     from plures.losses import losses
     from plures.losses.context import FROM_TRAINING
-    from plures.models import heads
+    from plures.models.heads import heads
 
     labels, names = Labels(np.array([[1, -1], [-1, 1]], np.int8)), ["bce"]
     for name in losses.names():

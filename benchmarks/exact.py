@@ -26,11 +26,12 @@ from evidence import DATA, experiment
 from voc12 import FREQUENT
 
 from plures import Experiment, load, read
-from plures.inference.thresholds import from_logits
+from plures.analysis.thresholds import from_logits
 from plures.metrics.choosing import Objective
 from plures.metrics.report import Report, evaluate_scores
-from plures.training.data import prepare
-from plures.training.evaluate import logits_of_dataset, make_fabric
+from plures.runs.data import prepare
+from plures.scoring.device import make_fabric
+from plures.scoring.logits import logits_of_dataset
 from plures.training.train import train
 
 WEIGHTS: dict[str, Any] = {"1": 1.0, "0.3": 0.3, "1/(K-1)": "auto"}

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from environment import read_rows, write
 
-from plures.experiment import Experiment
-from plures.inference import export as room
-from plures.inference.export import export
-from plures.inference.exporting import checks, formats
-from plures.inference.exporting.quantise import Int8
+from plures.config import Experiment
+from plures.export import checks, formats
+from plures.export import export as room
+from plures.export.export import export
+from plures.export.quantise import Int8
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import Model, build_model, save
-from plures.training.run import Run
+from plures.runs.run import Run
 
 SHARED = Path(os.environ.get("PLURES_SHARED", Path(__file__).parents[1] / ".." / "shared")).resolve()
 MOBILENET = {
@@ -145,9 +145,9 @@ def rows_of(
     name: str, folder: Path, files: Path, rounds: int, threads: int, wanted: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Make a model, its run folder and its files, and time them."""
-    embedder, head, options, classes = MODELS[name]
+    backbone, head, options, classes = MODELS[name]
     torch.manual_seed(0)
-    model = build_model(embedder, head, tuple(f"class {k}" for k in range(classes)), options).eval()
+    model = build_model(backbone, head, tuple(f"class {k}" for k in range(classes)), options).eval()
     run = Run.create(folder, Experiment(data="photos"))
     save(model, run.path)
     run.write_json("imported.json", {"from": "benchmark"})  # no data of its own: no mAP to measure

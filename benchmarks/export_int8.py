@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from environment import read_rows, write
 
-from plures.inference.export import SUFFIX, export
-from plures.training.run import Run
+from plures.export.export import SUFFIX, export
+from plures.runs.run import Run
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def main() -> None:
                 small = export(path, to, Path(folder) / f"small{SUFFIX[to]}", int8=int8)
             assert small.cost is not None
             e = Run(path).experiment
-            model = e.embedder.options.get("model", e.embedder.name)
+            model = e.backbone.options.get("model", e.backbone.name)
             rows.append(
                 {
-                    "run": path.name, "embedder": model, "head": e.head.name, "format": to, "int8": int8,
+                    "run": path.name, "backbone": model, "head": e.head.name, "format": to, "int8": int8,
                     "megabytes_before": round(plain.bytes / 1e6, 2), "megabytes_after": round(small.bytes / 1e6, 2),
                     "map_before": round(small.cost.before, 2), "map_after": round(small.cost.after, 2),
                     "map_loss": round(small.cost.before - small.cost.after, 2), "images": small.cost.images,

@@ -32,10 +32,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from plures import cli, files
-from plures.experiment import Experiment
+from plures.config import Experiment
 from plures.models.model import build_model, load, save
-from plures.training import features
-from plures.training.run import Run
+from plures.runs.run import Run
+from plures.scoring import features
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 LIMIT = 600.0  # seconds for the trials of one command
@@ -187,7 +187,7 @@ def predicting(run: Path, source: Path) -> Job:
 
 
 def exporting(run: Path, to: str) -> Job:
-    from plures.inference.exporting import formats
+    from plures.export import formats
 
     def begin(at: Path) -> Command:
         return ["export", str(run), "--to", to, "--out", str(at / FORMATS[to])]
@@ -381,7 +381,7 @@ def attacked(name: str, kills: int, root: Path) -> list[dict[str, Any]]:
     small: dict[str, Any] = {"device": "cpu", "workers": 0, "loss": "role", "supervision": "single_positive"}
     if name == "train":
         data = {"name": "scenes", "train": 24, "val": 8, "test": 8, "size": 32}
-        small |= {"embedder": {"name": "small_conv", "image_size": 32}, "epochs": 2}
+        small |= {"backbone": {"name": "small_conv", "image_size": 32}, "epochs": 2}
         return [killed("train", training(Experiment(data=data, **small).to_settings()), kills, True, root)]
     if name == "features":
         for i, kind in enumerate(("cat", "dog", "sofa")):
@@ -389,7 +389,7 @@ def attacked(name: str, kills: int, root: Path) -> list[dict[str, Any]]:
             photos(root / "classes" / kind, 40)
             for file in sorted((root / "classes" / kind).iterdir()):
                 Image.open(file).point(lambda v, i=i: v // (i + 1)).save(file)
-        small |= {"embedder": {"name": "small_conv", "image_size": 32}, "loss": "bce", "supervision": "full"}
+        small |= {"backbone": {"name": "small_conv", "image_size": 32}, "loss": "bce", "supervision": "full"}
         made = Experiment(data={"name": str(root / "classes"), "complete": True}, mode="frozen", epochs=2, **small)
         return [killed("frozen features", training(made.to_settings()), kills, True, root)]
     if name == "review":
@@ -398,7 +398,7 @@ def attacked(name: str, kills: int, root: Path) -> list[dict[str, Any]]:
     if not run.exists():
         torch.manual_seed(0)
         options = {"image_size": 32}
-        Run.create(run, Experiment(embedder={"name": "small_conv", **options}, device="cpu"))
+        Run.create(run, Experiment(backbone={"name": "small_conv", **options}, device="cpu"))
         save(build_model("small_conv", "codebook", ("cat", "dog"), options), run)
     if name == "predict":
         return [killed("predict", predicting(run, photos(root / "photos", 60)), kills, True, root)]

@@ -35,20 +35,20 @@ import torch
 import yaml
 from PIL import Image
 
-from plures.data.images import open_image
+from plures.config import Experiment
+from plures.data.formats.voc import CLASSES
 from plures.data.merge_files import read_spec
+from plures.data.photos import open_image
 from plures.data.read import read
-from plures.data.voc import CLASSES
 from plures.errors import PluresError
-from plures.experiment import Experiment
-from plures.inference.prediction_files import Parts, Rows
-from plures.inference.sources import images_of
 from plures.metrics.report import Report
 from plures.metrics.thresholds import Thresholds
-from plures.models.checkpoint_file import read_state
 from plures.models.model import build_model, load, save
-from plures.models.released import read_config
-from plures.training.run import Run
+from plures.models.weights.checkpoint_file import read_state
+from plures.models.weights.released import read_config
+from plures.prediction.files import Parts, Rows
+from plures.runs.run import Run
+from plures.scoring.sources import images_of
 from plures.web.decisions import Decision, Decisions
 from plures.web.questions import read_suggestions
 

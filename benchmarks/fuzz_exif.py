@@ -19,7 +19,7 @@ import numpy as np
 from environment import write
 from PIL import Image, ImageOps
 
-from plures.data.images import Unreadable, open_image
+from plures.data.photos import Unreadable, open_image
 
 TAGS = (0x0100, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x0213, 0x8769, 0x8825, 0xA002, 0x927C)
 FORMS = ("JPEG", "PNG", "WEBP")

@@ -29,12 +29,12 @@ from peer_mlspl import K_EXPECTED, arrays, recorded, split
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
 
-from plures.experiment import Experiment
+from plures.config import Experiment
 from plures.labels import Labels
 from plures.losses import losses
 from plures.metrics.average_precision import average_precision
-from plures.models.linear import Linear
-from plures.training.together import FrozenData, HeadRun, train_together
+from plures.models.heads.linear import Linear
+from plures.sweeps.vectorized.training import FrozenData, HeadRun, train_together
 
 EPOCHS, RATES, BATCHES = 25, (1e-2, 1e-3, 1e-4, 1e-5), (8, 16)
 

@@ -22,10 +22,11 @@ from environment import write
 from torch import Tensor, nn
 from voc12_heads import SMALL
 
-from plures.models import Tokens, heads
-from plures.models.output import grid_boxes
-from plures.models.query2label import Query2Label
-from plures.models.transformer import sine_code
+from plures.models import Tokens
+from plures.models.heads import heads
+from plures.models.heads.query2label import Query2Label
+from plures.models.heads.transformer import sine_code
+from plures.models.outputs import grid_boxes
 
 D, INNER, K, SIDE, B = 2048, 8192, 80, 14, 4
 

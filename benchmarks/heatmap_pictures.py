@@ -23,11 +23,11 @@ from voc12 import FREQUENT, settings
 from voc12_heads import HEADS, LOSSES
 
 from plures import Dataset, Experiment, Model, Run, load, read
-from plures.data.images import Transform, to_image
-from plures.inference.heatmaps import contact_sheet, overlay, paint, region_weights
+from plures.data.photos import Transform, to_image
 from plures.metrics.localisation import Localisation, localisation
 from plures.metrics.report import Report
-from plures.training.data import with_splits
+from plures.runs.data import with_splits
+from plures.scoring.heatmaps import contact_sheet, overlay, paint, region_weights
 from plures.training.train import train
 
 PHOTOS, COLUMNS, SIDE, MAP = 10, 4, 300, 112

@@ -27,7 +27,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms as T
 
-from plures.data.images import Transform, open_image, random_for
+from plures.data.photos import Transform, open_image, random_for
 
 SHARED = Path(os.environ.get("PLURES_SHARED", Path(__file__).parents[1] / ".." / "shared")).resolve()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

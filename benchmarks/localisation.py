@@ -25,11 +25,11 @@ from voc12 import SHARED, photographs, settings
 from voc12_heads import HEADS
 
 from plures import Dataset, Experiment, Run, load
-from plures.inference.localise import look, true_boxes
+from plures.analysis.localise import look, true_boxes
 from plures.labels import Labels
 from plures.metrics.localisation import Judge, Localisation
-from plures.training.data import with_splits
-from plures.training.evaluate import match_classes
+from plures.runs.data import with_splits
+from plures.runs.own_data import match_classes
 from plures.training.train import train
 
 LOSSES: dict[str, dict[str, Any]] = {"bce": {"supervision": "full", "loss": "bce"}, "gr": {"loss": "gr"}}

@@ -21,7 +21,7 @@ import numpy as np
 from environment import write
 from voc12 import photographs, settings
 
-from plures.inference.missing import against_prior, rank_missing
+from plures.analysis.missing import against_prior, rank_missing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 
@@ -43,10 +43,11 @@ def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
     import torch
 
     from plures import train
-    from plures.inference.cross_fitting import out_of_fold
+    from plures.analysis.cross_fitting import out_of_fold
     from plures.models.model import load
-    from plures.training.data import prepare, with_splits
-    from plures.training.evaluate import logits_of_dataset, make_fabric
+    from plures.runs.data import prepare, with_splits
+    from plures.scoring.device import make_fabric
+    from plures.scoring.logits import logits_of_dataset
     from plures.training.history import mean_logits
 
     torch.set_num_threads(1)

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plures.labels import TensorLabels
 from plures.losses import Context, losses
 from plures.models.model import Model, build_model
-from plures.models.output import Output, Tokens
+from plures.models.outputs import Output, Tokens
 from plures.training.allocator import keep_freed_memory
 
 
@@ -45,10 +45,10 @@ class Plain(nn.Module):
         self.model = model.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor, maps: bool = False) -> Output:
-        model, embedder = self.model, self.model.embedder
+        model, backbone = self.model, self.model.backbone
         images = (images.float() / 255 - model.mean) / model.std
         levels = [images]
-        for _ in range(embedder.levels):
+        for _ in range(backbone.levels):
             side = levels[-1].shape[-1] // 2
             levels.append(F.interpolate(levels[-1], size=(side, side), mode="bilinear", align_corners=False))
         cut = []
@@ -56,8 +56,8 @@ class Plain(nn.Module):
             windows = level.unfold(2, 64, 64).unfold(3, 64, 64)  # [B, 3, rows, columns, 64, 64]
             cut.append(windows.permute(0, 2, 3, 1, 4, 5).reshape(len(images), -1, 3, 64, 64))
         patches = torch.cat(cut, 1)  # [B, P, 3, 64, 64]
-        features = embedder.cnn(patches.flatten(0, 1).contiguous())
-        features = F.silu(embedder.project(features.mean((2, 3)))).view(len(images), -1, 256)
+        features = backbone.cnn(patches.flatten(0, 1).contiguous())
+        features = F.silu(backbone.project(features.mean((2, 3)))).view(len(images), -1, 256)
         return model.head(Tokens(features, torch.zeros(features.shape[1], 4)), maps=maps)
 
 

@@ -50,7 +50,7 @@ class Keeper:
     def score(self, net: Any) -> dict[str, float]:
         from plures.labels import Labels
         from plures.metrics.average_precision import average_precision
-        from plures.training.fit import logits_of
+        from plures.scoring.logits import logits_of
 
         (val_batches, val_labels), (test_batches, test_labels) = self.val, self.test
         val_logits = logits_of(net, val_batches, self.fabric)
@@ -77,16 +77,17 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
+    from plures.config import Experiment
     from plures.data.loading import FeatureBatches, Order
-    from plures.experiment import Experiment
     from plures.labels import Labels
     from plures.losses import losses
-    from plures.models.linear import Linear
-    from plures.models.output import grid_boxes
-    from plures.training.evaluate import make_fabric
-    from plures.training.fit import fit
-    from plures.training.phase import HeadOnFeatures, Phase
+    from plures.models.heads.linear import Linear
+    from plures.models.outputs import grid_boxes
+    from plures.scoring.device import make_fabric
+    from plures.scoring.logits import HeadOnFeatures
+    from plures.training.loop import fit
     from plures.training.progress import Quiet
+    from plures.training.stages import Stage
 
     name, batch_size, lr, seed, extra = job
     data = arrays()
@@ -115,7 +116,7 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
     kept = [data["classes"].index(c) for c in data["results"]["setting"]["kept_classes"]]
     keeper = Keeper(val, held, kept, fabric)
     x, y = features[train_rows], labels[train_rows]
-    phase = Phase(
+    phase = Stage(
         name="frozen",
         number=0,
         net=HeadOnFeatures(head, grid_boxes(1, 1)),

@@ -19,13 +19,13 @@ import torch
 from environment import write
 from peer_mlspl import arrays, split
 
-from plures.experiment import EXACT_L2
-from plures.labels import Labels, observe_single_positive
+from plures.config import EXACT_L2
+from plures.labels import Labels, mask_to_single_positive
 from plures.losses import losses
 from plures.metrics.average_precision import average_precision
-from plures.models.linear import Linear
-from plures.training.exact import Rows, solve
-from plures.training.features import feature_statistics
+from plures.models.heads.linear import Linear
+from plures.scoring.features import feature_statistics
+from plures.training.ridge import Rows, solve
 
 
 def solved(data: dict[str, Any], observed: Labels, weight: Any = "auto") -> dict[str, float]:
@@ -58,7 +58,7 @@ def main() -> None:
     data = arrays()
     truth = Labels(data["train_labels"].astype(np.int8))
     official = Labels(np.where(data["train_labels_obs"] == 1, 1, -1).astype(np.int8))
-    others = [observe_single_positive(truth, seed) for seed in range(1, 6)]
+    others = [mask_to_single_positive(truth, seed) for seed in range(1, 6)]
     cells = {"all": [solved(data, truth)]}
     for weight in ("auto", 0.15, 0.3, 1.0):
         cells[f"official draw, weight {weight}"] = [solved(data, official, weight)]

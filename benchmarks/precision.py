@@ -23,13 +23,13 @@ import torch
 from environment import read_rows, write
 
 from plures.data.dataset import Dataset
-from plures.data.images import to_image
-from plures.inference.scorer import Scorer
+from plures.data.photos import to_image
 from plures.labels import Labels
 from plures.metrics.average_precision import mean_average_precision
 from plures.metrics.intervals import bootstrap_difference
-from plures.training.evaluate import own_data
-from plures.training.run import Run
+from plures.runs.own_data import own_data
+from plures.runs.run import Run
+from plures.scoring.predictor import Scorer
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 BATCH, STRETCH = 32, 256  # images a batch, and before the next precision's turn
@@ -80,7 +80,7 @@ def measured(path: str, limit: int | None) -> list[dict[str, Any]]:
         model = scorers[0].model.parts
         row = {
             "run": run.path.name,
-            "embedder": model.embedder_options.get("model", model.embedder),
+            "backbone": model.backbone_options.get("model", model.backbone),
             "head": model.head,
         }
         row |= {"precision": precision, "n": len(data), "classes": len(often)}

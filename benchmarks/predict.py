@@ -27,7 +27,7 @@ CHILD = """
 import json, resource, sys, time
 import torch
 torch.set_num_threads(1)
-from plures.inference.predict import predict
+from plures.prediction.predict import predict
 started = time.perf_counter()
 summary = predict(sys.argv[1], sys.argv[2], sys.argv[3], parts=1000, batch_size=64, resume=sys.argv[4] == "resume")
 print(json.dumps({"images": summary.images, "seconds": time.perf_counter() - started,
@@ -48,12 +48,12 @@ def pictures(folder: Path) -> list[str]:
 
 
 def made_run(folder: Path) -> Path:
-    from plures.experiment import Experiment
+    from plures.config import Experiment
     from plures.models.model import build_model, save
-    from plures.training.run import Run
+    from plures.runs.run import Run
 
     settings = {"image_size": 16}
-    Run.create(folder, Experiment(embedder={"name": "small_conv", **settings}, device="cpu"))
+    Run.create(folder, Experiment(backbone={"name": "small_conv", **settings}, device="cpu"))
     save(build_model("small_conv", "linear", tuple(f"class {k}" for k in range(20)), settings), folder)
     return folder
 

@@ -27,7 +27,7 @@ TAGS = 3.0  # present labels an image, in the mean
 
 READ = """
 import json, resource, sys, time
-from plures.data.table import Table
+from plures.data.formats.table import Table
 start, cpu = time.perf_counter(), time.process_time()
 dataset, problems = Table(exist=sys.argv[2] == "yes").read(sys.argv[1])
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu

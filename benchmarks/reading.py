@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py [--photos 300] [--shared ../shared]
 
-`before` is the road up to version 2 of `plures.data.images.PIXELS`: Pillow decodes and resizes, then a copy. Both
+`before` is the road up to version 2 of `plures.data.photos.PIXELS`: Pillow decodes and resizes, then a copy. Both
 take turns on the same VOC-12 photographs on one thread; the fastest of five rounds counts (CPU time). `mAP` judges the
 same linear head (ridge on pooled features of a frozen MobileNetV2, in closed form, learned on the old pixels) on 1,000
 other photographs read both ways. Rows go to results/reading.csv.
@@ -23,7 +23,7 @@ from environment import write
 from PIL import Image
 from torch import Tensor
 
-from plures.data.images import Transform, open_image, open_pixels
+from plures.data.photos import Transform, open_image, open_pixels
 from plures.data.read import read
 from plures.metrics.average_precision import average_precision
 from plures.models.model import build_model

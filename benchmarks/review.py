@@ -21,7 +21,7 @@ import numpy as np
 from environment import write
 from voc12 import FREQUENT, photographs, settings
 
-from plures.inference.missing import rank_missing
+from plures.analysis.missing import rank_missing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 
@@ -39,7 +39,8 @@ def trained(observed: np.ndarray, data: Any, seed: int, scores: bool) -> tuple[d
     from plures import Experiment, train
     from plures.metrics.report import Report
     from plures.models.model import load
-    from plures.training.evaluate import logits_of_dataset, make_fabric
+    from plures.scoring.device import make_fabric
+    from plures.scoring.logits import logits_of_dataset
 
     torch.set_num_threads(1)
     values = settings("linear", "wan", LR, seed)
@@ -73,11 +74,11 @@ def asked(strategy: str, observed: np.ndarray, logits: np.ndarray | None, count:
 
 
 def curve(strategy: str, seed: int, start: tuple[dict[str, float], np.ndarray], data: Any) -> list[dict[str, Any]]:
-    from plures.labels import observe_single_positive
+    from plures.labels import mask_to_single_positive
 
     random = np.random.default_rng(seed)
     full = data.split("train").labels
-    observed = observe_single_positive(full, 1200 + seed).values.copy()
+    observed = mask_to_single_positive(full, 1200 + seed).values.copy()
     scores, logits = start
     rows = []
     given = found = 0
@@ -119,8 +120,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
     from plures import Experiment
-    from plures.labels import observe_single_positive
-    from plures.training.data import with_splits
+    from plures.labels import mask_to_single_positive
+    from plures.runs.data import with_splits
 
     e = Experiment(**settings("linear", "wan", LR, 0))
     data = with_splits(photographs(e.data.name), e)
@@ -128,7 +129,7 @@ def main() -> None:
     for seed in SEEDS:
         if all(any(r["seed"] == seed and r["strategy"] == s for r in kept) for s in STRATEGIES):
             continue
-        first = observe_single_positive(data.split("train").labels, 1200 + seed).values
+        first = mask_to_single_positive(data.split("train").labels, 1200 + seed).values
         start = trained(first, data, seed, True)
         for strategy in STRATEGIES:
             kept += curve(strategy, seed, start, data)

@@ -26,9 +26,10 @@ from plures.labels import Labels, TensorLabels
 from plures.losses import Context, losses
 from plures.losses.label_memory import LabelMemory
 from plures.metrics.average_precision import average_precision
-from plures.models import Tokens, heads
+from plures.models import Tokens
+from plures.models.heads import heads
 from plures.models.model import build_model
-from plures.models.output import grid_boxes
+from plures.models.outputs import grid_boxes
 
 SMALL = {"hidden": 256, "feedforward": 512}
 Step = Callable[[], Any]

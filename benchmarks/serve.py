@@ -32,9 +32,9 @@ import torch
 from environment import write
 from PIL import Image
 
-from plures.experiment import Experiment
+from plures.config import Experiment
 from plures.models.model import build_model, save
-from plures.training.run import Run
+from plures.runs.run import Run
 
 COLOURS = 32  # different photos, each with its own right answer
 

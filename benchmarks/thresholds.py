@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from environment import write
 
-from plures.inference.thresholds import from_logits
+from plures.analysis.thresholds import from_logits
 from plures.labels import Labels
 from plures.metrics.average_precision import average_precision, mean_average_precision
 from plures.metrics.calibrating import calibrate, calibration_error

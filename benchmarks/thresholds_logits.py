@@ -18,11 +18,11 @@ import torch
 from voc12 import SHARED
 from voc12 import settings as voc_settings
 
-from plures.experiment import Experiment
-from plures.training.data import prepare, read_data
-from plures.training.evaluate import logits_of_dataset
+from plures.config import Experiment
+from plures.runs.data import prepare, read_data
+from plures.runs.run import Run
+from plures.scoring.logits import logits_of_dataset
 from plures.training.progress import Quiet
-from plures.training.run import Run
 from plures.training.train import Training
 
 
@@ -32,7 +32,7 @@ def settings(data: str, loss: str, seed: int) -> dict[str, Any]:
     if data == "scenes":
         own = {
             "data": {"name": "scenes", "train": 3000, "val": 500, "test": 1000},
-            "embedder": {"name": "small_conv", "width": 64},
+            "backbone": {"name": "small_conv", "width": 64},
             "batch_size": 16,
             "lr": 2e-3,
             "schedule": "cosine",

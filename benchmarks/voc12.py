@@ -65,7 +65,7 @@ def settings(head: str, loss: str, lr: float, seed: int) -> dict[str, Any]:
         "data": f"voc:{SHARED / 'data' / 'voc12' / 'VOCdevkit' / 'VOC2012'}",
         "supervision": {"name": "single_positive", "seed": 1200},
         "split": "mlspl",
-        "embedder": backbone,
+        "backbone": backbone,
         "head": head,
         "mode": "frozen",
         "select": "val_map",

@@ -48,6 +48,6 @@ class NamedFiles:  # a format: photos whose file names begin with their tag, as 
 if __name__ == "__main__":
     photos, out = sys.argv[1:]
     me = "own_components"
-    settings = {"embedder": f"{me}:Stripes", "head": f"{me}:Brightest", "data": f"{me}:NamedFiles:{photos}"}
+    settings = {"backbone": f"{me}:Stripes", "head": f"{me}:Brightest", "data": f"{me}:NamedFiles:{photos}"}
     run = plures.train(plures.Experiment(**settings, epochs=2), out)
     print(plures.load(run.path).classes)

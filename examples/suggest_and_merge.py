@@ -7,10 +7,10 @@ import csv
 import sys
 from pathlib import Path
 
+from plures.analysis.missing import suggest
 from plures.data.merge import Source, merge
 from plures.data.read import read
 from plures.data.write import write_table
-from plures.inference.missing import suggest
 
 
 def ask(suggestion):

@@ -5,7 +5,7 @@ python examples/thresholds_from_positives.py runs/own
 
 import sys
 
-from plures.inference.thresholds import choose_thresholds
+from plures.analysis.thresholds import choose_thresholds
 
 
 def main(run):

@@ -15,7 +15,7 @@ def main(table, out):
 
     experiment = plures.Experiment(
         data=table,
-        embedder={"name": "timm", "model": "mobilenetv2_100", "pretrained": True},  # downloaded on first use
+        backbone={"name": "timm", "model": "mobilenetv2_100", "pretrained": True},  # downloaded on first use
         head="linear",
         loss={"name": "role", "expected_positives": 2},  # about two things are in a photo
         mode="frozen",

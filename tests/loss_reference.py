@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.labels import TensorLabels
 from plures.losses import Context, losses
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 FOLDER = Path(__file__).parent / "reference"
 

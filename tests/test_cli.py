@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-SETTINGS = ("embedder=small_conv", "embedder.image_size=32", "epochs=2", "device=cpu", "workers=0", "batch_size=8")
+SETTINGS = ("backbone=small_conv", "backbone.image_size=32", "epochs=2", "device=cpu", "workers=0", "batch_size=8")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def run(photos, tmp_path_factory):
     from plures import Experiment, train
 
     out = tmp_path_factory.mktemp("runs") / "first"
-    values = {"data": str(photos / "tags.csv"), "embedder": {"name": "small_conv", "image_size": 32}}
+    values = {"data": str(photos / "tags.csv"), "backbone": {"name": "small_conv", "image_size": 32}}
     train(Experiment(**values, epochs=2, device="cpu", workers=0, batch_size=8), out)
     return out
 
@@ -84,7 +84,7 @@ def test_predictions_are_the_models(plures, run, photos, tmp_path):
     import torch
 
     from plures import load
-    from plures.data.images import Transform, open_image
+    from plures.data.photos import Transform, open_image
 
     plures("predict", run, photos / "007.png", "--out", tmp_path / "one.csv", "--threshold", "0.01")
     model = load(run)

@@ -6,16 +6,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plures.config import Experiment, Part
 from plures.data.dataset import formats
 from plures.errors import PluresError
-from plures.experiment import Experiment, Part
-from plures.models import embedders
+from plures.models.backbones import backbones
 from plures.recipes import load_recipe, recipe_names, recipe_settings
 
 RICH = Experiment(
     data={"name": "voc:some dir/VOC2012", "variant": "query2label"},
     supervision={"name": "single_positive", "seed": 7},
-    embedder={"name": "timm", "model": "resnet18", "pretrained": False, "model_options": {"pad_type": "same"}},
+    backbone={"name": "timm", "model": "resnet18", "pretrained": False, "model_options": {"pad_type": "same"}},
     head="linear",
     loss={"name": "role", "expected_positives": 1.5},
     mode="frozen",
@@ -60,8 +60,8 @@ def test_an_option_that_is_text_takes_the_characters_as_they_are(text):
 
 
 def test_what_text_is_follows_from_the_declared_type():
-    changed = Experiment().change(["embedder=timm", "embedder.model=1e3", "embedder.weights=null", "data=2024"])
-    assert changed.embedder.options == {"model": "1e3", "weights": None}
+    changed = Experiment().change(["backbone=timm", "backbone.model=1e3", "backbone.weights=null", "data=2024"])
+    assert changed.backbone.options == {"model": "1e3", "weights": None}
     assert changed.data.name == "2024"
     assert Experiment().change(["loss=role", "loss.expected_positives=2"]).loss.options == {"expected_positives": 2}
     assert Experiment().change(["data.complete=true"]).data.options == {"complete": True}
@@ -83,8 +83,8 @@ ODD_TEXT = (
     st.floats(1e-9, 1e9),
 )
 def test_every_experiment_survives_its_command_line_spelling(name, separator, model, weights, options, lr):
-    embedder = {"name": "timm", "model": model, "weights": weights, "model_options": options}
-    made = Experiment(data={"name": name, "separator": separator}, embedder=embedder, lr=lr)
+    backbone = {"name": "timm", "model": model, "weights": weights, "model_options": options}
+    made = Experiment(data={"name": name, "separator": separator}, backbone=backbone, lr=lr)
     assert Experiment().change(made.to_settings()) == made
     only = Experiment(data=name, start=None if weights in ("", "~", "null") else weights)  # these words mean none
     assert Experiment().change(only.to_settings()) == only
@@ -138,21 +138,21 @@ def test_every_recipe_is_valid(name):
     assert recipe.command.startswith("plures train")
 
 
-def test_the_rows_of_liu2021_name_embedders_that_exist():
-    """Names of backbones and of frozen parts, and their options, are only seen when an embedder is made."""
+def test_the_rows_of_liu2021_name_backbones_that_exist():
+    """Names of backbones and of frozen parts, and their options, are only seen when a backbone is made."""
     recipe = load_recipe("liu2021")
     assert set(recipe.published) == set(recipe.cost) == set(recipe.rows)
     for row, published in recipe.published.items():
         assert published["coco14"] > 84
-        part = Experiment(**recipe.settings(row)).embedder
+        part = Experiment(**recipe.settings(row)).backbone
         options = {name: value for name, value in part.options.items() if name != "pretrained"}
         try:
             with torch.device("meta"):
-                embedder = embedders.make(part.name, **options)
+                backbone = backbones.make(part.name, **options)
         except NotImplementedError:  # timm 1.0.20 cannot make a TResNet there
-            embedder = embedders.make(part.name, **options)
-        assert embedder.image_size == int(row[-3:])
-        frozen = {name.split(".")[1] for name, p in embedder.named_parameters() if not p.requires_grad}
+            backbone = backbones.make(part.name, **options)
+        assert backbone.image_size == int(row[-3:])
+        frozen = {name.split(".")[1] for name, p in backbone.named_parameters() if not p.requires_grad}
         assert frozen == ({"conv1", "layer1"} if row.startswith("r101") else set())
 
 
@@ -180,14 +180,19 @@ def test_saved_yaml_is_plain(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "hint"),
     [
-        ("embedder.model_options={pad_type:same}", "YAML requires a blank after the colon: {pad_type: same}"),
-        ("embedder.model_options={pad_type}", "expected {pad_type: VALUE}"),
+        ("backbone.model_options={pad_type:same}", "YAML requires a blank after the colon: {pad_type: same}"),
+        ("backbone.model_options={pad_type}", "expected {pad_type: VALUE}"),
     ],
 )
 def test_a_mapping_without_a_value_is_refused(setting, hint):
     with pytest.raises(PluresError) as error:
-        Experiment(embedder="timm").change([setting])
+        Experiment(backbone="timm").change([setting])
     assert "timm, model_options" in str(error.value)
     assert hint in str(error.value)
-    made = Experiment(embedder="timm").change(["embedder.model_options={pad_type: same}", "embedder.mean=null"])
-    assert made.embedder.options["model_options"] == {"pad_type": "same"}
+    made = Experiment(backbone="timm").change(["backbone.model_options={pad_type: same}", "backbone.mean=null"])
+    assert made.backbone.options["model_options"] == {"pad_type": "same"}
+
+
+def test_a_run_of_the_first_version_is_still_read(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("embedder: {name: small_conv, image_size: 16}\nlr: 0.01\n")
+    assert Experiment.load(tmp_path / "experiment.yaml").backbone.options == {"image_size": 16}

@@ -23,7 +23,7 @@ NEEDED = {  # by extra: which command needs which packages, as they are imported
     "ray": {("predict", "RUN", "photos", "--out", "parts", "--engine", "ray"): ("ray",)},
     "search": {("sweep", "scenes", "--out", "sweep", "--grid", "lr=1e-4..1e-3", "--search", "2"): ("optuna",)},
     "track": {
-        ("train", "scenes", "data.train=8", "data.val=2", "data.test=2", "data.size=32", "embedder=small_conv",
+        ("train", "scenes", "data.train=8", "data.val=2", "data.test=2", "data.size=32", "backbone=small_conv",
          "epochs=1", "tensorboard=true", "--out", "run"): ("tensorboard",),
     },
 }  # fmt: skip
@@ -63,7 +63,7 @@ def test_every_package_of_every_extra_is_among_them():
 @pytest.mark.slow
 def test_the_core_works_without_any_of_them(tmp_path):
     missing = sorted({package for _, package, _ in CASES})
-    settings = ["data.train=60", "data.val=20", "data.test=20", "data.size=32", "epochs=1", "embedder=small_conv"]
+    settings = ["data.train=60", "data.val=20", "data.test=20", "data.size=32", "epochs=1", "backbone=small_conv"]
     commands = [
         ["train", "scenes", *settings, "workers=0", "--out", "run"],
         ["evaluate", "run"],

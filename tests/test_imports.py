@@ -1,4 +1,4 @@
-"""The house: imports go down only, and importing plures alone stays light."""
+"""The layout: imports go down only, and importing plures alone stays light."""
 
 import ast
 import subprocess
@@ -8,22 +8,28 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "plures"
-# from the ground up; a room may import rooms below it and itself
-ROOMS = (
+# from the ground up; a package may import packages below it and itself
+PACKAGES = (
     "errors",
     "system",
     "files",
-    "shelf",
+    "registry",
     "labels",
     "data",
     "models",
     "losses",
     "metrics",
-    "experiment",
+    "config",
     "recipes",
+    "runs",
+    "scoring",
     "training",
-    "inference",
+    "sweeps",
+    "analysis",
+    "prediction",
+    "export",
     "report",
+    "sklearn",
     "web",
     "console",
     "doctor",
@@ -32,7 +38,7 @@ ROOMS = (
 ALLOWED_UP = {("report", "console")}  # the demo prints while it trains
 
 
-def _room(module: str) -> str:
+def _package(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -41,9 +47,9 @@ def imports_of(file: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("plures."):
-            names.add(_room(node.module))
+            names.add(_package(node.module))
         elif isinstance(node, ast.Import):
-            names |= {_room(a.name) for a in node.names if a.name.startswith("plures.")}
+            names |= {_package(a.name) for a in node.names if a.name.startswith("plures.")}
     return names
 
 
@@ -51,9 +57,9 @@ def upward(files: list[Path]) -> list[str]:
     found = []
     for file in files:
         relative = file.relative_to(SOURCE)
-        room = relative.parts[0].removesuffix(".py")
+        package = relative.parts[0].removesuffix(".py")
         for other in imports_of(file):
-            if (room, other) not in ALLOWED_UP and ROOMS.index(other) > ROOMS.index(room):
+            if (package, other) not in ALLOWED_UP and PACKAGES.index(other) > PACKAGES.index(package):
                 found.append(f"{relative} imports {other}")
     return found
 
@@ -72,9 +78,9 @@ def test_nothing_needs_a_module_of_one_system_to_be_imported():
             assert not {"fcntl", "resource", "pwd", "grp", "termios", "msvcrt", "winreg"} & set(names), file
 
 
-def test_every_room_is_in_the_order():
-    rooms = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in SOURCE.rglob("*.py")} - {"__init__"}
-    assert rooms <= set(ROOMS)
+def test_every_package_is_in_the_order():
+    packages = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in SOURCE.rglob("*.py")} - {"__init__"}
+    assert packages <= set(PACKAGES)
 
 
 @pytest.mark.parametrize("module", ["plures", "plures.cli"])

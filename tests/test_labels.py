@@ -18,9 +18,9 @@ from plures.labels import (
     co_occurrence,
     complete,
     count,
-    observe_fraction,
-    observe_none,
-    observe_single_positive,
+    mask_all,
+    mask_to_fraction,
+    mask_to_single_positive,
 )
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -42,7 +42,7 @@ def full_labels(entry: dict) -> Labels:
 @pytest.mark.parametrize("entry", DRAWS, ids=lambda entry: entry["name"])
 def test_single_positive_draw_is_that_of_the_official_code(entry):
     labels = full_labels(entry)
-    observed = observe_single_positive(labels, entry["seed"])
+    observed = mask_to_single_positive(labels, entry["seed"])
     found = [int(np.flatnonzero(row)[0]) if row.any() else -1 for row in observed.present]
     assert found == entry["observed_column"]
     assert not observed.absent.any()
@@ -56,7 +56,7 @@ def test_draws_were_compared():
 def test_single_positive_keeps_one_true_positive_a_row(values, seed):
     labels = Labels(values)
     for weights in (None, np.ones(values.shape), np.zeros(values.shape)):
-        observed = observe_single_positive(labels, seed, weights)
+        observed = mask_to_single_positive(labels, seed, weights)
         assert (observed.present.sum(1) == labels.present.any(1)).all()
         assert (labels.present | ~observed.present).all()
         assert not observed.absent.any()
@@ -65,7 +65,7 @@ def test_single_positive_keeps_one_true_positive_a_row(values, seed):
 def test_weights_decide_the_draw():
     labels = Labels.from_masks(np.ones((4000, 3), bool))
     weights = np.tile([1.0, 3.0, 0.0], (4000, 1))
-    share = observe_single_positive(labels, 0, weights).present.mean(0)
+    share = mask_to_single_positive(labels, 0, weights).present.mean(0)
     assert share[2] == 0
     assert share[1] == pytest.approx(0.75, abs=0.03)
 
@@ -87,22 +87,22 @@ def test_masks_read_the_codes_and_bad_codes_are_refused():
 
 def test_fraction_hides_about_the_rest_and_changes_nothing():
     labels = Labels.from_masks(np.random.default_rng(0).random((500, 40)) < 0.3)
-    observed = observe_fraction(labels, 0.25, seed=1)
+    observed = mask_to_fraction(labels, 0.25, seed=1)
     known = ~observed.unknown
     assert known.mean() == pytest.approx(0.25, abs=0.01)
     assert (observed.values[known] == labels.values[known]).all()
-    assert (observe_fraction(labels, 1.0).values == labels.values).all()
+    assert (mask_to_fraction(labels, 1.0).values == labels.values).all()
     for bad in (0, -0.1, 1.1):
         with pytest.raises(PluresError, match=r"\(0, 1\]"):
-            observe_fraction(labels, bad)
+            mask_to_fraction(labels, bad)
 
 
 def test_none_and_complete():
     labels = Labels.from_masks(np.eye(3, dtype=bool))
-    assert observe_none(labels).unknown.all()
+    assert mask_all(labels).unknown.all()
     assert complete(labels) is labels
     with pytest.raises(PluresError, match="supervision=as_given"):
-        complete(observe_none(labels))
+        complete(mask_all(labels))
 
 
 def test_counts_by_hand():

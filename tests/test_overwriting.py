@@ -13,15 +13,15 @@ import typer.main
 from PIL import Image
 
 from plures.cli.app import app
-from plures.data.table import Table
+from plures.config import Experiment
+from plures.data.formats.table import Table
 from plures.data.write import init_table
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.files import PAGE, mark_folder, refuse_folder, refuse_replacing
-from plures.inference.predict import predict
 from plures.models.model import build_model, save
-from plures.training.run import FILES, Run
-from plures.training.sweep import sweep
+from plures.prediction.predict import predict
+from plures.runs.run import FILES, Run
+from plures.sweeps.sweep import sweep
 
 MINE = b"image,tags\nphotos/0.png,what I wrote\n"
 COMMANDS = typer.main.get_command(app).commands

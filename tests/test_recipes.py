@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from plures.cli.app import settings_values
+from plures.config import Experiment
 from plures.data.dataset import formats
-from plures.data.voc import CLASSES
+from plures.data.formats.voc import CLASSES
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.losses import losses
-from plures.models.parts import heads
+from plures.models.heads import heads
 from plures.recipes import load_recipe, recipe_names, recipe_settings
 from plures.training.schedules import schedules
 from plures.training.train import train
@@ -93,7 +93,7 @@ def test_settings_that_the_papers_state():
     assert load_recipe("cole2021").grid == {"batch_size": [8, 16], "lr": [1e-2, 1e-3, 1e-4, 1e-5]}
 
 
-SMALL = ("embedder=small_conv", "image_size=16", "epochs=1", "frozen_epochs=1", "device=cpu", "workers=0", "seed=0")
+SMALL = ("backbone=small_conv", "image_size=16", "epochs=1", "frozen_epochs=1", "device=cpu", "workers=0", "seed=0")
 
 
 @pytest.mark.parametrize(

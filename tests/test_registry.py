@@ -11,15 +11,17 @@ import pytest
 import torch
 
 import plures
-from plures import shelf
+from plures import registry
+from plures.config import Experiment
 from plures.data.dataset import formats
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.losses import losses
-from plures.models import build_model, embedders, heads, load, save
-from plures.models.output import Tokens
+from plures.models import build_model, load, save
+from plures.models.backbones import backbones
+from plures.models.heads import heads
+from plures.models.outputs import Tokens
 from plures.recipes import recipe_settings
-from plures.shelf import ALLOW
+from plures.registry import ALLOW
 
 SOURCE = '''
 """A package that somebody wrote."""
@@ -70,7 +72,7 @@ class Headless(nn.Module):
 def function():
     pass
 '''
-KINDS = {"Twice": losses, "Tiny": embedders, "Mean": heads, "Scenes": formats}
+KINDS = {"Twice": losses, "Tiny": backbones, "Mean": heads, "Scenes": formats}
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def _forget():
 
 SETTINGS = {
     "loss": {"name": "strange.made:Twice", "factor": 3.0},
-    "embedder": "strange.made:Tiny",
+    "backbone": "strange.made:Tiny",
     "head": "strange.made:Mean",
     "data": "strange.made:Scenes",
 }
@@ -109,14 +111,14 @@ def test_a_run_of_ones_own_components_is_found_again_by_those_who_allow_it(packa
     run = plures.train(Experiment(**SETTINGS, epochs=1, workers=0), "run")
     began = plures.evaluate(run.path).map
     assert "name: strange.made:Twice" in (run.path / "experiment.yaml").read_text()
-    assert json.loads((run.path / "model.json").read_text())["parts"]["embedder"] == "strange.made:Tiny"
+    assert json.loads((run.path / "model.json").read_text())["parts"]["backbone"] == "strange.made:Tiny"
     _forget()
     (package / "was_imported").unlink()
     refused = r"names code outside plures, {} 'strange.made:\w+', and to import it is to run it.*ALLOW_IMPORTS=str"
-    with pytest.raises(PluresError, match=r"model\.json " + refused.format("embedder")):
+    with pytest.raises(PluresError, match=r"model\.json " + refused.format("backbone")):
         load("run")
     for door in (plures.evaluate, Experiment.load, lambda _: plures.train(Experiment(), "run", resume=True)):
-        with pytest.raises(PluresError, match=r"experiment\.yaml " + refused.format("embedder")):
+        with pytest.raises(PluresError, match=r"experiment\.yaml " + refused.format("backbone")):
             door("run/experiment.yaml" if door == Experiment.load else "run")
     with pytest.raises(PluresError, match="names code outside plures"):
         recipe_settings("run/experiment.yaml")
@@ -144,7 +146,7 @@ def test_another_process_of_the_same_program_finds_them(package):
 
 
 def test_the_command_line_names_them(package):
-    words = ["loss=strange.made:Twice", "loss.factor=3", "embedder=strange.made:Tiny", "head=strange.made:Mean"]
+    words = ["loss=strange.made:Twice", "loss.factor=3", "backbone=strange.made:Tiny", "head=strange.made:Mean"]
     code = [sys.executable, "-m", "plures.cli", "train", "strange.made:Scenes", *words, "epochs=1", "--out", "cli"]
     path = os.pathsep.join(p for p in [str(package / "lib"), os.environ.get("PYTHONPATH", "")] if p)
     env = {**os.environ, "PYTHONPATH": path}
@@ -168,7 +170,7 @@ def test_the_command_line_names_them(package):
         ({"head": "strange.made:Scenes"}, "strange.made:Scenes is not a torch.nn.Module"),
         ({"loss": {"name": "strange.made:Twice", "facto": 1}}, "has no option 'facto'; did you mean 'factor'"),
         ({"loss": "rolee"}, "unknown loss 'rolee'; did you mean 'role'.*one of your own is named as module:attribute"),
-        ({"embedder": "tinyyy_net"}, "unknown embedder 'tinyyy_net'.*module:attribute, as in my_package.mine:Mine"),
+        ({"backbone": "tinyyy_net"}, "unknown backbone 'tinyyy_net'.*module:attribute, as in my_package.mine:Mine"),
     ],
 )
 def test_what_is_wrong_with_a_component_is_one_line(package, settings, message):
@@ -212,7 +214,7 @@ def test_entry_points_are_found_by_name_and_a_broken_one_stops_nobody(package, m
         theirs = EntryPoint("wan", "strange.made:Twice", group)  # a name of plures stays plures's
         return [good, broken, theirs] if group == "plures.losses" else []
 
-    monkeypatch.setattr(shelf, "entry_points", installed)
+    monkeypatch.setattr(registry, "entry_points", installed)
     monkeypatch.setattr(losses, "_loaded", False)
     monkeypatch.setattr(losses, "_points", {})
     assert {"twice", "broken", "wan"} <= set(losses.names())

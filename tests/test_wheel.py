@@ -80,7 +80,7 @@ def test_it_trains_and_reports_away_from_the_checkout(installed):
     assert Path(where.strip()).is_relative_to(programs.parent)
     assert run(programs / "plures", "--version", at=folder) == f"plures {plures.__version__}\n"
     here = {"PLURES_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    settings = ["embedder=small_conv", "head=codebook", "epochs=1", "workers=0", *DATA]
+    settings = ["backbone=small_conv", "head=codebook", "epochs=1", "workers=0", *DATA]
     run(programs / "plures", "train", "scenes", *settings, "--out", "run", at=folder, **here)
     assert (folder / "run" / "model_card.md").is_file()
     run(programs / "plures", "report", "run", at=folder, **here)  # a page needs the templates

@@ -14,7 +14,7 @@ from PIL import Image
 import plures
 from plures.cli import app as _commands  # noqa: F401  (imported once, before anything is replaced)
 from plures.losses import losses
-from plures.models import timm_map
+from plures.models.backbones import timm_map
 from plures.training import train as training
 
 TINY = {"epochs": 1, "frozen_epochs": 1, "image_size": 64, "batch_size": 8, "workers": 0}
@@ -28,7 +28,7 @@ def _small(name, pretrained, image_size, options):
 
 
 def _short(experiment, out, *, dataset=None, **others):
-    changed = {k: v for k, v in TINY.items() if k != "image_size" or experiment.embedder.name != "patches"}
+    changed = {k: v for k, v in TINY.items() if k != "image_size" or experiment.backbone.name != "patches"}
     return _train(experiment.model_copy(update=changed), out, dataset=dataset, **others)
 
 

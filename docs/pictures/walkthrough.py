@@ -23,7 +23,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
-MODEL = ["embedder=small_conv", "image_size=64", "epochs=15"]  # in place of --recipe photos
+MODEL = ["backbone=small_conv", "image_size=64", "epochs=15"]  # in place of --recipe photos
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -17,36 +17,36 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from plures import labels as labels
     from plures import losses as losses
+    from plures.analysis.evaluate import evaluate as evaluate
+    from plures.config import Experiment as Experiment
     from plures.data.dataset import Dataset as Dataset
     from plures.data.read import read as read
     from plures.errors import BadData as BadData
     from plures.errors import PluresError as PluresError
     from plures.errors import WorkFailed as WorkFailed
-    from plures.experiment import Experiment as Experiment
-    from plures.inference.predict import predict as predict
     from plures.labels import Labels as Labels
     from plures.models.model import Model as Model
     from plures.models.model import load as load
-    from plures.models.output import Output as Output
-    from plures.models.output import Tokens as Tokens
-    from plures.training.evaluate import evaluate as evaluate
-    from plures.training.run import Run as Run
+    from plures.models.outputs import Output as Output
+    from plures.models.outputs import Tokens as Tokens
+    from plures.prediction.predict import predict as predict
+    from plures.runs.run import Run as Run
     from plures.training.train import train as train
 
 _PLACES = {
     "BadData": "errors",
     "Dataset": "data.dataset",
-    "Experiment": "experiment",
+    "Experiment": "config",
     "Labels": "labels",
     "Model": "models.model",
-    "Output": "models.output",
+    "Output": "models.outputs",
     "PluresError": "errors",
-    "Run": "training.run",
-    "Tokens": "models.output",
+    "Run": "runs.run",
+    "Tokens": "models.outputs",
     "WorkFailed": "errors",
-    "evaluate": "training.evaluate",
+    "evaluate": "analysis.evaluate",
     "load": "models.model",
-    "predict": "inference.predict",
+    "predict": "prediction.predict",
     "read": "data.read",
     "train": "training.train",
 }

@@ -13,7 +13,7 @@ LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
 
 
 class Show:
-    """A Watch that shows phases, epochs, images/s and the time left."""
+    """A Callback that shows phases, epochs, images/s and the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -132,7 +132,7 @@ def from_positives(targets: AnyTargets) -> AnyTargets:
 # --------------------------------------------------------------------------- observing a part of complete labels
 
 
-def observe_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[np.floating] | None = None) -> Labels:
+def mask_to_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[np.floating] | None = None) -> Labels:
     """Keep one present label an image and hide everything else (rows without a present label keep nothing).
 
     weights None: uniform, drawn exactly as the official MLSPL code does (Cole et al. 2021, arXiv 2106.09708): one
@@ -159,7 +159,7 @@ def observe_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[n
     return Labels(values)
 
 
-def observe_fraction(labels: Labels, fraction: float, seed: int = 1200) -> Labels:
+def mask_to_fraction(labels: Labels, fraction: float, seed: int = 1200) -> Labels:
     """Keep each known cell, present or absent, with this probability in (0, 1]; hide the rest."""
     if not 0 < fraction <= 1:
         raise PluresError(f"a fraction of labels is in (0, 1], got {fraction}")
@@ -167,7 +167,7 @@ def observe_fraction(labels: Labels, fraction: float, seed: int = 1200) -> Label
     return Labels(np.where(keep, labels.values, np.int8(UNKNOWN)))
 
 
-def observe_none(labels: Labels) -> Labels:
+def mask_all(labels: Labels) -> Labels:
     """Hide everything."""
     return Labels(np.full(labels.values.shape, UNKNOWN, np.int8))
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from plures.data.checks.describe import describe, pictures, render
 from plures.data.dataset import Dataset
-from plures.data.describe import describe, pictures, render
 from plures.errors import Problem
-from plures.labels import Labels, observe_single_positive
+from plures.labels import Labels, mask_to_single_positive
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def test_print_names_the_three_problems_and_every_bad_row(data):
 
 
 def test_single_positive_data_have_no_pairs(data):
-    found = describe(data.with_labels(observe_single_positive(data.labels)))
+    found = describe(data.with_labels(mask_to_single_positive(data.labels)))
     assert found.pairs == ()
     assert found.counts.per_image <= 1
 
 
 def test_pictures(data, tmp_path):
-    for subject in (data.take([0]), data.with_labels(observe_single_positive(data.labels))):
+    for subject in (data.take([0]), data.with_labels(mask_to_single_positive(data.labels))):
         paths = pictures(subject, describe(subject), tmp_path / "p")
         assert [path.name for path in paths] == ["examples.png", "co_occurrence.png"]
         for path in paths:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plures.data.checks.verify import verify_images
 from plures.data.dataset import formats
+from plures.data.formats.voc import CLASSES
 from plures.data.read import find_format, read, reason
-from plures.data.verify import verify_images
-from plures.data.voc import CLASSES
 from plures.errors import BadData, PluresError
 from shared import SHARED, needs_shared
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from plures.data import images as module
-from plures.data import verify
+from plures.data import photos as module
+from plures.data.checks import verify
+from plures.data.checks.verify import is_sound_jpeg, verify_images
 from plures.data.dataset import Dataset
-from plures.data.images import (
+from plures.data.photos import (
     IMAGE_SUFFIXES,
     Transform,
     Unreadable,
@@ -31,7 +32,6 @@ from plures.data.images import (
 )
 from plures.data.pixels import to_bytes
 from plures.data.randaugment import cutout, randaugment
-from plures.data.verify import is_sound_jpeg, verify_images
 from plures.errors import PluresError
 from plures.labels import Labels
 
@@ -427,7 +427,9 @@ def test_pipes_folders_and_links_to_nothing_are_refused_at_once(tmp_path):
 
 
 def test_pillow_is_left_as_it_was_found(tmp_path, monkeypatch):
-    code = "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; import plures.data.images, plures.data.verify;"
+    code = (
+        "from PIL import Image; before = Image.MAX_IMAGE_PIXELS; import plures.data.photos, plures.data.checks.verify;"
+    )
     done = subprocess.run([sys.executable, "-c", f"{code} assert Image.MAX_IMAGE_PIXELS == before is not None"])
     assert done.returncode == 0
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # the program around us allows less

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, Unreadable
 from plures.data.loading import FeatureBatches, ImageBatches, Order
+from plures.data.photos import Transform, Unreadable
 from plures.labels import Labels
 
 

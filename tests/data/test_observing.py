@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from plures.data.dataset import Boxes, Dataset
-from plures.data.observing import bias_weights, mistake, observe
+from plures.data.masking import bias_weights, mistake, observe
 from plures.errors import PluresError
-from plures.labels import Labels, observe_single_positive
+from plures.labels import Labels, mask_to_single_positive
 
 
 def data(rows: int = 3000, boxes: bool = True) -> Dataset:
@@ -26,7 +26,7 @@ def test_modes():
     assert observe(given, "as_given") is given.labels
     assert observe(given, "none").unknown.all()
     drawn = observe(given, "single_positive", seed=7)
-    assert (drawn.values == observe_single_positive(given.labels, 7).values).all()
+    assert (drawn.values == mask_to_single_positive(given.labels, 7).values).all()
     assert observe(given, "fraction", fraction=0.5).unknown.mean() == pytest.approx(0.5, abs=0.1)
 
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from plures.data import parquet_shards
-from plures.data.images import Transform, Unreadable, open_image
+from plures.data.formats import parquet_shards
 from plures.data.loading import ImageBatches, Order
+from plures.data.photos import Transform, Unreadable, open_image
 from plures.data.read import read
 from plures.errors import BadData, PluresError
-from plures.inference.sources import images_of
+from plures.scoring.sources import images_of
 
 RANDOM = np.random.default_rng(0)
 PIXELS = [RANDOM.integers(0, 256, (12, 14, 3), dtype=np.uint8) for _ in range(7)]

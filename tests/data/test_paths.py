@@ -7,10 +7,10 @@ from unicodedata import normalize
 import pytest
 
 from plures.data import paths
+from plures.data.formats.table import Table, image_paths
 from plures.data.read import read
-from plures.data.table import Table, image_paths
 from plures.errors import BadData
-from plures.inference.sources import images_of
+from plures.scoring.sources import images_of
 from plures.web.table_edit import open_table
 
 NFC, NFD = "Zürich.jpg", normalize("NFD", "Zürich.jpg")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from plures.data.images import Transform, open_image
+from plures.data.photos import Transform, open_image
 from plures.data.read import read
 from plures.metrics.average_precision import average_precision
 from plures.models.model import build_model

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from plures.data.formats.scenes import Scenes, _pools
 from plures.data.read import read
-from plures.data.scenes import Scenes, _pools
 from plures.errors import PluresError
 
 

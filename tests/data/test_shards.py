@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plures.data.images import Transform, open_image
 from plures.data.loading import ImageBatches, Order
+from plures.data.photos import Transform, open_image
 from plures.data.read import read
 from plures.errors import BadData, PluresError
 

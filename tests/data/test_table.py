@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plures.data import delimited, faults
-from plures.data.cells import NULLS
 from plures.data.dataset import Dataset
+from plures.data.formats import delimited, faults
+from plures.data.formats.cells import NULLS
+from plures.data.formats.table import Table
 from plures.data.read import read, reason, sayings
-from plures.data.table import Table
 from plures.data.write import init_table, write_table
 from plures.errors import BadData, PluresError
 from plures.labels import Labels
@@ -72,7 +72,7 @@ def test_parquet_gaps_are_unknown_wherever_a_batch_begins(tmp_path, monkeypatch,
     frame = pd.DataFrame({"image": [f"{row}.jpg" for row in range(11)], "x": pd.array(cells, dtype="Int8")})
     frame["x"] = frame["x"].astype(kind)
     frame.to_parquet(tmp_path / "g.parquet")
-    monkeypatch.setattr("plures.data.table.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("plures.data.formats.table.ROWS_AT_ONCE", 3)
     data, problems = Table(exist=False).read(str(tmp_path / "g.parquet"))
     assert not problems
     assert data.labels.values[:, 0].tolist() == [-1 if cell is None else cell for cell in cells]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plures.config import Experiment
 from plures.errors import WorkFailed
-from plures.experiment import Experiment
 from plures.training.train import train
 
-SETTINGS = ("embedder=small_conv", "embedder.image_size=16", "epochs=1", "device=cpu", "workers=0", "loss=role")
+SETTINGS = ("backbone=small_conv", "backbone.image_size=16", "epochs=1", "device=cpu", "workers=0", "loss=role")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def world(tmp_path_factory):
         rows.append(f"{i}.png,{'ab'[i % 2]},{('train', 'train', 'val', 'test')[i // 4]}\n")
     (folder / "tags.csv").write_text("image,tags,split\n" + "".join(rows))
     (folder / "review.csv").write_text("image,tag,kind,score,rank,method,heatmap\n0.png,b,missing,0.9,1,model,\n")
-    embedder = {"name": "small_conv", "image_size": 16}
-    values = {"data": str(folder / "tags.csv"), "embedder": embedder, "loss": "role", "device": "cpu", "workers": 0}
+    backbone = {"name": "small_conv", "image_size": 16}
+    values = {"data": str(folder / "tags.csv"), "backbone": backbone, "loss": "role", "device": "cpu", "workers": 0}
     train(Experiment(**values, epochs=1), folder / "run")
     return folder
 
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_up_at_any_moment_of_a_sweep(plures, world, disk):
         "--out",
         disk / "s",
         *SETTINGS,
-        "embedder.width=8",
+        "backbone.width=8",
         "--grid",
         "lr=1e-3,1e-4",
     )

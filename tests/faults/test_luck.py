@@ -19,25 +19,25 @@ from rich.table import Table
 
 from faults.test_readers import benchmark
 from plures import files
+from plures.analysis.evaluate import scored_split
 from plures.cli.app import Screen
+from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.errors import BadData, Diverged, PluresError, WorkFailed
-from plures.experiment import Experiment
 from plures.files import clear_left, writing
-from plures.inference.predict import predict
 from plures.labels import Labels
 from plures.losses.label_memory import LabelMemory
-from plures.models import memory
+from plures.models import batch_halving as memory
 from plures.models.model import Model, build_model, load
-from plures.training import fit as fit_module
-from plures.training.evaluate import scored_split
-from plures.training.features import frozen_features
+from plures.prediction.predict import predict
+from plures.runs.run import Run
+from plures.scoring.features import frozen_features
+from plures.training import loop as fit_module
 from plures.training.progress import Quiet
-from plures.training.run import Run
 from plures.training.train import train
 
-SMALL = {"embedder": {"name": "small_conv", "image_size": 16}, "epochs": 2, "batch_size": 4, "loss": "bce",
+SMALL = {"backbone": {"name": "small_conv", "image_size": 16}, "epochs": 2, "batch_size": 4, "loss": "bce",
          "device": "cpu", "workers": 0}  # fmt: skip
 
 
@@ -331,11 +331,11 @@ def test_a_learning_rate_beyond_all_numbers_is_one_line(tmp_path):
 def test_a_model_of_a_newer_version_is_refused(trained):
     run, _ = trained
     spec = run.path / "model.json"
-    assert '"format": 1' in spec.read_text()
-    spec.write_text(spec.read_text().replace('"format": 1', '"format": 2'))
+    assert '"format": 2' in spec.read_text()
+    spec.write_text(spec.read_text().replace('"format": 2', '"format": 3'))
     with pytest.raises(PluresError, match=r"model\.json: written by plures .* upgrade"):
         load(run.path)
-    spec.write_text(spec.read_text().replace('"format": 2,', ""))  # as earlier versions wrote it
+    spec.write_text(spec.read_text().replace('"format": 3,', ""))  # as earlier versions wrote it
     load(run.path)
 
 

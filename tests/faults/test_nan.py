@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from plures.experiment import Experiment
+from plures.config import Experiment
 from plures.training.train import train
 
 

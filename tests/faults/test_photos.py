@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
+from plures.config import Experiment
+from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset
-from plures.data.images import Unreadable
-from plures.data.verify import verify_images
+from plures.data.photos import Unreadable
 from plures.errors import BadData
-from plures.experiment import Experiment
-from plures.inference.predict import predict
 from plures.labels import Labels
 from plures.models.model import build_model, save
+from plures.prediction.predict import predict
+from plures.runs.run import Run
 from plures.training import train as train_module
 from plures.training.progress import Quiet
-from plures.training.run import Run
 from plures.training.train import train
 
 pytest.importorskip("fastapi", reason="the photos are those of the server's tests")
@@ -37,7 +37,7 @@ ODD = READ | {name: REFUSED[name][0] for name in OF_THE_SERVER}
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     torch.manual_seed(0)
-    made = Run.create(folder, Experiment(embedder={"name": "small_conv", "image_size": 32}, device="cpu"))
+    made = Run.create(folder, Experiment(backbone={"name": "small_conv", "image_size": 32}, device="cpu"))
     save(build_model("small_conv", "linear", ("cat", "dog"), {"image_size": 32}), folder)
     return made
 
@@ -138,7 +138,7 @@ def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch,
             (photos / f"{number}.png").unlink()
 
     settings = {"data": str(photos / "tags.csv"), "mode": mode, "epochs": 4, "batch_size": 5, "workers": 0}
-    settings |= {"embedder": {"name": "small_conv", "image_size": 16}, "device": "cpu", "augment": "none"}
+    settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "device": "cpu", "augment": "none"}
     experiment, watch = Experiment(**settings), Said(vanish if mode == "end_to_end" else None)
     if mode == "frozen":
         make, left = train_module.make_loss, [vanish]
@@ -154,6 +154,6 @@ def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch,
 
 def test_without_skip_bad_a_photograph_that_vanishes_is_named(photos):
     settings = {"data": str(photos / "tags.csv"), "epochs": 4, "batch_size": 5, "workers": 0, "device": "cpu"}
-    settings |= {"embedder": {"name": "small_conv", "image_size": 16}, "mode": "end_to_end"}
+    settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "mode": "end_to_end"}
     with pytest.raises(Unreadable, match=r"0\.png: no such file"):
         train(Experiment(**settings), photos / "run", watch=Said(lambda: (photos / "0.png").unlink()))

@@ -16,14 +16,14 @@ from faults.test_disks import world  # noqa: F401  (a fixture)
 from faults.test_luck import photos
 from faults.test_readers import benchmark
 from plures import files
-from plures.data.images import Transform
 from plures.data.loading import ImageBatches, Order, arrived, crossing
+from plures.data.photos import Transform
 from plures.errors import machine_failure
 from plures.system import EndsWithParent
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the tests stop forks of their own process")
 PATIENCE = 120.0  # seconds until a test gives up: nothing here should take more than a few
-SETTINGS = ("embedder=small_conv", "embedder.image_size=16", "device=cpu", "workers=0", "loss=role", "batch_size=4")
+SETTINGS = ("backbone=small_conv", "backbone.image_size=16", "device=cpu", "workers=0", "loss=role", "batch_size=4")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 VERBS = {
     "train": ("train", "{world}/tags.csv", "--out", "{at}/new", *SETTINGS, "epochs=1"),
@@ -250,7 +250,7 @@ def test_processes_that_are_spawned_read_the_same_images(tmp_path):
     """As on Windows and macOS, where nothing is inherited."""
     data, code = photos(tmp_path), (
         "import sys, multiprocessing, torch\n"
-        "from plures.data.images import Transform\n"
+        "from plures.data.photos import Transform\n"
         "from plures.data.loading import ImageBatches, Order\n"
         "from plures.data.read import read\n"
         "if __name__ == '__main__':\n"

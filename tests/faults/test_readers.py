@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
+from plures.config import Experiment
 from plures.data.merge_files import read_spec
 from plures.data.read import read
 from plures.errors import BadData, PluresError
-from plures.experiment import Experiment
 from plures.files import parse_json, parse_yaml
-from plures.inference.sources import images_of
 from plures.losses.label_memory import load_table
 from plures.metrics.report import Report
-from plures.models.checkpoint_file import read_state
 from plures.models.model import build_model, load, save
-from plures.training.run import Run
+from plures.models.weights.checkpoint_file import read_state
+from plures.runs.run import Run
+from plures.scoring.sources import images_of
 
 pytest.importorskip("fastapi", reason="the review's readers need the web packages")
 from plures.web.decisions import Decisions

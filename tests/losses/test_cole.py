@@ -6,7 +6,7 @@ import torch
 from loss_reference import Table, array, compare, entries, say
 from plures.labels import TensorLabels
 from plures.losses import Context, losses
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 EPS = {"eps": 1e-5}
 

@@ -16,7 +16,7 @@ from loss_reference import Table
 from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels, complete
 from plures.losses import Context, losses
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 NAMES = losses.names()
 IGNORE_UNKNOWN = {"iu", "bce", "bce_ls"}  # bce and bce_ls refuse unknown cells; if any come they have no effect

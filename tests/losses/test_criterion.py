@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 import plures
+from plures.config import Experiment
 from plures.data.loading import FeatureBatches, Order
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels, from_positives
 from plures.losses import Context, Loss, losses
-from plures.models.linear import Linear
-from plures.models.output import Output, grid_boxes
-from plures.training.evaluate import make_fabric
-from plures.training.fit import fit
-from plures.training.phase import HeadOnFeatures, Phase
+from plures.models.heads.linear import Linear
+from plures.models.outputs import Output, grid_boxes
+from plures.scoring.device import make_fabric
+from plures.scoring.logits import HeadOnFeatures
+from plures.training.loop import fit
 from plures.training.progress import Quiet
+from plures.training.stages import Stage
 
 L = plures.losses
 B, K, N, D = 4, 5, 20, 3
@@ -163,7 +164,7 @@ def test_role_in_a_plain_loop_learns_what_training_learns_bit_for_bit(dense):
     batches = FeatureBatches(features[:, None].numpy(), labels.values, order)
     net = HeadOnFeatures(head, grid_boxes(1, 1))
     loss, keep = L.ROLE(expected_positives=2, dense_adam=dense), Keep()
-    fit(Phase("frozen", 0, net, head, batches, labels, 3, 0.03, batches), e, loss, make_fabric(e), keep, Quiet())
+    fit(Stage("frozen", 0, net, head, batches, labels, 3, 0.03, batches), e, loss, make_fabric(e), keep, Quiet())
 
     role = L.ROLE(expected_positives=2, dense_adam=dense).bind(codes, seed=5)
     before = role.memory.table.clone()

@@ -10,10 +10,10 @@ from plures.errors import PluresError
 from plures.labels import TensorLabels
 from plures.losses import Context, losses
 from plures.losses.ignore import MEAN_COLOUR, observed_area
-from plures.models.linear import Linear
-from plures.models.output import Output, grid_boxes
-from plures.training.fit import Step
-from plures.training.phase import HeadOnFeatures
+from plures.models.heads.linear import Linear
+from plures.models.outputs import Output, grid_boxes
+from plures.scoring.logits import HeadOnFeatures
+from plures.training.loop import Step
 
 
 def test_follows_the_official_code_over_its_epochs():

@@ -6,9 +6,9 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from plures.errors import PluresError
-from plures.labels import Labels, observe_single_positive
+from plures.labels import Labels, mask_to_single_positive
 from plures.losses import losses
-from plures.models.output import Output, grid_boxes
+from plures.models.outputs import Output, grid_boxes
 
 N, K, D, B, EPOCHS, LR = 240, 5, 12, 24, 8, 0.05
 K_OPTION = {"epr", "role", "en", "en_cl", "en_scl", "nnpu"}
@@ -30,8 +30,8 @@ def fit(name, features, labels, folder):
         options["scores"] = str(folder / "scores.npy")
     loss = losses.make(name, **options)
     try:
-        loss = loss.bind(observe_single_positive(labels))
-        observed = observe_single_positive(labels)
+        loss = loss.bind(mask_to_single_positive(labels))
+        observed = mask_to_single_positive(labels)
     except PluresError:
         observed, loss = labels, loss.bind(labels)
     model, classes = torch.nn.Linear(D, K), torch.nn.Parameter(torch.randn(K, D))

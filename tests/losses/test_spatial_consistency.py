@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from plures.config import Experiment
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.labels import Labels, TensorLabels
 from plures.losses import Context, losses
 from plures.losses.label_memory import LabelMemory
 from plures.losses.spatial_consistency import in_image, interpolate
-from plures.models.linear import Linear
-from plures.models.output import Output, grid_boxes
+from plures.models.heads.linear import Linear
+from plures.models.outputs import Output, grid_boxes
 from plures.training.train import make_loss
 
 WHOLE = torch.tensor([[0.0, 0, 1, 1]])

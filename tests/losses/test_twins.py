@@ -14,7 +14,7 @@ from plures.losses import Context, losses
 from plures.losses.expected_negative import least_likely
 from plures.losses.large_loss import growing_count
 from plures.losses.weak_negatives import negative_weights
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 B, K, D = 4, 5, 3
 

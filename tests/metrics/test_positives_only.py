@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from plures.errors import PluresError
-from plures.labels import Labels, observe_single_positive
+from plures.labels import Labels, mask_to_single_positive
 from plures.metrics import uniform_choice
 from plures.metrics.average_precision import average_precision
 from plures.metrics.positives_only import evaluate_positives, expected_average_precision, weighted_recall
@@ -25,7 +25,7 @@ def synthetic(n=1500, classes=6, seed=0, scale=1.0, shift=0.0, offset=-1.5):
     present = random.random(true.shape) < sigmoid(true)
     keep = present.any(1)
     labels = Labels.from_masks(present[keep])
-    return (true[keep] - shift) / scale, labels, observe_single_positive(labels, seed)
+    return (true[keep] - shift) / scale, labels, mask_to_single_positive(labels, seed)
 
 
 def by_brute_force(p, observed):

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from plures.errors import PluresError, WorkFailed
-from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, observe_single_positive
+from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, mask_to_single_positive
 from plures.metrics.average_precision import average_precision
 from plures.metrics.ranking import ranking
 from plures.metrics.report import Estimates, Report, evaluate_scores, kind_of, too_many_or_few
@@ -54,7 +54,7 @@ def test_zero_counting_definitions_keep_every_class(judged):
 
 def test_single_positive_labels_score_nothing_and_say_why(judged):
     scores, labels = judged
-    report = evaluate_scores(scores, observe_single_positive(labels), CLASSES)
+    report = evaluate_scores(scores, mask_to_single_positive(labels), CLASSES)
     assert report.labels == "single-positive"
     assert report.classes_scored == 0
     assert np.isnan(report.map)
@@ -93,7 +93,7 @@ def test_a_class_that_every_image_has_cannot_fail_and_is_not_scored(judged):
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_where_nothing_is_known_to_be_absent_only_recall_is_left(judged, threshold):
     scores, labels = judged
-    observed = observe_single_positive(labels)
+    observed = mask_to_single_positive(labels)
     report = evaluate_scores(scores, observed, CLASSES, threshold=threshold)
     undefined = {name: value for name, value in report.averages.items() if np.isnan(value)}
     assert set(undefined) == {"CP", "CF1", "OP", "OF1", "macro_f1"}
@@ -166,7 +166,7 @@ def test_render_shows_percent(judged):
 
 def test_undefined_numbers_have_no_place_on_the_screen_and_equal_reasons_are_said_once(judged):
     scores, labels = judged
-    text = shown(evaluate_scores(scores, observe_single_positive(labels), CLASSES), width=200)
+    text = shown(evaluate_scores(scores, mask_to_single_positive(labels), CLASSES), width=200)
     assert "mAP" not in text
     assert "precision" not in text
     assert "CF1" not in text

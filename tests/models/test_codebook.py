@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from plures.errors import PluresError
-from plures.models import Tokens, heads
-from plures.models.codebook import Codebook
-from plures.models.output import grid_boxes
+from plures.models import Tokens
+from plures.models.heads import heads
+from plures.models.heads.codebook import Codebook
+from plures.models.outputs import grid_boxes
 
 TOKENS = Tokens(torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), grid_boxes(2, 3))
 

@@ -11,9 +11,9 @@ import torch
 
 from plures.errors import PluresError, WorkFailed
 from plures.metrics.thresholds import Thresholds
-from plures.models import hub, hub_access
-from plures.models.hub import HubModel, from_hub, push_to_hub
 from plures.models.model import build_model, save
+from plures.models.weights import hub, hub_access
+from plures.models.weights.hub import HubModel, from_hub, push_to_hub
 
 CLASSES = ("cat", "dog", "sofa")
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

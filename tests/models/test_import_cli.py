@@ -10,8 +10,8 @@ from PIL import Image
 
 from models.filled import filled_state
 from plures import load
-from plures.models.output import grid_boxes
-from plures.models.transformer import sine_code
+from plures.models.heads.transformer import sine_code
+from plures.models.outputs import grid_boxes
 from shared import SHARED, needs_shared
 
 KEYS = Path(__file__).parents[1] / "reference" / "q2l" / "small_r18_96_keys.json.gz"

@@ -6,10 +6,10 @@ import torch
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.losses import losses
-from plures.models.linear import Linear
+from plures.models.heads import heads
+from plures.models.heads.linear import Linear
 from plures.models.model import build_model, load, save
-from plures.models.output import Tokens, grid_boxes
-from plures.models.parts import heads
+from plures.models.outputs import Tokens, grid_boxes
 
 
 def by_hand(boost):

@@ -2,8 +2,8 @@
 
 import torch
 
-from plures.models.memory import Halving, joined
-from plures.models.output import Output, grid_boxes
+from plures.models.batch_halving import BatchHalver, joined
+from plures.models.outputs import Output, grid_boxes
 
 
 def test_pieces_join_to_the_output_of_the_whole_batch():
@@ -23,7 +23,7 @@ def test_pieces_join_to_the_output_of_the_whole_batch():
         calls.append(len(rows))
         return Output(**{name: getattr(whole, name)[rows] for name in parts}, boxes=whole.boxes)
 
-    found = Halving(run, joined)(torch.arange(5))
+    found = BatchHalver(run, joined)(torch.arange(5))
     assert calls == [2, 2, 1]
     for name in (*parts, "boxes"):
         assert torch.equal(getattr(found, name), getattr(whole, name))

@@ -9,8 +9,8 @@ import torch
 
 from models.filled import filled
 from plures.models import Tokens
-from plures.models.ml_decoder import MLDecoder
-from plures.models.output import grid_boxes
+from plures.models.heads.ml_decoder import MLDecoder
+from plures.models.outputs import grid_boxes
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 ENTRIES = json.loads((REFERENCE / "mldecoder.json").read_text())["entries"]

@@ -1,11 +1,16 @@
-"""What every embedder and every head on the shelves must do."""
+"""What every backbone and every head on the shelves must do."""
+
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from plures.errors import PluresError
-from plures.models import Tokens, build_model, embedders, heads, load, save
-from plures.models.output import grid_boxes
+from plures.models import Tokens, build_model, load, save
+from plures.models.backbones import backbones
+from plures.models.heads import heads
+from plures.models.outputs import grid_boxes
 
 SMALL = {
     "patches": {"image_size": 64, "levels": 1, "patch": 32, "stride": 32, "width": 24},
@@ -14,7 +19,7 @@ SMALL = {
     "cvt": {"image_size": 64, "widths": [8, 12, 16], "depths": [1, 1, 2], "attention_heads": [1, 2, 2]},
 }
 CLASSES = ("cat", "dog", "sofa", "tree")
-EMBEDDERS, HEADS = embedders.names(), heads.names()
+BACKBONES, HEADS = backbones.names(), heads.names()
 HEAD_OPTIONS: dict[str, dict] = {
     "codebook": {"code_width": 16},
     "query2label": {"hidden": 16, "feedforward": 8, "self_attention": "later"},
@@ -22,8 +27,8 @@ HEAD_OPTIONS: dict[str, dict] = {
 }
 
 
-def embedder_options(name):
-    assert name in SMALL, f"give the embedder '{name}' a small setting in this file"
+def backbone_options(name):
+    assert name in SMALL, f"give the backbone '{name}' a small setting in this file"
     return SMALL[name]
 
 
@@ -37,41 +42,41 @@ def make_head(name, width=12, classes=4):
     return heads.make(name, {"width": width, "classes": classes}, **HEAD_OPTIONS.get(name, {})).eval()
 
 
-@pytest.mark.parametrize("name", EMBEDDERS)
-def test_embedder_gives_tokens_with_boxes_in_the_image(name):
-    embedder = embedders.make(name, **embedder_options(name)).eval()
-    size = embedder.image_size
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_gives_tokens_with_boxes_in_the_image(name):
+    backbone = backbones.make(name, **backbone_options(name)).eval()
+    size = backbone.image_size
     for shape in ((size, size), (size, 2 * size)):
-        tokens = embedder(torch.rand(2, 3, *shape))
-        assert tokens.features.shape == (2, len(tokens.boxes), embedder.width)
+        tokens = backbone(torch.rand(2, 3, *shape))
+        assert tokens.features.shape == (2, len(tokens.boxes), backbone.width)
         x1, y1, x2, y2 = tokens.boxes.T
         assert (x1 < x2).all()
         assert (y1 < y2).all()
         assert tokens.boxes.min() >= 0
         assert tokens.boxes.max() <= 1 + 1e-6
         assert len(torch.unique(tokens.boxes, dim=0)) == len(tokens.boxes)
-    assert len(embedder.mean) == len(embedder.std) == 3
+    assert len(backbone.mean) == len(backbone.std) == 3
 
 
-@pytest.mark.parametrize("name", EMBEDDERS)
-def test_embedder_treats_each_image_alone(name):
-    embedder = embedders.make(name, **embedder_options(name)).eval()
-    images = torch.rand(3, 3, embedder.image_size, embedder.image_size)
-    together = embedder(images).features
-    torch.testing.assert_close(embedder(images[1:2]).features, together[1:2], atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_treats_each_image_alone(name):
+    backbone = backbones.make(name, **backbone_options(name)).eval()
+    images = torch.rand(3, 3, backbone.image_size, backbone.image_size)
+    together = backbone(images).features
+    torch.testing.assert_close(backbone(images[1:2]).features, together[1:2], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", EMBEDDERS)
-def test_embedder_tokens_follow_their_boxes(name):
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_tokens_follow_their_boxes(name):
     """A change in one corner moves the tokens around it most."""
     torch.manual_seed(0)
-    embedder = embedders.make(name, **embedder_options(name)).eval()
-    size = embedder.image_size
+    backbone = backbones.make(name, **backbone_options(name)).eval()
+    size = backbone.image_size
     images = torch.rand(1, 3, size, 2 * size)
     changed = images.clone()
     changed[..., -size // 8 :, -size // 8 :] += 3
-    tokens = embedder(images)
-    moved = (embedder(changed).features - tokens.features).norm(dim=-1)[0]
+    tokens = backbone(images)
+    moved = (backbone(changed).features - tokens.features).norm(dim=-1)[0]
     assert not moved.isnan().any()
     centres = (tokens.boxes[:, :2] + tokens.boxes[:, 2:]) / 2
     x, y = (moved @ centres) / moved.sum()
@@ -120,10 +125,10 @@ def test_head_treats_each_image_alone_and_trains_every_parameter(name):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("embedder", EMBEDDERS)
-def test_every_pair_saves_and_loads(embedder, head, tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_pair_saves_and_loads(backbone, head, tmp_path):
     torch.manual_seed(0)
-    model = build_model(embedder, head, CLASSES, embedder_options(embedder), HEAD_OPTIONS.get(head))
+    model = build_model(backbone, head, CLASSES, backbone_options(backbone), HEAD_OPTIONS.get(head))
     size = model.preprocessing.image_size
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     model.train()
@@ -198,3 +203,18 @@ def test_a_head_takes_a_feature_map_as_well(name):
     assert torch.equal(ours.boxes, theirs.boxes)
     with pytest.raises(ValueError, match=r"takes Tokens or a feature map \[B, D, H, W\], got \[2, 12\]"):
         head(torch.zeros(2, 12))
+
+
+def test_a_model_of_format_1_is_still_read(tmp_path):
+    """plures 0.1.0 called the backbone otherwise, in model.json and in the names of the weights."""
+    model = build_model("small_conv", "linear", ("a", "b"), {"image_size": 16})
+    save(model, tmp_path)
+    spec = json.loads((tmp_path / "model.json").read_text())
+    spec["parts"] = {name.replace("backbone", "embedder"): value for name, value in spec["parts"].items()}
+    del spec["format"]
+    (tmp_path / "model.json").write_text(json.dumps(spec))
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({n.replace("backbone.", "embedder.", 1): t for n, t in weights.items()}, tmp_path / "model.safetensors")
+    back = load(tmp_path)
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in model.state_dict().items())

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from models.filled import filled_state, picture
 from plures.errors import PluresError
 from plures.models import load, save
-from plures.models.checkpoint_file import read_state, to_safetensors
-from plures.models.output import grid_boxes
-from plures.models.released import import_mlspl, import_q2l
-from plures.models.timm_map import TimmMap
-from plures.models.transformer import sine_code
+from plures.models.backbones.timm_map import TimmMap
+from plures.models.heads.transformer import sine_code
+from plures.models.outputs import grid_boxes
+from plures.models.weights.checkpoint_file import read_state, to_safetensors
+from plures.models.weights.released import import_mlspl, import_q2l
 from shared import SHARED, needs_shared
 
 SMALL = Path(__file__).parents[1] / "reference" / "q2l"
@@ -50,7 +50,7 @@ def run(model, kind, dtype, maps):
     size = model.preprocessing.image_size
     pixels = picture(kind, size).float().to(dtype)
     with torch.no_grad():
-        return model.head(model.embedder(pixels), maps=maps)
+        return model.head(model.backbone(pixels), maps=maps)
 
 
 def check_parity(info, model, recorded):
@@ -94,10 +94,10 @@ def test_query2label_of_the_paper_equals_the_authors(name, tmp_path):
 @pytest.mark.slow
 def test_cvt_statistics_equal_the_authors(tmp_path):
     info, model = imported(tmp_path, BIG, "CvT_w24_384")
-    assert model.parts.embedder == "cvt"
+    assert model.parts.backbone == "cvt"
     known = info["runs"][0]["feature_map"]
     with torch.no_grad():
-        tokens = model.embedder(picture("random", 384).float())
+        tokens = model.backbone(picture("random", 384).float())
     features = tokens.features[0]
     assert features.shape == (24 * 24, 1024)
     assert float(features.mean()) == pytest.approx(known["mean"], abs=1e-5)
@@ -283,13 +283,13 @@ def test_mlspl_weights_of_another_kind_are_refused(tmp_path):
         import_mlspl(file)
 
 
-def test_weights_of_torchvision_become_a_file_for_the_timm_embedder(tmp_path):
+def test_weights_of_torchvision_become_a_file_for_the_timm_backbone(tmp_path):
     torchvision = pytest.importorskip("torchvision")
     net = torchvision.models.resnet18()
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
     to_safetensors(tmp_path / "resnet18.pth", tmp_path / "resnet18.safetensors")
-    embedder = TimmMap("resnet18", weights=str(tmp_path / "resnet18.safetensors")).eval()
+    backbone = TimmMap("resnet18", weights=str(tmp_path / "resnet18.safetensors")).eval()
     images = torch.rand(1, 3, 64, 64)
-    logits = net.eval().fc(embedder(images).features.mean(1))
+    logits = net.eval().fc(backbone(images).features.mean(1))
     torch.testing.assert_close(logits, net(images), atol=1e-5, rtol=1e-5)
     assert set(load_file(tmp_path / "resnet18.safetensors")) == set(net.state_dict())

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from plures.errors import PluresError
 from plures.models import build_model, load, save
-from plures.models.timm_map import TimmMap, grid_of
+from plures.models.backbones.timm_map import TimmMap, grid_of
 from shared import SHARED, needs_shared
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
@@ -28,24 +28,24 @@ TINY_SWIN = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
     ],
 )
 def test_maps_of_every_layout_become_tokens(model, options, size, tokens, width):
-    embedder = TimmMap(model, image_size=64, model_options=options).eval()
-    made = embedder(torch.rand(2, 3, *size))
+    backbone = TimmMap(model, image_size=64, model_options=options).eval()
+    made = backbone(torch.rand(2, 3, *size))
     assert made.features.shape == (2, tokens, width)
-    assert embedder.width == width
+    assert backbone.width == width
 
 
 def test_vit_tokens_leave_out_the_class_token_and_keep_the_order():
-    embedder = TimmMap("test_vit", image_size=64).eval()
+    backbone = TimmMap("test_vit", image_size=64).eval()
     images = torch.rand(1, 3, 64, 64)
-    assert_close(embedder(images).features, embedder.backbone.forward_features(images)[:, 1:])
+    assert_close(backbone(images).features, backbone.backbone.forward_features(images)[:, 1:])
 
 
 def test_swin_tokens_go_row_by_row():
-    embedder = TimmMap("swin_tiny_patch4_window7_224", image_size=64, model_options=TINY_SWIN).eval()
+    backbone = TimmMap("swin_tiny_patch4_window7_224", image_size=64, model_options=TINY_SWIN).eval()
     images = torch.rand(1, 3, 64, 64)
-    channels_last = embedder.backbone.forward_features(images)
+    channels_last = backbone.backbone.forward_features(images)
     assert channels_last.shape == (1, 2, 2, 96)
-    assert_close(embedder(images).features[0, 1], channels_last[0, 0, 1])
+    assert_close(backbone(images).features[0, 1], channels_last[0, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_weights_of_a_file_with_or_without_classifier(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     expected = source.eval().forward_features(images).flatten(2).transpose(1, 2)
     for name in ("with", "without"):
-        embedder = TimmMap("test_resnet", weights=str(tmp_path / f"{name}.safetensors")).eval()
-        assert torch.equal(embedder(images).features, expected)
+        backbone = TimmMap("test_resnet", weights=str(tmp_path / f"{name}.safetensors")).eval()
+        assert torch.equal(backbone(images).features, expected)
 
 
 def test_a_saved_model_needs_no_weights_file(tmp_path):
@@ -125,12 +125,12 @@ def test_impossible_settings_are_refused(options, message):
 
 
 def test_frozen_parts_keep_weights_and_statistics():
-    embedder = TimmMap("resnet18", frozen=("conv1", "bn1", "layer1")).train()
-    before = {name: tensor.clone() for name, tensor in embedder.state_dict().items()}
-    embedder(torch.rand(2, 3, 64, 64)).features.sum().backward()
-    trained = {name.split(".")[1] for name, p in embedder.named_parameters() if p.grad is not None}
+    backbone = TimmMap("resnet18", frozen=("conv1", "bn1", "layer1")).train()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone(torch.rand(2, 3, 64, 64)).features.sum().backward()
+    trained = {name.split(".")[1] for name, p in backbone.named_parameters() if p.grad is not None}
     assert trained == {"layer2", "layer3", "layer4"}
-    moved = {name.split(".")[1] for name, t in embedder.state_dict().items() if not torch.equal(t, before[name])}
+    moved = {name.split(".")[1] for name, t in backbone.state_dict().items() if not torch.equal(t, before[name])}
     assert moved == {"layer2", "layer3", "layer4"}
 
 
@@ -155,7 +155,7 @@ def test_mobilenet_features_of_real_photographs():
 
     Mean difference 0.07 here; 0.29 with symmetric padding, 0.26 with blue for red, 0.11 without antialiasing.
     """
-    embedder = TimmMap(
+    backbone = TimmMap(
         "mobilenetv2_100",
         weights=str(SHARED / "weights/mobilenetv2_100.safetensors"),
         model_options={"pad_type": "same", "bn_eps": 1e-3},
@@ -168,7 +168,7 @@ def test_mobilenet_features_of_real_photographs():
         photo = Image.open(SHARED / f"data/voc12/VOCdevkit/VOC2012/JPEGImages/{names[row]}.jpg").convert("RGB")
         pixels = torch.from_numpy(np.array(photo.resize((224, 224), Image.Resampling.BILINEAR)))
         with torch.no_grad():
-            features = embedder(pixels.permute(2, 0, 1)[None] / 127.5 - 1).features.mean(1)
+            features = backbone(pixels.permute(2, 0, 1)[None] / 127.5 - 1).features.mean(1)
         distance = (recorded - features).abs().mean(1)
         assert int(distance.argmin()) == row
         assert distance[row] < 0.1

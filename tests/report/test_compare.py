@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from plures.config import Experiment
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.metrics.intervals import bootstrap_difference
 from plures.report.compare import compare
 from plures.training.train import train
@@ -15,7 +15,7 @@ SCENES = {
     "epochs": 2,
     "device": "cpu",
     "workers": 0,
-    "embedder": {"name": "small_conv", "width": 16},
+    "backbone": {"name": "small_conv", "width": 16},
 }
 
 

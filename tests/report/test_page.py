@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plures.config import Experiment
 from plures.data.dataset import Dataset
-from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.metrics.intervals import bootstrap_map
 from plures.metrics.ranking import ranking
@@ -16,9 +16,9 @@ from plures.metrics.reliability import reliability
 from plures.report.measures import take_measures
 from plures.report.photos import best_and_worst, margins
 from plures.report.scored import score_run
-from plures.training.evaluate import report_of
+from plures.runs.run import Run
+from plures.scoring.measure import report_of
 from plures.training.probabilities import read_probabilities
-from plures.training.run import Run
 from plures.training.train import train
 
 SCENES = {
@@ -27,7 +27,7 @@ SCENES = {
     "epochs": 2,
     "device": "cpu",
     "workers": 0,
-    "embedder": {"name": "small_conv", "width": 16},
+    "backbone": {"name": "small_conv", "width": 16},
 }
 
 

@@ -14,7 +14,7 @@ from plures.labels import Labels
 from plures.metrics.report import evaluate_scores
 from plures.recipes import recipe_settings
 from plures.report.table import COLUMNS, as_csv, as_html, as_markdown, render_table, table_rows, write_table
-from plures.training.run import IMPORTED, Run
+from plures.runs.run import IMPORTED, Run
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_recipes_rows_come_in_its_order_with_the_missing_ones(make):
     assert [row["measured"] for row in rows] == ["missing"] * 4 + ["90.00", "missing", "70.00"]
     assert [row["published"] for row in rows[:2]] == ["84.9 (coco14)", "86.5 (coco14)"]
     assert rows[4]["settings"] == "epochs=3"
-    assert rows[4]["embedder"] == "swin_large_patch4_window12_384.ms_in22k 384"
+    assert rows[4]["backbone"] == "swin_large_patch4_window12_384.ms_in22k 384"
     assert all(set(row) == set(COLUMNS) for row in rows)
 
 
@@ -139,7 +139,7 @@ def test_a_run_of_a_recipe_is_known_as_such(tmp_path, monkeypatch, capsys):
         return out
 
     data = ("scenes", "data.train=40", "data.test=20", "data.val=20", "split=stratified", "val_share=0.2")
-    small = ("embedder=small_conv", "head.code_width=16", "epochs=1", "device=cpu", "workers=0")
+    small = ("backbone=small_conv", "head.code_width=16", "epochs=1", "device=cpu", "workers=0")
     call("train", *data, *small, "--recipe", "jouanneau2022:wn", "--out", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["images"] == 20
     out = call("table", tmp_path / "run", "--recipe", "jouanneau2022", "--out", tmp_path / "t.csv")
@@ -149,5 +149,5 @@ def test_a_run_of_a_recipe_is_known_as_such(tmp_path, monkeypatch, capsys):
     assert [row["recipe"].split(":")[1] for row in rows] == names + [f"coco_{name}" for name in names]
     assert [rows[i]["published"] for i in (4, 9)] == ["60.4 (voc12)", "63.2 (coco14)"]
     assert "epochs=1" in rows[4]["settings"]
-    assert "embedder=small_conv" in rows[4]["settings"]
+    assert "backbone=small_conv" in rows[4]["settings"]
     assert len(rows[4]["labels"]) == 8

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from plures.config import Experiment, Part
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
-from plures.experiment import Experiment, Part
 from plures.labels import Labels
 from plures.training.auto import choose_loss
 from plures.training.progress import Quiet
@@ -54,7 +54,7 @@ def test_auto_is_the_loss_it_names(tmp_path):
 
 def test_the_head_learns_the_statistics_of_frozen_features(tmp_path):
     from plures.models.model import load
-    from plures.training.features import frozen_features
+    from plures.scoring.features import frozen_features
 
     rng = np.random.default_rng(1)
     labels = Labels(np.eye(2, dtype=np.int8)[np.arange(24) % 2])

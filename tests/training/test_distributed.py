@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plures.config import Experiment
 from plures.data.loading import Order, shares_of
-from plures.experiment import Experiment
-from plures.training.run import Run
+from plures.runs.run import Run
 from plures.training.train import train
 
 DATA = {"name": "scenes", "train": 45, "val": 21, "test": 22}  # neither divides by 2 nor by the batch
@@ -22,7 +22,7 @@ NET = {
     "model": "test_vit",
     "image_size": 32,
 }  # no batch norm: without a GPU its statistics are a process's own
-COMMON = {"data": DATA, "embedder": NET, "epochs": 2, "batch_size": 8, "device": "cpu", "workers": 0, "lr": 1e-3}
+COMMON = {"data": DATA, "backbone": NET, "epochs": 2, "batch_size": 8, "device": "cpu", "workers": 0, "lr": 1e-3}
 
 
 def weights(run):

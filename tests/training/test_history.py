@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 import plures
 from plures.errors import PluresError
-from plures.training.data import prepare, selection
-from plures.training.evaluate import logits_of_dataset, make_fabric
+from plures.runs.data import prepare, selection
+from plures.scoring.device import make_fabric
+from plures.scoring.logits import logits_of_dataset
 from plures.training.history import ScoreHistory, mean_logits
 from plures.training.progress import Quiet
 
@@ -103,11 +104,11 @@ def folded(tmp_path):
 def test_weights_with_folded_batch_norms_train_only_with_these_frozen(tmp_path, folded, monkeypatch):
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
     backbone = {"name": "timm", "model": "test_resnet", "weights": folded}
-    with pytest.raises(PluresError, match=r"embedder\.frozen_norm=true"):
-        plures.train(experiment(embedder=backbone, epochs=1), tmp_path / "run")
-    plures.train(experiment(embedder=backbone, epochs=1, mode="frozen"), tmp_path / "frozen")
-    plures.train(experiment(embedder={**backbone, "frozen_norm": True}, epochs=1), tmp_path / "run")
+    with pytest.raises(PluresError, match=r"backbone\.frozen_norm=true"):
+        plures.train(experiment(backbone=backbone, epochs=1), tmp_path / "run")
+    plures.train(experiment(backbone=backbone, epochs=1, mode="frozen"), tmp_path / "frozen")
+    plures.train(experiment(backbone={**backbone, "frozen_norm": True}, epochs=1), tmp_path / "run")
     state = timm.create_model("test_resnet").state_dict()
     state["bn1.running_mean"] = torch.ones_like(state["bn1.running_mean"])
     save_file(state, folded)
-    plures.train(experiment(embedder=backbone, epochs=1), tmp_path / "sound")
+    plures.train(experiment(backbone=backbone, epochs=1), tmp_path / "sound")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from plures import system
+from plures.config import Experiment
 from plures.data.dataset import Dataset
-from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.models.model import Preprocessing, build_model
 from plures.training import peak as peak_module
@@ -51,7 +51,7 @@ def test_the_peak_grows_with_what_fills_memory(model):
     assert at(batch_size=8, workers=2) > at(batch_size=8)
     assert at(rows=20) - at(rows=10) == 10 * 2 * 3 * 4
     frozen = [peak(model, data(rows), Experiment(mode="frozen", head="linear"), 0) for rows in (10, 20)]
-    assert frozen[1] - frozen[0] == 10 * (2 * 3 * 4 + model.embedder.width * 4)
+    assert frozen[1] - frozen[0] == 10 * (2 * 3 * 4 + model.backbone.width * 4)
 
 
 def test_it_is_told_only_where_it_exceeds_what_is_free(model, monkeypatch):

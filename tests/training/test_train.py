@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.errors import PluresError, WorkFailed
-from plures.experiment import Experiment
 from plures.labels import Labels
 from plures.losses import losses
-from plures.training import fit as fit_module
+from plures.runs.run import Run
+from plures.training import loop as fit_module
 from plures.training.progress import Quiet
-from plures.training.run import Run
 from plures.training.train import train
 
 
@@ -39,7 +39,7 @@ def coloured(n=60, seed=0):
 
 
 SMALL = {
-    "embedder": {"name": "small_conv", "image_size": 24},
+    "backbone": {"name": "small_conv", "image_size": 24},
     "epochs": 3,
     "batch_size": 8,
     "lr": 3e-3,
@@ -49,7 +49,7 @@ SMALL = {
 
 
 class StopAfter(Quiet):
-    """A Watch that stops the run like Ctrl-C in the middle of an epoch."""
+    """A Callback that stops the run like Ctrl-C in the middle of an epoch."""
 
     def __init__(self, epoch, step):
         self.at, self.done = (epoch, step), 0
@@ -145,7 +145,7 @@ def test_one_seed_one_result(tmp_path):
     assert not same(weights(runs[0]), weights(runs[2]))
 
 
-def test_frozen_leaves_the_embedder_alone(tmp_path, monkeypatch):
+def test_frozen_leaves_the_backbone_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
     run = train(Experiment(**SMALL, mode="frozen", head="linear"), tmp_path / "run", dataset=coloured())
     first = train(
@@ -154,9 +154,9 @@ def test_frozen_leaves_the_embedder_alone(tmp_path, monkeypatch):
         dataset=coloured(),
     )
     a, b = weights(run), weights(first)
-    embedder = [k for k in a if k.startswith("embedder.")]
-    assert embedder
-    assert all(torch.equal(a[k], b[k]) for k in embedder)
+    backbone = [k for k in a if k.startswith("backbone.")]
+    assert backbone
+    assert all(torch.equal(a[k], b[k]) for k in backbone)
     assert not torch.equal(a["head.classifier.weight"], b["head.classifier.weight"])
 
 

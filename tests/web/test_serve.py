@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from plures.data.images import Transform
-from plures.experiment import Experiment
+from plures.config import Experiment
+from plures.data.photos import Transform
 from plures.metrics.thresholds import Calibration, Thresholds
 from plures.models import build_model, save
-from plures.training.run import Run
+from plures.runs.run import Run
 from plures.web.batching import Batcher, Full, Stopped
 
 pytest.importorskip("fastapi", reason='needs pip install "plures[web]"')

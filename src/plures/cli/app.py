@@ -105,7 +105,7 @@ def experiment_values(arguments: list[str], recipe: str | None) -> dict[str, Any
 
 def data_and_options(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
     """DATA and the options of its reader."""
-    from plures.experiment import apply_settings
+    from plures.config import apply_settings
 
     settings = [a for a in arguments if SETTING.match(a)]
     data = [a for a in arguments if not SETTING.match(a)]
@@ -119,7 +119,7 @@ def data_and_options(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
 
 
 def settings_values(data: str | None, recipe: str | None, settings: list[str]) -> dict[str, Any]:
-    from plures.experiment import apply_settings
+    from plures.config import apply_settings
     from plures.recipes import recipe_settings
 
     values = recipe_settings(recipe) if recipe is not None else {}

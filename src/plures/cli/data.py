@@ -12,7 +12,7 @@ from plures.cli.app import Force, Skip, app, say_notices, say_skipped, screen, s
 from plures.files import mark_folder, refuse_folder
 from plures.system import free_memory
 
-FEATURES = 2048  # numbers per image that the widest common embedders give; 12 bytes per cell are learned labels
+FEATURES = 2048  # numbers per image that the widest common backbones give; 12 bytes per cell are learned labels
 
 
 @app.command()
@@ -45,15 +45,15 @@ def check(
     skip_bad: Skip = False,
 ) -> None:
     """Read the data, list every problem, and describe the labels."""
-    from plures.data.describe import describe, pictures, render
-    from plures.data.observing import observe
+    from plures.data.checks.describe import describe, pictures, render
+    from plures.data.masking import observe
     from plures.data.read import read, reason
-    from plures.training.photos import copies_across
+    from plures.runs.photos import copies_across
 
     values = settings_values(data, None, settings or [])
     if out is not None:
         refuse_folder(out, "check")
-    from plures.experiment import Experiment
+    from plures.config import Experiment
 
     experiment = Experiment(**values)
     screen.print(reason(experiment.data.name, **experiment.data.options), highlight=False)

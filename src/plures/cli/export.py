@@ -28,9 +28,9 @@ def export(
     """Write one file that takes images of any size and gives calibrated scores and tags, checked against the model."""
     from typing import cast
 
-    from plures.inference.export import export as run_export
-    from plures.inference.exporting.formats import Format
-    from plures.inference.exporting.quantise import Int8
+    from plures.export.export import export as run_export
+    from plures.export.formats import Format
+    from plures.export.quantise import Int8
 
     made = run_export(
         run,

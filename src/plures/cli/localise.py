@@ -31,10 +31,10 @@ def localise(
     force: Force = False,
 ) -> None:
     """Judge a model's heat maps by true boxes, and write boxes around the tags it finds (COCO JSON)."""
+    from plures.analysis.localise import localise as run_localise
+    from plures.analysis.localise import write_coco
     from plures.files import refuse_replacing, writing
-    from plures.inference.localise import localise as run_localise
-    from plures.inference.localise import write_coco
-    from plures.training.run import Run
+    from plures.runs.run import Run
 
     data, options = data_and_options(arguments or [])
     if not 0 < share <= 1:

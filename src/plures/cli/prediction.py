@@ -41,7 +41,7 @@ def predict(
     force: Force = False,
 ) -> None:
     """Write scores and tags of images to a file or to a folder of parts, and heat maps on request."""
-    from plures.inference.predict import predict as run_prediction
+    from plures.prediction.predict import predict as run_prediction
 
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -54,7 +54,7 @@ def predict(
     }
     try:
         if engine is Engine.ray:
-            from plures.inference.distributed import predict_on_ray
+            from plures.prediction.ray_cluster import predict_on_ray
 
             if heatmaps is not None or shard is not None:
                 raise PluresError("--engine ray draws no heat maps and divides the work itself; leave out --shard")

@@ -42,7 +42,7 @@ def compare(
     """Show runs side by side, with paired bootstrap differences to the first."""
     from plures.report.compare import compare as run_comparison
     from plures.report.compare import render_terminal, write_comparison
-    from plures.training.run import Run
+    from plures.runs.run import Run
 
     if out is not None:
         refuse_replacing(out, force=force, inputs=[file for run in runs for file in Run(run).reads()])

@@ -33,10 +33,10 @@ def suggest(
     """Write the tags that are probably missing, best first, for `plures review`."""
     from collections import Counter
 
-    from plures.inference.heatmaps import HEATMAPS
-    from plures.inference.missing import draw_heatmaps, write_suggestions
-    from plures.inference.missing import suggest as run_suggest
-    from plures.training.run import Run
+    from plures.analysis.missing import draw_heatmaps, write_suggestions
+    from plures.analysis.missing import suggest as run_suggest
+    from plures.runs.run import Run
+    from plures.scoring.heatmaps import HEATMAPS
 
     if cross_fit == 1:
         raise PluresError("--cross-fit 1 leaves nothing to train on; use 2 folds or more, or 0 for none")

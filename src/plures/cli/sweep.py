@@ -11,7 +11,7 @@ from plures.cli.app import Skip, app, experiment_values, screen
 from plures.errors import PluresError, WorkFailed
 
 if TYPE_CHECKING:
-    from plures.training.sweep import Sweep
+    from plures.sweeps.sweep import Sweep
 
 
 @app.command()
@@ -28,7 +28,7 @@ def sweep(
     skip_bad: Skip = False,
 ) -> None:
     """Train with every combination of settings and seeds; validation chooses. The same command goes on after a kill."""
-    from plures.training.sweep import sweep as run_sweep
+    from plures.sweeps.sweep import sweep as run_sweep
 
     values = experiment_values(arguments or [], recipe)
     if not grid:
@@ -61,7 +61,7 @@ def _grid(text: str) -> tuple[str, list[str]]:
 def _show(found: Sweep) -> None:
     from rich.table import Table
 
-    from plures.training.sweep import mean, spread
+    from plures.sweeps.sweep import mean, spread
 
     table = Table("settings", title="mAP in percent, mean and sd over seeds", title_justify="left", box=None)
     for name in ("val", "sd", "test", "sd", "n", "failed", ""):

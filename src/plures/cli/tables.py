@@ -31,8 +31,8 @@ def table(
 
 @app.command()
 def parts() -> None:
-    """List the losses, heads, embedders, data formats, schedules and recipes there are."""
-    from plures.report.shelves import render_shelves
+    """List the losses, heads, backbones, data formats, schedules and recipes there are."""
+    from plures.report.components import render_shelves
 
     for table in render_shelves():
         screen.print(table)

@@ -31,7 +31,7 @@ def thresholds(
     """Choose thresholds on held-out images and save them in the run: predict and evaluate then use them."""
     from rich.table import Table
 
-    from plures.inference.thresholds import choose_thresholds
+    from plures.analysis.thresholds import choose_thresholds
     from plures.metrics.report import percent
     from plures.metrics.thresholds import NEVER
 

@@ -34,8 +34,8 @@ def train(
     skip_bad: Skip = False,
 ) -> None:
     """Train and evaluate a model. DATA: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes."""
+    from plures.config import Experiment
     from plures.console import Show
-    from plures.experiment import Experiment
     from plures.training.train import train as run_training
 
     if (out is None) == (resume is None):
@@ -74,9 +74,9 @@ def evaluate(
     force: Force = False,
 ) -> None:
     """Score a run's model on a split: AP of each class, mAP with interval, precision, recall, F1."""
-    from plures.training.evaluate import evaluate as run_evaluation
-    from plures.training.evaluate import evaluate_positives_only
-    from plures.training.run import Run
+    from plures.analysis.evaluate import evaluate as run_evaluation
+    from plures.analysis.evaluate import evaluate_positives_only
+    from plures.runs.run import Run
 
     data, options = data_and_options(arguments or [])
     if json is not None:
@@ -110,9 +110,9 @@ def import_weights(
     recipe: Annotated[str | None, typer.Option(help="The recipe:row whose weights these are, for `table`.")] = None,
 ) -> None:
     """Make a run folder of weights that Query2Label, MLSPL or timm published or trained; no code in them is run."""
-    from plures.training.imported import import_weights as run_import
+    from plures.runs.imported import import_weights as run_import
 
     run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise, recipe=recipe)
     e = run.experiment
-    screen.print(f"run folder: {run.path} ({e.embedder.name} and {e.head.name})", highlight=False)
+    screen.print(f"run folder: {run.path} ({e.backbone.name} and {e.head.name})", highlight=False)
     screen.print(f"next: plures evaluate {run.path} DATA", highlight=False)

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.data.split_names import split_name
+from plures.data.formats.split_names import split_name
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import Labels
-from plures.shelf import Shelf
+from plures.registry import Registry
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Dataset:
     splits: the split's name of every row ("train", "val", "test", ...; "" for none), or None if none are known.
     boxes: where the objects are, if known (used to measure localisation and to simulate biased labels).
     name: what the data call themselves in reports; problems: rows left out on reading, with the reason.
-    contents: bytes [N], the same for photographs of the same content (`training/photos.py` fills it in), or None.
+    contents: bytes [N], the same for photographs of the same content (`runs/photos.py` fills it in), or None.
     """
 
     images: Sequence[str] | NDArray[np.uint8]
@@ -126,7 +126,7 @@ class Format(Protocol):
         ...
 
 
-formats: Shelf[Format] = Shelf(
-    "data format", "plures.data", (), "plures.formats",
+formats: Registry[Format] = Registry(
+    "data format", "plures.data.formats", (), "plures.formats",
     ("a class with recognises(path) and read(path)", lambda made: {"recognises", "read"} <= set(dir(made))),
 )  # fmt: skip

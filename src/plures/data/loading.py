@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from plures.data.dataset import Dataset
-from plures.data.images import WHOLE, Transform, Unreadable, View, random_for, to_pixels
+from plures.data.photos import WHOLE, Transform, Unreadable, View, random_for, to_pixels
 from plures.system import EndsWithParent
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset, formats
-from plures.data.folder import doubts
-from plures.data.images import is_address
-from plures.data.verify import verify_images
+from plures.data.formats.folder import doubts
+from plures.data.photos import is_address
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import PRESENT
 

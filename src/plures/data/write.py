@@ -18,14 +18,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from plures.data import delimited
-from plures.data.cells import NULLS
+from plures.data.checks.verify import missing_images
 from plures.data.dataset import Dataset
+from plures.data.formats import delimited
+from plures.data.formats.cells import NULLS
+from plures.data.formats.table import SUFFIXES, Table
+from plures.data.formats.table_layout import Layout, lay_out
 from plures.data.paths import Search, find_files, paths_from
 from plures.data.read import read
-from plures.data.table import SUFFIXES, Table
-from plures.data.table_layout import Layout, lay_out
-from plures.data.verify import missing_images
 from plures.errors import BadData, PluresError
 from plures.files import refuse_replacing, writing
 

@@ -20,7 +20,7 @@ from plures.losses.bce import PAPER, WeightedBCE
 from plures.losses.log_terms import check_range
 
 
-@losses.part("an", title="Assume negative", source=PAPER)
+@losses.register("an", title="Assume negative", source=PAPER)
 @dataclass(eq=False)
 class AssumeNegative(WeightedBCE):
     """-log p where present, -negative_weight log(1 - p) everywhere else.
@@ -52,7 +52,7 @@ class AssumeNegative(WeightedBCE):
         return present, self.negative_weight * (1 - present)
 
 
-@losses.part("an_ls", title="Assume negative with label smoothing", source=PAPER)
+@losses.register("an_ls", title="Assume negative with label smoothing", source=PAPER)
 @dataclass(eq=False)
 class AssumeNegativeLabelSmoothing(WeightedBCE):
     """As AssumeNegative with the soft targets 1 - smoothing (present) and smoothing (everything else).
@@ -82,7 +82,7 @@ class AssumeNegativeLabelSmoothing(WeightedBCE):
         return yes, 1 - yes
 
 
-@losses.part("wan", title="Weak assume negative", source=PAPER)
+@losses.register("wan", title="Weak assume negative", source=PAPER)
 @dataclass(eq=False)
 class WAN(WeightedBCE):
     """Weak assume negative: negatives weigh 1 / (K - 1), together as much as one positive.

@@ -21,10 +21,10 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, power, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("asl", title="Asymmetric loss", source="Ridnik et al. 2021, arXiv 2009.14119")
+@losses.register("asl", title="Asymmetric loss", source="Ridnik et al. 2021, arXiv 2009.14119")
 @dataclass(eq=False)
 class ASL(Loss):
     """Asymmetric loss: (1 - p)^gamma_pos -log p where present, p_m^gamma_neg -log(1 - p_m) elsewhere.
@@ -70,7 +70,7 @@ class ASL(Loss):
         return {name: self.factor * term for name, term in terms.items()}
 
 
-@losses.part("focal", title="Focal loss", source="Lin et al. 2017, arXiv 1708.02002")
+@losses.register("focal", title="Focal loss", source="Lin et al. 2017, arXiv 1708.02002")
 @dataclass(eq=False)
 class FocalLoss(Loss):
     """The asymmetric loss with the same power on both sides and no clip. Unknown labels count as absent.
@@ -106,7 +106,9 @@ class FocalLoss(Loss):
         return asymmetric_terms(widen(output.logits), labels, *powers, self.eps, self.reduction)
 
 
-@losses.part("q2l_asl", title="Asymmetric loss as Query2Label trains with", source="Liu et al. 2021, arXiv 2107.10834")
+@losses.register(
+    "q2l_asl", title="Asymmetric loss as Query2Label trains with", source="Liu et al. 2021, arXiv 2107.10834"
+)
 @dataclass(eq=False)
 class Q2LASL(ASL):
     """The asymmetric loss, summed, divided by B and K, times a thousand, as Query2Label trains with.

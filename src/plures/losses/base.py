@@ -20,8 +20,8 @@ from plures.errors import PluresError
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels, TensorLabels
 from plures.losses.context import Context, Need
 from plures.losses.label_memory import LabelMemory
-from plures.models.output import Output
-from plures.shelf import Shelf
+from plures.models.outputs import Output
+from plures.registry import Registry
 
 SHAPES = {"embeddings": "[B, K, D]", "attention": "[B, K, P]", "region_logits": "[B, K, P]"}
 
@@ -304,7 +304,7 @@ class Loss(nn.Module):
             )
 
 
-losses: Shelf[Loss] = Shelf(
+losses: Registry[Loss] = Registry(
     "loss", "plures.losses", ("unobserved",), "plures.losses",
     ("a subclass of plures.losses.Loss", lambda made: issubclass(made, Loss)),
 )  # fmt: skip

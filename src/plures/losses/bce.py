@@ -20,7 +20,7 @@ from plures.labels import Labels, TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, slope, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
 
@@ -57,7 +57,7 @@ class WeightedBCE(Loss):
         return slope(logits, yes, no, self.eps, self.reduction), None
 
 
-@losses.part("bce", title="Binary cross entropy, all labels known", source=PAPER)
+@losses.register("bce", title="Binary cross entropy, all labels known", source=PAPER)
 @dataclass(eq=False)
 class BCE(WeightedBCE):
     """-log p where present, -log(1 - p) where absent. Unknown labels are refused.
@@ -79,7 +79,7 @@ class BCE(WeightedBCE):
         return labels.present.to(dtype), labels.absent.to(dtype)
 
 
-@losses.part("bce_ls", title="Binary cross entropy with label smoothing, all labels known", source=PAPER)
+@losses.register("bce_ls", title="Binary cross entropy with label smoothing, all labels known", source=PAPER)
 @dataclass(eq=False)
 class BCELabelSmoothing(WeightedBCE):
     """As BCE with the soft targets 1 - smoothing (present) and smoothing (absent).
@@ -108,7 +108,7 @@ class BCELabelSmoothing(WeightedBCE):
         return torch.lerp(present, absent, self.smoothing), torch.lerp(absent, present, self.smoothing)
 
 
-@losses.part("iu", title="Ignore unknown", source=PAPER)
+@losses.register("iu", title="Ignore unknown", source=PAPER)
 @dataclass(eq=False)
 class IgnoreUnknown(WeightedBCE):
     """-log p where present, -log(1 - p) where absent, nothing where unknown.

@@ -20,12 +20,12 @@ from plures.losses.base import Loss, losses
 from plures.losses.bce import require_absent
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, constants, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 Unknown = Literal["negative", "ignore", "ignore_normalised", "selective"]
 
 
-@losses.part("csl", title="Class-aware selective loss", source="Ben-Baruch et al. 2022, arXiv 2110.10955")
+@losses.register("csl", title="Class-aware selective loss", source="Ben-Baruch et al. 2022, arXiv 2110.10955")
 @dataclass(eq=False)
 class CSL(Loss):
     """Class-aware selective loss: asymmetric loss over three kinds of cells, each with its power and weight.

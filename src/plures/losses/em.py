@@ -19,12 +19,12 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import known_cells
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, entropy, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 PAPER = "Zhou et al. 2022, arXiv 2203.16219"
 
 
-@losses.part("em", title="Entropy maximisation", source=PAPER)
+@losses.register("em", title="Entropy maximisation", source=PAPER)
 @dataclass(eq=False)
 class EM(Loss):
     """Entropy maximisation: -log p where present, -alpha times the entropy where unknown.
@@ -61,7 +61,7 @@ class EM(Loss):
         }
 
 
-@losses.part("em_apl", title="Entropy maximisation with asymmetric pseudo-labels", source=PAPER)
+@losses.register("em_apl", title="Entropy maximisation with asymmetric pseudo-labels", source=PAPER)
 @dataclass(eq=False)
 class EMAPL(Loss):
     """As EM, and beta times the cross entropy to a stored soft label where there is one.

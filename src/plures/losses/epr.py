@@ -19,10 +19,10 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, negative_log, reduce, scale, slope, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("epr", title="Expected positive regularisation", source="Cole et al. 2021, arXiv 2106.09708")
+@losses.register("epr", title="Expected positive regularisation", source="Cole et al. 2021, arXiv 2106.09708")
 @dataclass(eq=False)
 class EPR(Loss):
     """Expected positive regularisation: the mean number of predicted labels per image is held at k.

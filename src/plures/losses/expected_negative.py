@@ -23,12 +23,12 @@ from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.epr import known_cells
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 PAPER = "Verelst et al. 2023, arXiv 2203.06127"
 
 
-@losses.part("en", title="Expected negatives", source=PAPER)
+@losses.register("en", title="Expected negatives", source=PAPER)
 @dataclass(eq=False)
 class ExpectedNegatives(Loss):
     """Binary cross entropy over known cells and the K - k least likely unknown ones, by past predictions.
@@ -88,7 +88,7 @@ class ExpectedNegatives(Loss):
         return parts
 
 
-@losses.part("en_cl", title="Expected negatives with consistency", source=PAPER)
+@losses.register("en_cl", title="Expected negatives with consistency", source=PAPER)
 @dataclass(eq=False)
 class ExpectedNegativesCL(ExpectedNegatives):
     """Expected negatives with the consistency term.

@@ -17,10 +17,10 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.gr import robust
 from plures.losses.log_terms import Reduction, check_common, check_range, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("gce", title="Generalised cross entropy", source="Zhang and Sabuncu 2018, arXiv 1805.07836")
+@losses.register("gce", title="Generalised cross entropy", source="Zhang and Sabuncu 2018, arXiv 1805.07836")
 @dataclass(eq=False)
 class GCE(Loss):
     """Generalised cross entropy, assuming negatives: (1 - p^q) / q where present, (1 - (1 - p)^q) / q elsewhere.

@@ -22,12 +22,12 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 Course = tuple[float, float]  # the value at the start and at the end of training
 
 
-@losses.part("gr", title="Generalised robust loss", source="Chen et al. 2024, arXiv 2405.03501")
+@losses.register("gr", title="Generalised robust loss", source="Chen et al. 2024, arXiv 2405.03501")
 @dataclass(eq=False)
 class GR(Loss):
     """Generalised robust loss: -log p where present; a weighted robust loss where unknown.

@@ -17,12 +17,12 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, power, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 PAPER = "Zhang et al. 2021, arXiv 2112.07368"
 
 
-@losses.part("hill", title="Hill loss", source=PAPER)
+@losses.register("hill", title="Hill loss", source=PAPER)
 @dataclass(eq=False)
 class Hill(Loss):
     """(1 - m)^gamma -log m where present, m = sigmoid(logit - margin); (height - p) p^2 elsewhere.
@@ -65,7 +65,7 @@ class Hill(Loss):
         }
 
 
-@losses.part("splc", title="Self-paced loss correction", source=PAPER)
+@losses.register("splc", title="Self-paced loss correction", source=PAPER)
 @dataclass(eq=False)
 class SPLC(Loss):
     """Self-paced loss correction: focal loss with a margin; confident unknown labels become positives.

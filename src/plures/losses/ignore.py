@@ -28,13 +28,13 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, scale, widen
 from plures.losses.spatial_consistency import interpolate
-from plures.models.output import Output, grid_boxes
+from plures.models.outputs import Output, grid_boxes
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)  # of ImageNet in [0, 1]; zero to networks that normalise by it
 PIXELS = 4  # side of the squares in which an image is kept or removed
 
 
-@losses.part("ignore", title="Rejection by information gap", source="Song et al. 2024, ECCV")
+@losses.register("ignore", title="Rejection by information gap", source="Song et al. 2024, ECCV")
 @dataclass(eq=False)
 class IGNORE(Loss):
     """Assume negative without the classes that the rest of the image speaks for; runs the network twice.

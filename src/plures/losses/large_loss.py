@@ -22,12 +22,12 @@ from plures.labels import Labels, TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need, rows_of, write_rows
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 PAPER = "Kim et al. 2022, arXiv 2206.03740"
 
 
-@losses.part("ll_r", title="Large loss, rejected", source=PAPER)
+@losses.register("ll_r", title="Large loss, rejected", source=PAPER)
 @dataclass(eq=False)
 class LargeLossR(Loss):
     """Assume negative, but the largest losses of unknown labels are left out. Follows the epochs.
@@ -64,7 +64,7 @@ class LargeLossR(Loss):
         return terms(x, labels.present, ~(labels.present | large), torch.zeros_like(large), self.reduction)
 
 
-@losses.part("ll_ct", title="Large loss, corrected for the time being", source=PAPER)
+@losses.register("ll_ct", title="Large loss, corrected for the time being", source=PAPER)
 @dataclass(eq=False)
 class LargeLossCt(Loss):
     """Assume negative, but unknown labels with the largest losses count as present. Follows the epochs.
@@ -101,7 +101,7 @@ class LargeLossCt(Loss):
         return terms(x, labels.present, ~(labels.present | large), large, self.reduction)
 
 
-@losses.part("ll_cp", title="Large loss, corrected for good", source=PAPER)
+@losses.register("ll_cp", title="Large loss, corrected for good", source=PAPER)
 @dataclass(eq=False)
 class LargeLossCp(Loss):
     """As LargeLossCt, and the corrected labels stay present in later epochs. Follows the epochs.

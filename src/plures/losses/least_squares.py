@@ -17,10 +17,10 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_choice, check_common, check_range, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part(
+@losses.register(
     "least_squares", title="Least squares", source="Rifkin et al. 2003, Regularized Least-Squares Classification"
 )
 @dataclass(eq=False)

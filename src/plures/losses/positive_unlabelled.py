@@ -26,10 +26,10 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.expected_positives import ExpectedPositives, check_expected, class_frequencies
 from plures.losses.log_terms import Reduction, check_common, check_range, constants, negative_log, reduce, scale, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("nnpu", title="Non-negative positive-unlabelled risk", source="Kiryo et al. 2017, arXiv 1703.00593")
+@losses.register("nnpu", title="Non-negative positive-unlabelled risk", source="Kiryo et al. 2017, arXiv 1703.00593")
 @dataclass(eq=False)
 class NNPU(Loss):
     """Non-negative positive-unlabelled risk, per class: prior R(+) + max(R_u(-) - prior R(-), 0).
@@ -94,7 +94,7 @@ class NNPU(Loss):
         return {"present": factor * positive.mean(), "unlabelled": factor * rest.mean()}
 
 
-@losses.part(
+@losses.register(
     "pu_mlc", title="PU-MLC, variational positive-unlabelled risk", source="Yuan et al. 2023, arXiv 2306.16016"
 )
 @dataclass(eq=False)

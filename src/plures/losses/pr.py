@@ -17,10 +17,10 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context
 from plures.losses.log_terms import Reduction, check_common, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("pr", title="Pairwise ranking", source="Cole et al. 2021, arXiv 2106.09708")
+@losses.register("pr", title="Pairwise ranking", source="Cole et al. 2021, arXiv 2106.09708")
 @dataclass(eq=False)
 class PairwiseRanking(Loss):
     """Sum over present i and not-present j of 1 - p_i + p_j. Unknown and absent labels are treated alike.

@@ -26,13 +26,13 @@ from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import deviation, known_cells, pull_to
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, reduce, scale, slope, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 UNKNOWN_AT_MOST, OBSERVED_AT = 0.6, 0.995  # probabilities of the first estimates, as in the official code
 CARRIED_WITHIN = 1e-5  # how close to 0 or 1 an estimate may come that is carried to the next phase
 
 
-@losses.part("role", title="Regularised online label estimation", source="Cole et al. 2021, arXiv 2106.09708")
+@losses.register("role", title="Regularised online label estimation", source="Cole et al. 2021, arXiv 2106.09708")
 @dataclass(eq=False)
 class ROLE(Loss):
     """Regularised online label estimation: half the loss of the model plus half that of the estimates of the labels,

@@ -28,10 +28,10 @@ from plures.losses.epr import known_cells
 from plures.losses.expected_negative import PAPER, least_likely
 from plures.losses.expected_positives import ExpectedPositives, check_expected, estimate, resolved
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, scale, widen
-from plures.models.output import Output, grid_boxes
+from plures.models.outputs import Output, grid_boxes
 
 
-@losses.part("en_scl", title="Expected negatives with spatial consistency", source=PAPER)
+@losses.register("en_scl", title="Expected negatives with spatial consistency", source=PAPER)
 @dataclass(eq=False)
 class ExpectedNegativesSCL(Loss):
     """Expected negatives, and `consistency` times the distance of heat maps to their running mean.

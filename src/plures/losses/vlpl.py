@@ -22,10 +22,10 @@ from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need, rows_of
 from plures.losses.epr import known_cells
 from plures.losses.log_terms import Reduction, check_common, check_range, cross_entropy, entropy, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("vlpl", title="Vision-language pseudo-labels", source="Xing et al. 2023, arXiv 2310.15985")
+@losses.register("vlpl", title="Vision-language pseudo-labels", source="Xing et al. 2023, arXiv 2310.15985")
 @dataclass(eq=False)
 class VLPL(Loss):
     """Vision-language pseudo-labels: as EM, but an unknown label whose zero-shot score is high costs beta times -log p.

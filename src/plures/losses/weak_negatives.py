@@ -21,10 +21,10 @@ from plures.labels import TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need
 from plures.losses.log_terms import Reduction, check_common, check_range, negative_log, reduce, widen
-from plures.models.output import Output
+from plures.models.outputs import Output
 
 
-@losses.part("wn", title="Weak negatives from self-similarity", source="Jouanneau et al. 2022, arXiv 2209.06530")
+@losses.register("wn", title="Weak negatives from self-similarity", source="Jouanneau et al. 2022, arXiv 2209.06530")
 @dataclass(eq=False)
 class WeakNegatives(Loss):
     """Weak negatives: -log p where present, -w log(1 - p) elsewhere, w from the similarity of embeddings.

@@ -8,7 +8,7 @@ box       the box of the largest connected part of the map at or above a share o
           Learning Deep Features for Discriminative Localization, arXiv 1512.04150: 20%) meets a true box with an
           intersection over union of 0.5 or more
 
-Heat maps are float [H, W], not negative, as `plures.inference.heatmaps.paint` makes them. Boxes are x1 y1 x2 y2 in
+Heat maps are float [H, W], not negative, as `plures.scoring.heatmaps.paint` makes them. Boxes are x1 y1 x2 y2 in
 [0, 1]. A map that is 0 everywhere points nowhere: it misses, with energy 0.
 """
 

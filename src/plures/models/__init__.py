@@ -1,7 +1,6 @@
-"""Models: an embedder (image -> Tokens) and a head (Tokens -> Output), one file each."""
+"""Models: a backbone (image -> Tokens) and a head (Tokens -> Output), one file each."""
 
 from plures.models.model import Model, Preprocessing, build_model, load, save
-from plures.models.output import Output, Tokens
-from plures.models.parts import embedders, heads
+from plures.models.outputs import Output, Tokens
 
-__all__ = ["Model", "Output", "Preprocessing", "Tokens", "build_model", "embedders", "heads", "load", "save"]
+__all__ = ["Model", "Output", "Preprocessing", "Tokens", "build_model", "load", "save"]

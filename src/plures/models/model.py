@@ -1,8 +1,9 @@
-"""Model: an embedder and a head as one module, with its preprocessing inside; saved as safetensors and JSON."""
+"""Model: a backbone and a head as one module, with its preprocessing inside; saved as safetensors and JSON."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 import plures
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
-from plures.models.output import Output, Tokens
-from plures.models.parts import Embedder, Head, embedders, heads
+from plures.models.backbones import Backbone, backbones
+from plures.models.heads import Head, heads
+from plures.models.outputs import Output, Tokens
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 CARD = "model_card.md"  # beside them in a run folder; README.md in a repository on a hub
-FORMAT = 1  # of model.json: raised whenever an older plures would misread it
+FORMAT = 2  # of model.json: raised whenever an older plures would misread it
+OLD = "embedder"  # what format 1 called the backbone, also in the names of its weights
 STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
 
 
@@ -43,9 +46,9 @@ class Preprocessing:
 class Parts:
     """Which parts a model was built of: names on the shelves and the options that were set."""
 
-    embedder: str
+    backbone: str
     head: str
-    embedder_options: dict[str, Any] = field(default_factory=dict)
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     head_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,10 +59,10 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, embedder: Embedder, head: Head, classes: tuple[str, ...], preprocessing: Preprocessing, parts: Parts
+        self, backbone: Backbone, head: Head, classes: tuple[str, ...], preprocessing: Preprocessing, parts: Parts
     ) -> None:
         super().__init__()
-        self.embedder, self.head = embedder, head
+        self.backbone, self.head = backbone, head
         self.classes, self.preprocessing, self.parts = tuple(classes), preprocessing, parts
         self.mean: Tensor
         self.std: Tensor
@@ -69,14 +72,14 @@ class Model(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or float in [0, 1] [B, 3, H, W] -> what the embedder wants."""
+        """uint8 or float in [0, 1] [B, 3, H, W] -> what the backbone wants."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
 
     def tokens(self, images: Tensor) -> Tokens:
-        """What the embedder says of the images, as for example to keep frozen features."""
-        return Tokens.of(self.embedder(self.normalise(images)))
+        """What the backbone says of the images, as for example to keep frozen features."""
+        return Tokens.of(self.backbone(self.normalise(images)))
 
     def forward(self, images: Tensor, maps: bool = True) -> Output:
         return self.head(self.tokens(images), maps=maps)
@@ -88,33 +91,33 @@ class Model(nn.Module):
 
 
 def build_model(
-    embedder: str,
+    backbone: str,
     head: str,
     classes: tuple[str, ...],
-    embedder_options: dict[str, Any] | None = None,
+    backbone_options: dict[str, Any] | None = None,
     head_options: dict[str, Any] | None = None,
     image_size: int | None = None,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Model:
-    """A new model of the named parts; image_size None: the embedder's own."""
-    options = dict(embedder_options or {})
+    """A new model of the named parts; image_size None: the backbone's own."""
+    options = dict(backbone_options or {})
     if image_size is not None:
         options["image_size"] = image_size
-    parts = Parts(embedder, head, options, dict(head_options or {}))
-    made = embedders.make(embedder, **options)
+    parts = Parts(backbone, head, options, dict(head_options or {}))
+    made = backbones.make(backbone, **options)
     lacking = [name for name in ("width", "image_size", "mean", "std") if not hasattr(made, name)]
     if lacking:
-        raise PluresError(f"embedder '{embedder}' lacks {', '.join(lacking)}; see plures.models.parts.Embedder")
+        raise PluresError(f"backbone '{backbone}' lacks {', '.join(lacking)}; see plures.models.backbones.Backbone")
     preprocessing = Preprocessing(made.image_size, made.mean, made.std, interpolation=interpolation)
     return assemble(made, parts, classes, preprocessing)
 
 
-def assemble(embedder: Embedder, parts: Parts, classes: tuple[str, ...], preprocessing: Preprocessing) -> Model:
-    """Put the head that `parts` names on an embedder."""
+def assemble(backbone: Backbone, parts: Parts, classes: tuple[str, ...], preprocessing: Preprocessing) -> Model:
+    """Put the head that `parts` names on a backbone."""
     if len(set(classes)) != len(classes) or not classes:
         raise PluresError(f"a model wants one class or more, each named once, got {list(classes)[:20]}")
-    given = {"width": embedder.width, "classes": len(classes)}
-    return Model(embedder, heads.make(parts.head, given, **parts.head_options), classes, preprocessing, parts)
+    given = {"width": backbone.width, "classes": len(classes)}
+    return Model(backbone, heads.make(parts.head, given, **parts.head_options), classes, preprocessing, parts)
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -142,10 +145,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """The model that `save` wrote, in evaluation mode; needs neither network nor the weights it started from."""
     folder = Path(folder)
     parts, classes, preprocessing = _read_spec(folder / SPEC)
-    options = {name: value for name, value in parts.embedder_options.items() if name not in STARTING_POINT}
-    model = assemble(embedders.make(parts.embedder, **options), parts, classes, preprocessing)
+    options = {name: value for name, value in parts.backbone_options.items() if name not in STARTING_POINT}
+    model = assemble(backbones.make(parts.backbone, **options), parts, classes, preprocessing)
     try:
         state = load_file(folder / WEIGHTS)
+        state = {re.sub(rf"^{OLD}\.", "backbone.", name): tensor for name, tensor in state.items()}
     except (OSError, SafetensorError) as error:
         raise PluresError(f"cannot read the weights {folder / WEIGHTS}: {error}") from None
     expected = model.state_dict()
@@ -171,8 +175,9 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
                 f"{path}: written by plures {spec.get('plures', '')} in format {spec['format']}, and this is plures"
                 f" {plures.__version__}, which reads formats up to {FORMAT}; upgrade with `pip install -U plures`"
             )
-        parts, shown = read_as(Parts, spec["parts"]), read_as(Preprocessing, spec["preprocessing"])
-        embedders.refuse_import(parts.embedder, str(path))
+        named = {name.replace(OLD, "backbone"): value for name, value in spec["parts"].items()}
+        parts, shown = read_as(Parts, named), read_as(Preprocessing, spec["preprocessing"])
+        backbones.refuse_import(parts.backbone, str(path))
         heads.refuse_import(parts.head, str(path))
         return parts, read_as(tuple[str, ...], spec["classes"]), shown
     except OSError as error:

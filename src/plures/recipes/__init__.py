@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plures.config import Experiment, refuse_imports
 from plures.errors import PluresError, did_you_mean
-from plures.experiment import Experiment, refuse_imports
 from plures.files import read_yaml
 
 

@@ -8,18 +8,18 @@ from importlib import import_module
 from typing import Any
 
 import plures
-from plures.experiment import Experiment
+from plures.config import Experiment
 from plures.losses import losses
 
 BEYOND = {  # public, but not worth a place in `plures` itself: module, names, one sentence
-    "plures.inference.thresholds": (("choose_thresholds",), "From which probability on a tag is called."),
-    "plures.inference.missing": (("suggest", "rank_missing"), "Which tags are probably missing."),
-    "plures.inference.localise": (("look",), "Where a model saw a class."),
-    "plures.inference.export": (("export",), "A model as one file for other programs."),
+    "plures.analysis.thresholds": (("choose_thresholds",), "From which probability on a tag is called."),
+    "plures.analysis.missing": (("suggest", "rank_missing"), "Which tags are probably missing."),
+    "plures.analysis.localise": (("look",), "Where a model saw a class."),
+    "plures.export.export": (("export",), "A model as one file for other programs."),
     "plures.data.merge": (("merge", "Source", "Scope"), "Several sources of tags as one dataset."),
     "plures.metrics.report": (("evaluate_scores", "Report"), "Judging scores by labels."),
     "plures.metrics.thresholds": (("Thresholds",), "Thresholds and calibration as a value."),
-    "plures.models.hub": (("push_to_hub", "from_hub", "HubModel"), "Models on the Hugging Face hub."),
+    "plures.models.weights.hub": (("push_to_hub", "from_hub", "HubModel"), "Models on the Hugging Face hub."),
     "plures.labels": (("from_positives",), "The door for targets in which 0 means not observed."),
     "plures.losses": (
         tuple(sorted({"Loss", "LabelMemory", "WeightedBCE", *(entry.make.__name__ for entry in losses)})),

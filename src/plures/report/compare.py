@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from plures.analysis.evaluate import Judged, judged
 from plures.errors import PluresError
 from plures.files import writing
 from plures.metrics.intervals import Interval
@@ -19,10 +20,10 @@ from plures.report import figures
 from plures.report.measures import Measure, difference
 from plures.report.page import KINDS, Fig, honest, render, spell_difference, spell_interval, spell_measure
 from plures.report.scored import Scored, scored
-from plures.training.evaluate import Judged, judged, match_classes
-from plures.training.photos import Photos, contents, log
+from plures.runs.own_data import match_classes
+from plures.runs.photos import Photos, contents, log
+from plures.runs.run import Run
 from plures.training.probabilities import read_probabilities
-from plures.training.run import Run
 
 
 @dataclass(frozen=True, eq=False)

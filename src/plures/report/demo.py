@@ -13,22 +13,22 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from plures.config import Experiment
 from plures.console import Show
 from plures.data.dataset import Dataset
 from plures.data.read import read
 from plures.errors import PluresError
-from plures.experiment import Experiment
 from plures.files import mark_folder, refuse_folder, writing
-from plures.inference.heatmaps import overlay, paint, region_weights
-from plures.inference.predict import predict
 from plures.metrics.report import Report
 from plures.models.model import Model, load
-from plures.training.run import Run
+from plures.prediction.predict import predict
+from plures.runs.run import Run
+from plures.scoring.heatmaps import overlay, paint, region_weights
 from plures.training.train import train
 
 SHOWN, PICTURE = 12, 160  # scenes on the page, and the side of a picture in pixels
 SETTINGS: dict[str, Any] = {
-    "embedder": {"name": "small_conv", "width": 96},
+    "backbone": {"name": "small_conv", "width": 96},
     "batch_size": 16,
     "lr": 2e-3,
     "schedule": "cosine",

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plures.data.images import to_image
-from plures.inference.heatmaps import overlay
-from plures.inference.missing import Suggestion, rank_missing
+from plures.analysis.missing import Suggestion, rank_missing
+from plures.data.photos import to_image
 from plures.labels import UNKNOWN
 from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model
 from plures.report.photos import Photo, Picture, data_uri, look_at
-from plures.training.data import Prepared
-from plures.training.evaluate import logits_of_dataset, make_fabric
-from plures.training.run import Run
+from plures.runs.data import Prepared
+from plures.runs.run import Run
+from plures.scoring.device import make_fabric
+from plures.scoring.heatmaps import overlay
+from plures.scoring.logits import logits_of_dataset
 
 SHOWN, JUDGED = 6, 100  # photos on the page; suggestions that are checked where the hidden labels are known
 ROWS = 500  # training images looked at where each costs a pass through the whole model

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import plures
+from plures.config import AUTO, EXACT, Part
 from plures.errors import PluresError
-from plures.experiment import AUTO, EXACT, Part
 from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
@@ -24,8 +24,8 @@ from plures.report.measures import Measure
 from plures.report.missing import missing_tags
 from plures.report.photos import best_and_worst, show
 from plures.report.scored import Scored, score_run
+from plures.runs.run import Run
 from plures.training.probabilities import read_probabilities
-from plures.training.run import Run
 
 PHOTOS = 6  # of the best, and of the worst
 KINDS = {
@@ -116,7 +116,7 @@ def page_context(s: Scored, model: Model) -> dict[str, Any]:
 def sentence(s: Scored) -> str:
     """One sentence that a stranger understands."""
     e = s.run.experiment
-    backbone = e.embedder.options.get("model", e.embedder.name)
+    backbone = e.backbone.options.get("model", e.backbone.name)
     if s.prepared is None:
         return f"A {e.head.name} head on {backbone}."
     train = s.prepared.train
@@ -141,7 +141,7 @@ def trained_on(s: Scored) -> dict[str, str]:
         sizes = {"train": p.train, "validation": p.val, "test": p.test}
         rows["images"] = ", ".join(f"{len(d):,} {name}" for name, d in sizes.items() if d is not None)
     rows["classes"] = f"{len(s.dataset.classes)}"
-    rows["model"] = f"{spell_part(e.embedder)}; head {spell_part(e.head)}"
+    rows["model"] = f"{spell_part(e.backbone)}; head {spell_part(e.head)}"
     rows["loss"] = loss_of(s)
     rows["mode"] = f"{e.mode}, {len(s.run.log)} epochs, batches of {e.batch_size}, lr {e.lr:g}"
     if e.optimizer.name == EXACT:

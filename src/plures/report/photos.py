@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from plures.analysis.localise import Seen, look
+from plures.config import Experiment
 from plures.data.dataset import Dataset
-from plures.data.images import to_image
+from plures.data.photos import to_image
 from plures.errors import PluresError
-from plures.experiment import Experiment
-from plures.inference.heatmaps import overlay
-from plures.inference.localise import Seen, look
 from plures.labels import Labels
 from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model
+from plures.scoring.heatmaps import overlay
 
 SIDE, QUALITY = 220, 72  # of a picture in the page: 5 to 15 KB each
 MAPS = 2  # heat maps beside a photo

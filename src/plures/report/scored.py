@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plures.analysis.evaluate import Judged, judged
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.labels import Labels
@@ -14,9 +15,11 @@ from plures.metrics.average_precision import Scores
 from plures.metrics.report import Report
 from plures.metrics.thresholds import Thresholds
 from plures.report.measures import Measure, take_measures
-from plures.training.data import Prepared, observe_splits
-from plures.training.evaluate import Judged, judged, logits_of_run, report_of, thresholds_of
-from plures.training.run import Run, labels_hash
+from plures.runs.data import Prepared, observe_splits
+from plures.runs.run import Run, labels_hash
+from plures.scoring.device import thresholds_of
+from plures.scoring.logits import logits_of_run
+from plures.scoring.measure import report_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from plures.config import Experiment, Part
 from plures.errors import PluresError
-from plures.experiment import Experiment, Part
 from plures.files import PAGE, read_json, writing
 from plures.metrics.report import Report
 from plures.recipes import Recipe, load_recipe
-from plures.training.run import Run
+from plures.runs.run import Run
 
 COLUMNS = {
     "recipe": "recipe",
-    "embedder": "embedder",
+    "backbone": "backbone",
     "head": "head",
     "loss": "loss",
     "supervision": "supervision",
@@ -44,10 +44,10 @@ COLUMNS = {
     "labels": "training labels",
     "selected": "selected by",
 }
-SHOWN_ON_SCREEN = ("recipe", "embedder", "head", "loss", "supervision", "settings", "published", "measured", "sd", "n")
+SHOWN_ON_SCREEN = ("recipe", "backbone", "head", "loss", "supervision", "settings", "published", "measured", "sd", "n")
 MISSING = "missing"
 IRRELEVANT = ("seed", "device", "workers", "tensorboard", "compile")  # for what a number means
-HAS_COLUMN = ("recipe", "start", "data", "embedder", "head", "loss", "supervision", "image_size", *IRRELEVANT)
+HAS_COLUMN = ("recipe", "start", "data", "backbone", "head", "loss", "supervision", "image_size", *IRRELEVANT)
 Cells = dict[str, str]
 
 
@@ -155,10 +155,10 @@ def _missing(recipe: Recipe, there: set[str]) -> list[Cells]:
 
 
 def _parts(e: Experiment) -> Cells:
-    options = e.embedder.options
+    options = e.backbone.options
     size = e.image_size or options.get("image_size", "")
     return {
-        "embedder": f"{options.get('model', e.embedder.name)} {size}".strip(),
+        "backbone": f"{options.get('model', e.backbone.name)} {size}".strip(),
         "head": e.head.name,
         "loss": _spell(e.loss),
     }

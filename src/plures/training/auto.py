@@ -5,7 +5,7 @@ The choice rests on the tables of docs/choosing.md: one positive an image, three
 
 from __future__ import annotations
 
-from plures.experiment import EXACT, Experiment, Part
+from plures.config import EXACT, Experiment, Part
 from plures.labels import Labels
 
 

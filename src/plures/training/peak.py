@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from plures.config import EXACT, Experiment
 from plures.data.dataset import Dataset
-from plures.experiment import EXACT, Experiment
 from plures.models.model import Model
 from plures.system import free_memory
 
@@ -41,7 +41,7 @@ def peak(model: Model, train: Dataset, experiment: Experiment, workers: int) -> 
     images = (1 + WHOLE_BATCHES * workers) * rows * 3 * size * size
     needed = images + N * K * 3 * FLOAT  # labels that are learned, and two moments of each
     if frozen:  # one batch passes through, then the features are held
-        width = int(getattr(model.embedder, "width", 0))
+        width = int(getattr(model.backbone, "width", 0))
         needed += 2 * largest * rows + N * width * FLOAT * (2 if e.optimizer.name == EXACT else 1)
     else:  # every layer's output is kept until its gradient is known
         learned = sum(p.numel() for p in model.parameters() if p.requires_grad)

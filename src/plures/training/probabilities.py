@@ -18,7 +18,7 @@ from plures.data.dataset import Dataset
 from plures.files import read_json_lines, writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
-from plures.training.run import Run
+from plures.runs.run import Run
 
 PROBABILITIES = "probabilities.jsonl"
 ROWS, BINS = 512, 20  # rows looked at: a few percent of an epoch's time; bins of the histogram over [0, 1]

@@ -1,11 +1,11 @@
-"""What a training run tells the world while it works. Library code calls a Watch; only the command line prints."""
+"""What a training run tells the world while it works. Library code calls a Callback; only the command line prints."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 
-class Watch(Protocol):
+class Callback(Protocol):
     """Told of every phase, step and epoch."""
 
     def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None: ...
@@ -18,7 +18,7 @@ class Watch(Protocol):
 
 
 class Quiet:
-    """A Watch that keeps silent."""
+    """A Callback that keeps silent."""
 
     def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
         pass

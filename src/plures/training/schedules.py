@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from plures.shelf import Shelf
+from plures.registry import Registry
 
 Schedule = Callable[[float, int, int], float]  # (step, steps an epoch, epochs) -> factor on the learning rate
 
-schedules: Shelf[Schedule] = Shelf("schedule", "plures.training.schedules")
+schedules: Registry[Schedule] = Registry("schedule", "plures.training.schedules")
 
 
-@schedules.part("constant", title="constant")
+@schedules.register("constant", title="constant")
 def constant() -> Schedule:
     """Always 1."""
     return lambda step, steps, epochs: 1.0
 
 
-@schedules.part("step", title="drops after some epochs", source="Jouanneau et al. 2022, section 4.1")
+@schedules.register("step", title="drops after some epochs", source="Jouanneau et al. 2022, section 4.1")
 def step_down(every: int = 5, factor: float = 0.5, drops: int = 3) -> Schedule:
     """Times `factor` after each `every` epochs, `drops` times at most, then constant."""
     return lambda step, steps, epochs: factor ** min(drops, step // (every * steps))
 
 
-@schedules.part("cosine", title="linear warm-up, then half a cosine")
+@schedules.register("cosine", title="linear warm-up, then half a cosine")
 def cosine(warmup_epochs: float = 0.0, final: float = 0.0) -> Schedule:
     """From 0 to 1 over the warm-up, then down to `final` at the end."""
 
@@ -38,7 +38,7 @@ def cosine(warmup_epochs: float = 0.0, final: float = 0.0) -> Schedule:
     return factor
 
 
-@schedules.part("onecycle", title="one cycle", source="Smith 2018, arXiv 1803.09820; shape as torch's OneCycleLR")
+@schedules.register("onecycle", title="one cycle", source="Smith 2018, arXiv 1803.09820; shape as torch's OneCycleLR")
 def onecycle(rise: float = 0.2, start: float = 0.04, final: float = 4e-6) -> Schedule:
     """Cosine from `start` up to 1 over the share `rise` of training, then cosine down to `final`."""
 

@@ -12,20 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from plures.config import AUTO, Experiment, Part
 from plures.data.dataset import Dataset
-from plures.data.images import Transform, Unreadable
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.photos import Transform, Unreadable
 from plures.data.read import sayings
 from plures.errors import PluresError
-from plures.experiment import AUTO, Experiment, Part
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS
+from plures.models.heads import FitsFeatures, heads
 from plures.models.model import Model, build_model, load, save
-from plures.models.parts import FitsFeatures, heads
-from plures.training.allocator import keep_freed_memory
-from plures.training.auto import choose_loss
-from plures.training.data import (
+from plures.runs.card import write_card
+from plures.runs.data import (
     IN_MEMORY,
     Prepared,
     Select,
@@ -36,17 +35,21 @@ from plures.training.data import (
     selection,
     without_unreadable,
 )
-from plures.training.evaluate import logits_of_dataset, make_fabric, recalled, report_of, validation_map
-from plures.training.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.training.fit import fit, logits_of
+from plures.runs.own_data import recalled
+from plures.runs.photos import Photos
+from plures.runs.run import ENVIRONMENT, Record, Run, environment
+from plures.scoring.device import make_fabric
+from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
+from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
+from plures.scoring.measure import report_of, validation_map
+from plures.training.allocator import keep_freed_memory
+from plures.training.auto import choose_loss
 from plures.training.history import ScoreHistory
-from plures.training.model_card import write_card
+from plures.training.loop import fit
 from plures.training.peak import warning
-from plures.training.phase import Batches, Best, HeadOnFeatures, Net, Phase, Scores
-from plures.training.photos import Photos
 from plures.training.probabilities import HiddenLabels
-from plures.training.progress import Quiet, Watch
-from plures.training.run import ENVIRONMENT, Record, Run, environment
+from plures.training.progress import Callback, Quiet
+from plures.training.stages import Best, Stage
 
 
 def train(
@@ -56,14 +59,14 @@ def train(
     dataset: Dataset | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    watch: Watch | None = None,
+    watch: Callback | None = None,
 ) -> Run:
     """Train as the experiment says, into the folder `out`, and evaluate the best epoch on the test split.
 
     dataset: images in hand instead of `experiment.data`; an experiment that names no data then says `in_memory`.
     resume: go on after the last whole epoch of the run that `out` holds (its own experiment counts, the given one is
     ignored). skip_bad: leave unusable rows out.
-    Under torchrun all processes train one model, and the first of them writes (`training/processes.py`).
+    Under torchrun all processes train one model, and the first of them writes (`scoring/distributed.py`).
     Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
     """
     watch = watch or Quiet()
@@ -162,9 +165,9 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
 def start_from(model: Model, run: str) -> None:
     """Fill the model with the weights of a run folder. Raises PluresError unless it is the same model."""
     other = load(run)
-    if (other.parts.embedder, other.parts.head) != (model.parts.embedder, model.parts.head):
+    if (other.parts.backbone, other.parts.head) != (model.parts.backbone, model.parts.head):
         raise PluresError(
-            f"start={run}: {other.parts.embedder} with {other.parts.head} cannot fill {model.parts.embedder} with"
+            f"start={run}: {other.parts.backbone} with {other.parts.head} cannot fill {model.parts.backbone} with"
             f" {model.parts.head}; use --recipe {run}/experiment.yaml"
         )
     if other.classes != model.classes:
@@ -198,7 +201,7 @@ class Training:
     hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
 
     def __init__(
-        self, experiment: Experiment, prepared: Prepared, watch: Watch, unread: dict[str, str] | None = None
+        self, experiment: Experiment, prepared: Prepared, watch: Callback, unread: dict[str, str] | None = None
     ) -> None:
         """unread: see `ImageBatches`, for the training rows."""
         self.experiment, self.prepared, self.watch, self.unread = experiment, prepared, watch, unread
@@ -211,7 +214,7 @@ class Training:
             self.watch = Quiet()
         torch.manual_seed(e.seed)
         self.model = build_model(
-            e.embedder.name, e.head.name, prepared.train.classes, e.embedder.options, e.head.options, e.image_size
+            e.backbone.name, e.head.name, prepared.train.classes, e.backbone.options, e.head.options, e.image_size
         ).to(self.fabric.device)
         if e.start is not None:
             start_from(self.model, e.start)
@@ -220,10 +223,10 @@ class Training:
                 "head.standardise=true takes its statistics from frozen features; use mode=frozen or"
                 " mode=frozen_then_end_to_end, or start from such a run"
             )
-        if e.mode != "frozen" and getattr(self.model.embedder, "folded_norm", False):
+        if e.mode != "frozen" and getattr(self.model.backbone, "folded_norm", False):
             raise PluresError(
-                "the embedder's weights come with batch norms folded into the convolutions, and training would spoil"
-                " its features; set embedder.frozen_norm=true"
+                "the backbone's weights come with batch norms folded into the convolutions, and training would spoil"
+                " its features; set backbone.frozen_norm=true"
             )
         part = e.loss
         if e.loss.name == AUTO:
@@ -252,8 +255,8 @@ class Training:
         elif self.fabric.is_global_zero:
             record_data(run, self.prepared, self.loss_name)
         self.prepared = replace(self.prepared, photos=None)  # room for the training
-        if e.embedder.name == "small_conv" and not self.prepared.train.in_memory:
-            self.watch.say("embedder small_conv is made for small pictures; for photos see --recipe photos")
+        if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
+            self.watch.say("backbone small_conv is made for small pictures; for photos see --recipe photos")
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
         first = 0 if state is None else int(state["phase"])
         if state is not None:
@@ -272,7 +275,7 @@ class Training:
         if self.fabric.is_global_zero:
             write_card(run)
 
-    def _phase(self, name: str, number: int) -> Phase:
+    def _phase(self, name: str, number: int) -> Stage:
         e, train = self.experiment, self.prepared.train
         order = Order(len(train), e.batch_size, shuffle_seed=e.seed + 7919 * number, drop_last=e.drop_last)
         order = replace(order, accumulate=e.accumulate)
@@ -292,7 +295,7 @@ class Training:
         if isinstance(self.head, FitsFeatures) and isinstance(batches, FeatureBatches):
             mean, deviation = feature_statistics(batches.features)
             self.head.fit_features(mean.to(self.fabric.device), deviation.to(self.fabric.device))
-        return Phase(
+        return Stage(
             name=name,
             number=number,
             net=net.to(self.fabric.device),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plures.data.dataset import Dataset, formats
-from plures.data.table import Table
+from plures.data.formats.table import Table
 from plures.errors import PluresError, WorkFailed
 from plures.files import clear_left
 from plures.labels import ABSENT, PRESENT, UNKNOWN

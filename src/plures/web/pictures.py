@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from plures.analysis.missing import heat_drawer
 from plures.data.dataset import Dataset
-from plures.data.images import Unreadable, open_image, to_image
-from plures.inference.missing import heat_drawer
+from plures.data.photos import Unreadable, open_image, to_image
 from plures.web.questions import Question
 
 SIDE = 1024  # pixels of the longer side

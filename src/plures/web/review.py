@@ -22,11 +22,11 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
 
 from plures.data.dataset import Dataset
-from plures.data.images import Unreadable
+from plures.data.photos import Unreadable
 from plures.data.read import find_format, read
 from plures.errors import PluresError, clipped
 from plures.labels import PRESENT
-from plures.training.run import Run
+from plures.runs.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
 from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures

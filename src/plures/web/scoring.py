@@ -14,13 +14,13 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from plures.data.images import Transform
-from plures.inference.heatmaps import COLOURS, OPACITY, paint, region_weights
-from plures.models.memory import Halving, joined
+from plures.data.photos import Transform
+from plures.models.batch_halving import BatchHalver, joined
 from plures.models.model import load
-from plures.models.output import checked_logits
-from plures.training.evaluate import make_fabric, thresholds_of
-from plures.training.run import Run
+from plures.models.outputs import checked_logits
+from plures.runs.run import Run
+from plures.scoring.device import make_fabric, thresholds_of
+from plures.scoring.heatmaps import COLOURS, OPACITY, paint, region_weights
 from plures.web.uploads import Photo
 
 HEAT_SIDE = 320  # pixels of a heat map's longer side
@@ -51,8 +51,8 @@ class Scoring:
         p = self.model.preprocessing
         self.transform = Transform(p.image_size, "none", p.interpolation)
         self.boxes: NDArray[Any] = np.empty((0, 4))
-        self._with_maps = Halving(lambda pixels: self.model(pixels.to(self.device), maps=True), joined)
-        self._without = Halving(lambda pixels: self.model(pixels.to(self.device), maps=False), joined)
+        self._with_maps = BatchHalver(lambda pixels: self.model(pixels.to(self.device), maps=True), joined)
+        self._without = BatchHalver(lambda pixels: self.model(pixels.to(self.device), maps=False), joined)
         self(torch.zeros(1, 3, p.image_size, p.image_size, dtype=torch.uint8), True)  # the first call is a slow one
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 
 import plures
 from plures.errors import PluresError, WorkFailed
-from plures.training.run import Run
+from plures.runs.run import Run
 from plures.web.batching import Batcher, Full, Stopped
 from plures.web.front import Front
 from plures.web.guard import LOOPBACK_NAMES, Guard

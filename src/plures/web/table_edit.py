@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plures.data import delimited
+from plures.data.checks.verify import missing_images
+from plures.data.formats import delimited
+from plures.data.formats.table import Table
+from plures.data.formats.table_layout import Layout
 from plures.data.paths import find_files
-from plures.data.table import Table
-from plures.data.table_layout import Layout
-from plures.data.verify import missing_images
 from plures.errors import PluresError, WorkFailed
 from plures.files import writing
 from plures.labels import ABSENT, PRESENT, UNKNOWN

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from plures.data.images import ACROSS, Transform, Unreadable, open_pixels
+from plures.data.photos import ACROSS, Transform, Unreadable, open_pixels
 from plures.data.pixels import way_up
 from plures.errors import PluresError
 

@@ -1,0 +1,232 @@
+"""`plures.localise`: from heat maps to boxes without ever having seen one: how well they meet true boxes where the data
+have them, and boxes to start annotating from, as COCO JSON.
+
+One way for every head: `region_weights` takes the attention of the codebook and of Query2Label, and the class
+activation of the linear head; `paint` lays it on the photo at the photo's own size. No map is finer than the regions
+it is made of, which `Localised.region` says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor, nn
+
+from plures.analysis.evaluate import judged
+from plures.config import Experiment
+from plures.data.dataset import Dataset
+from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
+from plures.data.photos import Transform, open_image
+from plures.errors import PluresError
+from plures.files import writing
+from plures.metrics.localisation import Judge, Localisation, box_of
+from plures.models.model import Model, load
+from plures.models.outputs import Output, checked_logits
+from plures.runs.own_data import photos_of
+from plures.runs.photos import without_trained
+from plures.runs.run import Run
+from plures.scoring.device import make_fabric, thresholds_of
+from plures.scoring.features import frozen_features, token_boxes
+from plures.scoring.heatmaps import paint, region_weights
+from plures.scoring.logits import HeadOnFeatures
+
+SHARE = 0.2  # of the hottest pixel; benchmarks/localisation.py measures it for each head
+Truth = dict[int, NDArray[np.floating]]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Where a model saw the classes in one image. size: its width and height in pixels; logits [K]; weights [K, P] of
+    the regions in `boxes` [P, 4], x1 y1 x2 y2 in [0, 1]."""
+
+    row: int
+    size: tuple[int, int]
+    logits: NDArray[np.float32]
+    weights: NDArray[np.floating]
+    boxes: NDArray[np.floating]
+
+    def heat(self, column: int) -> NDArray[np.float32]:
+        """The heat map [H, W] of a class at the image's own size, in [0, 1]."""
+        width, height = self.size
+        return paint(self.weights[column], self.boxes, height, width)
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box [x1, y1, x2, y2] in [0, 1] around where a called tag was seen; score: the tag's probability."""
+
+    row: int
+    column: int
+    corners: tuple[float, float, float, float]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Localised:
+    """scores: against true boxes, None where the data have none; flat: of maps that are equally hot everywhere, for
+    comparison. found: a box for each called tag. region: width and height of the smallest region, in [0, 1].
+    share: of the hottest pixel, from which on a pixel belongs to a box."""
+
+    dataset: Dataset
+    sizes: tuple[tuple[int, int], ...]
+    scores: Localisation | None
+    flat: Localisation | None
+    found: tuple[FoundBox, ...]
+    region: tuple[float, float]
+    share: float
+
+
+def localise(
+    run: str | Path | Run,
+    data: str | Dataset | None = None,
+    *,
+    split: str | None = None,
+    share: float = SHARE,
+    options: dict[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Localised:
+    """Judge a run's heat maps by the true boxes of a split, and draw a box around each tag that the model calls.
+
+    data, split, options: as `plures.evaluate`; data need no labels. share: in (0, 1], see Localised. Maps are judged
+    where a class has a box; tags are called by the run's thresholds.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    model = load(run.path)
+    rows = judged(run, data, split, options or {}, skip_bad, labelled=False, leave_out=False)
+    dataset = rows.dataset
+    if rows.own is None and dataset.boxes is not None and not run.imported:  # to be judged, not just drawn
+        dataset = without_trained(photos_of(run), dataset, str(run.path))
+    thresholds = thresholds_of(run, model.classes)
+    truth = true_boxes(dataset)
+    judge, flat, found = Judge(share), Judge(share), list[FoundBox]()
+    sizes, smallest = list[tuple[int, int]](), (1.0, 1.0)
+    for seen in look(model, dataset, run.experiment):
+        sizes.append(seen.size)
+        smallest = _smallest(seen.boxes)
+        probabilities = thresholds.probabilities(seen.logits[None])
+        called = set(np.flatnonzero(thresholds.called(seen.logits)).tolist())
+        here = truth.get(seen.row, {})
+        for column in sorted(called | here.keys()):
+            heat = seen.heat(column)
+            if column in here:
+                judge.add(heat, here[column])
+                flat.add(np.ones((101, 101), np.float32), here[column])
+            box = box_of(heat, share) if column in called else None
+            if box is not None:
+                x1, y1, x2, y2 = box.tolist()
+                found.append(FoundBox(seen.row, column, (x1, y1, x2, y2), float(probabilities[0, column])))
+    scores, flat_scores = (judge.result(), flat.result()) if truth else (None, None)
+    return Localised(dataset, tuple(sizes), scores, flat_scores, tuple(found), smallest, share)
+
+
+def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[Seen]:
+    """What a model saw in every image, in row order; through the cached features where the backbone is frozen.
+
+    Raises PluresError if the head has neither attention nor region logits.
+    """
+    for rows, output in _outputs(model, dataset, experiment):
+        weights = region_weights(output).float().cpu().numpy()  # [B, K, P]
+        assert output.boxes is not None
+        boxes, logits = output.boxes.float().cpu().numpy(), checked_logits(output.logits)
+        for i, row in enumerate(rows.tolist()):
+            yield Seen(row, image_size(dataset.images[row]), logits[i], weights[i], boxes)
+
+
+@torch.inference_mode()
+def _outputs(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[tuple[Tensor, Output]]:
+    fabric = make_fabric(experiment)
+    model = model.to(fabric.device).eval()
+    workers = default_workers(dataset) if experiment.workers is None else experiment.workers
+    order = Order(len(dataset), 32)
+    net: nn.Module = model
+    if experiment.mode == "frozen":
+        features = frozen_features(model, dataset, pooled=False, device=fabric.device, workers=workers)
+        net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, False)).to(fabric.device).eval()
+        batches: FeatureBatches | ImageBatches = FeatureBatches(features, dataset.labels.values, order)
+    else:
+        transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
+        batches = ImageBatches(dataset, transform, order, workers)
+    for batch in batches.epoch(0):
+        with fabric.autocast():
+            yield batch.index, net(batch.to(fabric.device).inputs, maps=True)
+
+
+def true_boxes(dataset: Dataset) -> dict[int, Truth]:
+    """The true boxes [M, 4] by row and column, only of rows and columns that have any."""
+    if dataset.boxes is None:
+        return {}
+    gathered: dict[int, dict[int, list[NDArray[np.floating]]]] = {}
+    for row, column, corners in zip(
+        dataset.boxes.row.tolist(), dataset.boxes.column.tolist(), dataset.boxes.corners, strict=True
+    ):
+        gathered.setdefault(row, {}).setdefault(column, []).append(corners)
+    return {row: {column: np.array(b) for column, b in of.items()} for row, of in gathered.items()}
+
+
+def image_size(image: Any) -> tuple[int, int]:
+    """Width and height in pixels as the photo is seen upright, without decoding it where that can be helped."""
+    if isinstance(image, np.ndarray):
+        return int(image.shape[1]), int(image.shape[0])
+    try:
+        with Image.open(str(image)) as opened:
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (opened.height, opened.width) if turned else opened.size
+    except Exception:  # whatever Pillow raises, open_image says what is wrong in one line
+        return open_image(str(image)).size
+
+
+def write_coco(localised: Localised, path: str | Path) -> None:
+    """Write the boxes that were found as COCO instances: images with sizes, categories, boxes x y width height in
+    pixels with a score. `segmentation` is there and empty, by which CVAT knows rectangles; file names are relative to
+    the deepest folder that all images share. Raises PluresError for images in memory, which have no name."""
+    dataset = localised.dataset
+    if dataset.in_memory:
+        raise PluresError(f"{dataset.name or 'the data'}: the images are in memory, so no boxes file can name them")
+    names = _names([str(image) for image in dataset.images])
+    images = [
+        {"id": row + 1, "file_name": name, "width": size[0], "height": size[1]}
+        for row, (name, size) in enumerate(zip(names, localised.sizes, strict=True))
+    ]
+    content = {
+        "info": {"description": "boxes around heat maps, made without boxes; check each", "version": "1"},
+        "images": images,
+        "categories": [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes)],
+        "annotations": [_annotation(i, box, localised.sizes[box.row]) for i, box in enumerate(localised.found, 1)],
+    }
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _annotation(number: int, box: FoundBox, size: tuple[int, int]) -> dict[str, Any]:
+    x1, y1, x2, y2 = (round(c * side, 1) for c, side in zip(box.corners, size * 2, strict=True))
+    width, height = round(x2 - x1, 1), round(y2 - y1, 1)
+    return {
+        "id": number,
+        "image_id": box.row + 1,
+        "category_id": box.column + 1,
+        "bbox": [x1, y1, width, height],
+        "area": round(width * height, 1),
+        "iscrowd": 0,
+        "segmentation": [],
+        "score": round(box.score, 4),
+    }
+
+
+def _names(images: Sequence[str]) -> list[str]:
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(image)) for image in images]) if images else ""
+    return [Path(os.path.relpath(image, folder)).as_posix() for image in images]
+
+
+def _smallest(boxes: NDArray[np.floating]) -> tuple[float, float]:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    width, height = sides[sides.prod(1).argmin()].tolist()
+    return width, height

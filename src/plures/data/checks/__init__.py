@@ -1,0 +1,1 @@
+"""Checking data: broken images, descriptions, plots."""

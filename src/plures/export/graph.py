@@ -1,0 +1,105 @@
+"""The graph that is exported: uint8 pixels -> calibrated scores, tags and, on request, attention maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from plures.metrics.thresholds import Calibration, Thresholds
+from plures.models.model import Model
+from plures.scoring.heatmaps import region_weights
+
+
+class Interpolated(nn.Module):
+    """Logits [B, K] -> probabilities [B, K] by isotonic calibration, as a sum of clamps.
+
+    A line through points (x, y) that is flat outside is y_0 + sum over its pieces of their rise times
+    clamp((logit - x_start) / length, 0, 1). Classes with fewer pieces than others get pieces without rise.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__()
+        pieces = max(1, *(len(x) - 1 for x, _ in calibration.points))
+        shape = (len(calibration.points), pieces)
+        start, rate, rise = np.zeros(shape), np.ones(shape), np.zeros(shape)  # [K, M]
+        for k, (x, y) in enumerate(calibration.points):
+            n = len(x) - 1
+            start[k, :n], rate[k, :n], rise[k, :n] = x[:-1], 1 / np.diff(x), np.diff(y)
+        first = np.array([y[0] for _, y in calibration.points])
+        for name, values in (("start", start), ("rate", rate), ("rise", rise), ("first", first)):
+            self.register_buffer(name, torch.from_numpy(values).float())
+        self.start: Tensor
+        self.rate: Tensor
+        self.rise: Tensor
+        self.first: Tensor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        share = ((logits[:, :, None] - self.start) * self.rate).clamp(0, 1)  # [B, K, M]
+        return self.first + (share * self.rise).sum(-1)
+
+
+class Squashed(nn.Module):
+    """Logits [B, K] -> sigmoid(scale * logit + offset), scale and offset a class each; without them the sigmoid."""
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        super().__init__()
+        self.affine = calibration is not None
+        if calibration is not None:
+            self.register_buffer("scale", torch.as_tensor(calibration.scale).float())
+            self.register_buffer("offset", torch.as_tensor(calibration.offset).float())
+        self.scale: Tensor
+        self.offset: Tensor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits * self.scale + self.offset if self.affine else logits)
+
+
+class Graph(nn.Module):
+    """uint8 pixels [B, 3, S, S], S being the model's own side -> scores [B, K], tags [B, K] (booleans), logits [B, K]
+    (before calibration) and, if maps are wanted, maps [B, K, P], which sum to 1 over P."""
+
+    def __init__(self, model: Model, thresholds: Thresholds, maps: bool) -> None:
+        super().__init__()
+        self.model, self.maps = model.eval(), maps
+        c = thresholds.calibration
+        self.calibrate = Interpolated(c) if c is not None and c.kind == "isotonic" else Squashed(c)
+        limits = np.finfo(np.float32)
+        finite = np.clip(thresholds.cuts, limits.min, limits.max)  # infinity is no constant for every engine
+        self.register_buffer("cuts", torch.from_numpy(finite))
+        self.cuts: Tensor
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(pixels, maps=self.maps)
+        logits = output.logits.float()
+        scores = self.calibrate(logits)
+        tags = logits >= self.cuts
+        return (scores, tags, logits, region_weights(output).float()) if self.maps else (scores, tags, logits)
+
+    @torch.inference_mode()
+    def boxes(self) -> NDArray[np.float32]:
+        """Where the P regions lie: [P, 4], x1 y1 x2 y2 in [0, 1]."""
+        side = self.model.preprocessing.image_size
+        boxes: Tensor = self.model(torch.zeros(1, 3, side, side, dtype=torch.uint8)).boxes
+        return boxes.float().numpy()
+
+
+class AnySize(nn.Module):
+    """uint8 images [B, 3, H, W] of any size -> what `Graph` gives of them.
+
+    torch resizes bytes with Pillow's own arithmetic: a few levels in a thousand differ by 1, by 2 for bicubic.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.scorer = graph
+        self.side: int = graph.model.preprocessing.image_size
+        self.interpolation: str = graph.model.preprocessing.interpolation
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        size = (self.side, self.side)
+        pixels = F.interpolate(images, size, mode=self.interpolation, antialias=True, align_corners=False)
+        scored: tuple[Tensor, ...] = self.scorer(pixels)
+        return scored

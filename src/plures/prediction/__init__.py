@@ -1,0 +1,1 @@
+"""Predictions of many images, streamed to files, shards or a Ray cluster."""

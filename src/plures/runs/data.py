@@ -1,0 +1,227 @@
+"""What a run trains, selects and tests on: rows by split, with the training labels observed as the experiment says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.config import Experiment, Part
+from plures.data.checks.verify import verify_images
+from plures.data.dataset import Dataset
+from plures.data.masking import observe
+from plures.data.photos import is_address
+from plures.data.read import find_format, read
+from plures.data.splits import mlspl_split, stratified_split
+from plures.errors import PluresError
+from plures.labels import Labels
+from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_contents
+
+Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
+IN_MEMORY = "in_memory"  # the name of data that only the program which trained the run had
+PATHS = ("images",)  # options of readers that are paths
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """train: rows with the labels that training may see. val, test: rows with all labels known of them, or None.
+
+    val_observed: what would have been observed of val's labels, [N_val, K]. train_known: everything that is known of
+    train's labels, which training never sees: for measuring what it makes of what is hidden. Labels are observed once,
+    on train and val together and in the order of the data, before val is cut off (as Cole et al. 2021 do). photos: of
+    all rows, where these data begin a run.
+    """
+
+    train: Dataset
+    val: Dataset | None
+    val_observed: Labels | None
+    test: Dataset | None
+    train_known: Labels | None = None
+    photos: Photos | None = None
+
+
+def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
+    """The experiment's data, as its format gives them; every image is opened once, so that a broken one is known now
+    and not in the middle of an epoch."""
+    if experiment.data.name == IN_MEMORY:
+        raise PluresError(
+            f"data={IN_MEMORY}: these are the settings of a run on a Dataset in memory, which only the program that"
+            " trained it has; name DATA, or from Python pass the Dataset"
+        )
+    return read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
+
+
+def data_root(experiment: Experiment) -> str:
+    """The folder that the experiment's data lie in; "" where they lie in none."""
+    path = find_format(experiment.data.name)[1] if is_there(experiment.data) else ""
+    if not path or is_address(path):
+        return ""
+    return path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
+
+
+def is_there(data: Part) -> bool:
+    """Whether there are data of this name; those at an address, or named with a *, are taken to be."""
+    if data.name == IN_MEMORY:
+        return False
+    try:
+        path = find_format(data.name)[1]
+    except PluresError:
+        return False
+    return not path or is_address(path) or "*" in path or os.path.exists(path)
+
+
+def found_from_anywhere(data: Part) -> Part:
+    """The data with absolute paths, which mean the same from every folder."""
+    if not is_there(data):
+        return data
+    path, name = find_format(data.name)[1], data.name
+    if path and not is_address(path):
+        name = data.name.removesuffix(path) + os.path.abspath(path)
+    options = {
+        key: os.path.abspath(value) if key in PATHS and isinstance(value, str) and value else value
+        for key, value in data.options.items()
+    }
+    return Part(name=name, options=options)
+
+
+def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:
+    """The dataset with a train, val and test split: given ones are kept, missing ones are cut off.
+
+    Without any split: test_share of all rows, then val_share of the rest. With a train split but no val: val_share
+    of train. `split=mlspl` cuts as the official MLSPL code does, copies of a photograph included; else seeded and
+    stratified for several labels, copies on one side (`photos.on_one_side`).
+    """
+    dataset = with_contents(dataset)
+    splits = np.full(len(dataset), "train", dtype="U16")
+    drawn = np.zeros(len(dataset), np.bool_)
+    if dataset.splits is not None and dataset.split_names():
+        splits = dataset.splits.astype("U16")
+        if "train" not in splits:
+            raise PluresError(f"{dataset.name}: no split 'train' among {', '.join(dataset.split_names())}")
+    else:
+        drawn[:] = True
+        splits[_cut(dataset, np.arange(len(dataset)), experiment.test_share, experiment)] = "test"
+    if "val" not in splits:
+        rows = np.flatnonzero(splits == "train")
+        drawn[rows] = True
+        splits[_cut(dataset, rows, experiment.val_share, experiment)] = "val"
+    return replace(dataset, splits=on_one_side(dataset, splits, drawn, move=experiment.split != "mlspl"))
+
+
+def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experiment) -> np.ndarray:
+    """The rows, of these, that make up the share."""
+    if len(rows) < 2:
+        raise PluresError(f"{dataset.name}: {len(rows)} training images cannot be divided; give more or a split column")
+    if experiment.split == "mlspl":
+        return rows[mlspl_split(len(rows), share)[1]]
+    names = stratified_split(dataset.labels.take(rows), {"rest": 1 - share, "cut": share}, seed=experiment.seed)
+    return np.asarray(rows[names == "cut"])
+
+
+def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
+    """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
+    dataset = dataset or read_data(experiment, skip_bad=skip_bad)
+    if experiment.start is not None:
+        dataset = _after(experiment.start, dataset, experiment)
+    dataset = with_splits(dataset, experiment)
+    return replace(observe_splits(experiment, dataset), photos=Photos.of(dataset, data_root(experiment)))
+
+
+def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
+    """The data of a run that starts from the weights of another one: divided as that one divided them, where they are
+    the same data without splits of their own; where they have splits, none of its training photographs is judged."""
+    before = Photos.load(Path(start))
+    dataset = with_contents(dataset)
+    if before is None or not np.isin(contents(dataset), before.contents).any():
+        return dataset
+    if not dataset.split_names():
+        return recall(before, dataset, data_root(experiment), experiment, start)[0]
+    assert dataset.splits is not None
+    seen, splits = np.isin(contents(dataset), before.trained), dataset.splits.astype("U16")
+    judged = seen & ~np.isin(splits, ["train", ""])
+    if judged.any():
+        log.warning(f"left out {int(judged.sum()):,} photographs of validation and test: {start} was trained on them")
+    splits[judged] = ""
+    if "val" not in splits:
+        fresh = np.flatnonzero((splits == "train") & ~seen)
+        if len(fresh) > 1:
+            splits[_cut(dataset, fresh, experiment.val_share, experiment)] = "val"
+        else:
+            log.warning(f"{start} was trained on all of these photographs: validation numbers will flatter")
+    return replace(dataset, splits=splits)
+
+
+def observe_splits(experiment: Experiment, dataset: Dataset) -> Prepared:
+    """Data that are divided already, with the training labels observed as the experiment says."""
+    splits = dataset.splits
+    assert splits is not None
+    pool = dataset.take(np.isin(splits, ["train", "val"]))  # in the order of the data
+    observed = observe(pool, experiment.supervision.name, **experiment.supervision.options)
+    assert pool.splits is not None
+    in_train, in_val = pool.splits == "train", pool.splits == "val"
+    if not observed.take(in_train).present.any():
+        raise PluresError(
+            f"{dataset.name}: no training image has a known tag under supervision={experiment.supervision.name};"
+            " there is nothing to learn from"
+        )
+    return Prepared(
+        train=pool.with_labels(observed).take(in_train),
+        val=pool.take(in_val) if in_val.any() else None,
+        val_observed=observed.take(in_val) if in_val.any() else None,
+        test=dataset.split("test") if "test" in splits else None,
+        train_known=pool.labels.take(in_train),
+    )
+
+
+def without_unreadable(prepared: Prepared, train: bool) -> tuple[Prepared, dict[str, str]]:
+    """The same without the images that cannot be read now, of the training rows only if `train`; and these images,
+    {path: reason}."""
+    p, found = prepared, dict[str, str]()
+
+    def kept(dataset: Dataset) -> NDArray[np.bool_]:
+        keep = np.ones(len(dataset), np.bool_)
+        for row, problem in verify_images(dataset, decode=True):
+            keep[row], found[problem.file] = False, problem.what
+        return keep
+
+    if train:
+        keep = kept(p.train)
+        known = None if p.train_known is None else p.train_known.take(keep)
+        p = replace(p, train=p.train.take(keep), train_known=known)
+    if p.val is not None:
+        keep = kept(p.val)
+        observed = None if p.val_observed is None else p.val_observed.take(keep)
+        p = replace(p, val=p.val.take(keep) if keep.any() else None, val_observed=observed if keep.any() else None)
+    if p.test is not None:
+        keep = kept(p.test)
+        p = replace(p, test=p.test.take(keep) if keep.any() else None)
+    return p, found
+
+
+def selection(experiment: Experiment, prepared: Prepared) -> Select:
+    """The rule that picks the best epoch, with `auto` resolved: by the known labels of the validation rows where
+    these say what is absent as well as what is present, else by the observed ones; `last` without such rows.
+
+    Raises PluresError if the data cannot give what the rule, or patience, wants.
+    """
+    if experiment.patience is not None and (experiment.select == "last" or prepared.val is None):
+        why = "select=last compares no epochs" if experiment.select == "last" else "the data have no validation split"
+        raise PluresError(f"patience={experiment.patience} waits for a better validation score, but {why}")
+    if experiment.select != "auto":
+        if experiment.select != "last" and prepared.val is None:
+            raise PluresError(f"select={experiment.select} wants a validation split, and the data have none")
+        if experiment.select == "val_positives":
+            assert prepared.val_observed is not None
+            if not prepared.val_observed.present.any() or prepared.val_observed.complete:
+                raise PluresError(
+                    "select=val_positives wants validation images of which some labels are present and some unknown"
+                    f" under supervision={experiment.supervision.name}; use select=val_map"
+                )
+        return experiment.select
+    if prepared.val is None:
+        return "last"
+    return "val_map" if prepared.val.labels.absent.any() else "val_map_observed"

@@ -1,0 +1,1 @@
+"""The one road from photographs to outputs: features, predictions, heat maps."""

@@ -1,0 +1,1 @@
+"""Many linear heads trained at once."""

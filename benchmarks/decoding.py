@@ -30,7 +30,7 @@ from plures.data.photos import Transform, open_image
 from plures.metrics.average_precision import mean_average_precision
 from plures.metrics.intervals import bootstrap_difference
 from plures.runs.run import Run
-from plures.scoring.predictor import Scorer
+from plures.scoring.predictor import Predictor, load
 
 SIZES = (128, 96, 64)
 MARGINS = (1.0, 1.5, 2.0)
@@ -42,9 +42,9 @@ def pixels_of(files: list[str], size: int, at_least: int | None) -> torch.Tensor
     return torch.stack([transform(open_image(file, at_least)) for file in files])
 
 
-def scored(scorer: Scorer, images: torch.Tensor, often: np.ndarray) -> np.ndarray:
+def scored(scorer: Predictor, images: torch.Tensor, often: np.ndarray) -> np.ndarray:
     """Logits [N, classes in `often`]."""
-    return torch.cat([scorer(batch).logits.double() for batch in images.split(BATCH)]).numpy()[:, often]
+    return torch.cat([scorer.score(batch).logits.double() for batch in images.split(BATCH)]).numpy()[:, often]
 
 
 def scaled(files: list[str], at_least: int) -> int:
@@ -63,7 +63,7 @@ def timed(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
     return work(), time.process_time() - began
 
 
-def compared(scorer: Scorer, files: list[str], labels: Any, size: int) -> list[dict[str, Any]]:
+def compared(scorer: Predictor, files: list[str], labels: Any, size: int) -> list[dict[str, Any]]:
     """A row for full decoding and for each margin, at one input size."""
     often, labels = frequent(labels)
     images, seconds = timed(lambda: pixels_of(files, size, None))
@@ -100,7 +100,7 @@ def main() -> None:
     run = Run(args.run)
     data = photographs(run, args.limit)
     files = [str(image) for image in data.images]
-    scorer = Scorer(run)
+    scorer = load(run)
     rows = [row for size in SIZES for row in compared(scorer, files, data.labels, size)]
     print(write("decoding", [{"run": run.path.name, **row} for row in rows]))
 

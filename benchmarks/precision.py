@@ -3,7 +3,7 @@
     python benchmarks/precision.py RUN...              # finished runs on the VOC-12 sample; two minutes a run
     python benchmarks/precision.py RUN --limit 300     # fewer photographs
 
-A run's model scores the test photographs of the run's own data in each precision, through the same `Scorer` as
+A run's model scores the test photographs of the run's own data in each precision, through the same `Predictor` as
 `plures predict`; int8 measures its ranges on the first 64 photographs, as there. Photographs are decoded beforehand, so
 that seconds are those of the model, on one thread; the precisions take turns, eight batches at a time. `difference` is
 mAP less mAP in float32, in percent points, with its 95% interval (paired bootstrap over images, 1,000 resamples), over
@@ -29,7 +29,7 @@ from plures.metrics.average_precision import mean_average_precision
 from plures.metrics.intervals import bootstrap_difference
 from plures.runs.own_data import own_data
 from plures.runs.run import Run
-from plures.scoring.predictor import Scorer
+from plures.scoring.predictor import Predictor, load
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 BATCH, STRETCH = 32, 256  # images a batch, and before the next precision's turn
@@ -47,17 +47,17 @@ def frequent(labels: Labels) -> tuple[np.ndarray, Labels]:
     return often, Labels(labels.values[:, often])
 
 
-def logits_in_turns(scorers: list[Scorer], images: torch.Tensor) -> tuple[list[np.ndarray], list[float]]:
+def logits_in_turns(scorers: list[Predictor], images: torch.Tensor) -> tuple[list[np.ndarray], list[float]]:
     """Logits [N, K] of images uint8 [N, 3, H, W] by each scorer, and the seconds of each."""
     found: list[list[torch.Tensor]] = [[] for _ in scorers]
     seconds = [0.0] * len(scorers)
     for scorer in scorers:
-        scorer(images[:BATCH])  # the first batch prepares kernels
+        scorer.score(images[:BATCH])  # the first batch prepares kernels
     for start in range(0, len(images), STRETCH):
         for place, scorer in enumerate(scorers):
             began = time.perf_counter()
             for batch in images[start : start + STRETCH].split(BATCH):
-                found[place].append(scorer(batch).logits.double())
+                found[place].append(scorer.score(batch).logits.double())
             seconds[place] += time.perf_counter() - began
     return [torch.cat(parts).numpy() for parts in found], seconds
 
@@ -66,7 +66,7 @@ def measured(path: str, limit: int | None) -> list[dict[str, Any]]:
     run = Run(path)
     data = photographs(run, limit)
     items = [(str(image), str(image)) for image in data.images]
-    scorers = [Scorer(run, precision=p, calibration=items if p == "int8" else ()) for p in PRECISIONS]
+    scorers = [load(run, precision=p, calibration=items if p == "int8" else ()) for p in PRECISIONS]
     transform = scorers[0].transform
     began = time.perf_counter()
     images = torch.stack([transform(to_image(image, transform.decoding_size)) for _, image in items])

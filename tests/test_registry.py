@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import plures
-from plures import registry
+from plures import registry as registry_module
 from plures.config import Experiment
 from plures.data.dataset import formats
 from plures.errors import PluresError
@@ -214,7 +214,7 @@ def test_entry_points_are_found_by_name_and_a_broken_one_stops_nobody(package, m
         theirs = EntryPoint("wan", "strange.made:Twice", group)  # a name of plures stays plures's
         return [good, broken, theirs] if group == "plures.losses" else []
 
-    monkeypatch.setattr(registry, "entry_points", installed)
+    monkeypatch.setattr(registry_module, "entry_points", installed)
     monkeypatch.setattr(losses, "_loaded", False)
     monkeypatch.setattr(losses, "_points", {})
     assert {"twice", "broken", "wan"} <= set(losses.names())

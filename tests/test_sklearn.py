@@ -66,7 +66,9 @@ def test_probabilities_and_predictions_agree():
     p = model.predict_proba(X)
     assert p.shape == truth.shape
     assert 0 <= p.min() <= p.max() <= 1
-    np.testing.assert_array_equal(model.predict(X), model.thresholds_.tags(p))
+    np.testing.assert_array_equal(model.predict(X), model.thresholds_.called(model.decision_function(X)))
+    for scores, called in zip(p.T, model.predict(X).T == 1, strict=True):
+        assert scores[called].min() >= scores[~called].max()
 
 
 def test_it_composes_as_scikit_learn_estimators_do():

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from plures.errors import WorkFailed as WorkFailed
     from plures.labels import Labels as Labels
     from plures.models.model import Model as Model
-    from plures.models.model import load as load
     from plures.models.outputs import Output as Output
     from plures.models.outputs import Tokens as Tokens
     from plures.prediction.predict import predict as predict
     from plures.runs.run import Run as Run
+    from plures.scoring.predictor import load as load
     from plures.training.train import train as train
 
 _PLACES = {
@@ -45,7 +45,7 @@ _PLACES = {
     "Tokens": "models.outputs",
     "WorkFailed": "errors",
     "evaluate": "analysis.evaluate",
-    "load": "models.model",
+    "load": "scoring.predictor",
     "predict": "prediction.predict",
     "read": "data.read",
     "train": "training.train",

@@ -137,8 +137,8 @@ class PartialLabelRidge(BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """1 for every class called present, else 0, [N, K], by `thresholds_`. X: float [N, D]."""
-        probabilities = self.predict_proba(X)
-        return self.thresholds_.tags(probabilities).astype(np.int64)
+        logits = self.decision_function(X)
+        return np.asarray(self.thresholds_.called(logits), np.int64)
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """Mean average precision in [0, 1] over the classes with a present and an absent label in `y` [N, K]."""

@@ -97,7 +97,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("batches", [1, 2, 4, 6])
 def test_a_stopped_run_goes_on_without_a_lost_or_doubled_row(run, photos, tmp_path, monkeypatch, batches):
     whole = predict(run, photos / "list.txt", tmp_path / "whole", parts=5, batch_size=3)
-    call, done = module.Scorer.__call__, []
+    call, done = module.Predictor.score, []
 
     def stopping(self, images, maps=False):
         if len(done) == batches:
@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_without_a_lost_or_doubled_row(run, photos, tmp_pa
         return call(self, images, maps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Scorer, "__call__", stopping)
+        patch.setattr(module.Predictor, "score", stopping)
         with pytest.raises(Stop):
             predict(run, photos / "list.txt", tmp_path / "cut", parts=5, batch_size=3)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.parquet")}
@@ -181,7 +181,7 @@ def test_bfloat16_is_close_and_int8_says_what_it_cannot_do(run, photos, tmp_path
 
 @pytest.mark.slow
 def test_int8_of_a_timm_backbone_and_of_the_patch_model(tmp_path, photos):
-    from plures.scoring.predictor import Scorer
+    from plures.scoring.predictor import load
 
     for name, options in (
         ("timm", {"model": "mobilenetv2_050", "image_size": 64, "model_options": {"pad_type": "same"}}),
@@ -193,8 +193,8 @@ def test_int8_of_a_timm_backbone_and_of_the_patch_model(tmp_path, photos):
         save(build_model(name, "codebook", CLASSES, options), folder)
         items = [(n, str(photos / n)) for n in GOOD]
         images = torch.randint(0, 256, (4, 3, options["image_size"], options["image_size"]), dtype=torch.uint8)
-        exact = Scorer(run)(images).logits
-        rough = Scorer(run, precision="int8", calibration=iter(items))(images).logits
+        exact = load(run).score(images).logits
+        rough = load(run, precision="int8", calibration=iter(items)).score(images).logits
         assert (exact - rough).abs().max() > 0
         assert torch.corrcoef(torch.stack([exact.flatten(), rough.flatten()]))[0, 1] > 0.8
 

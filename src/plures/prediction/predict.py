@@ -24,7 +24,7 @@ from plures.files import mark_folder, refuse_folder, refuse_replacing, writing
 from plures.prediction.files import SUFFIXES, Bad, PartRecord, Parts, Rows, names_from, writer
 from plures.runs.run import Run
 from plures.scoring.heatmaps import HEATMAPS, overlay, paint
-from plures.scoring.predictor import Precision, Scored, Scorer
+from plures.scoring.predictor import Precision, Predictor, Scored, load
 from plures.scoring.sources import Item, images_of, parse_shard, sharded
 
 ROWS_A_PART = 10_000
@@ -84,7 +84,8 @@ def predict(
         raise PluresError(f"--parts {parts}: expected a number of images, 1 or more")
     number, of = parse_shard(shard or "1/1")
     open_ = images_of(source, skip_bad)
-    scorer = Scorer(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
+    calibration = open_() if precision == "int8" else ()
+    scorer = load(run, threshold=threshold, precision=precision, calibration=calibration)
     pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
     items = sharded(open_(), number, of)
     here = os.getcwd() if isinstance(next(open_())[1], str) else None
@@ -114,7 +115,7 @@ def _refuse(out: str, into_folder: bool, parts: int | None, resume: bool) -> Non
 
 
 def _into_file(
-    scorer: Scorer,
+    scorer: Predictor,
     items: Iterator[Item],
     out: Path,
     here: str | None,
@@ -143,7 +144,7 @@ def _into_file(
 # ------------------------------------------------------------------------------------- parts, shared with other engines
 
 
-def settings_of(run: Run, source: str | Path, rows: int, shards: int, scorer: Scorer) -> dict[str, Any]:
+def settings_of(run: Run, source: str | Path, rows: int, shards: int, scorer: Predictor) -> dict[str, Any]:
     """All that the parts of a folder have in common, so that no two kinds of prediction are mixed."""
     weights = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
     return {
@@ -192,7 +193,7 @@ def _unchanged(folder: Parts, number: int, stretch: list[Item]) -> PartRecord:
     return record
 
 
-def write_part(folder: Parts, scorer: Scorer, scored: list[Scored], pictures: _Pictures | None = None) -> PartRecord:
+def write_part(folder: Parts, scorer: Predictor, scored: list[Scored], pictures: _Pictures | None = None) -> PartRecord:
     """Write the batches of one part."""
     rows = [rows_of(scorer, s) for s in scored]
     if pictures is not None:
@@ -202,7 +203,7 @@ def write_part(folder: Parts, scorer: Scorer, scored: list[Scored], pictures: _P
     return folder.write(scored[0].part, asked, rows, [b for s in scored for b in s.bad])
 
 
-def rows_of(scorer: Scorer, scored: Scored) -> Rows:
+def rows_of(scorer: Predictor, scored: Scored) -> Rows:
     """Probabilities and tags of a batch."""
     probabilities = scorer.thresholds.probabilities(scored.logits)
     return Rows(scored.names, probabilities, scorer.thresholds.called(scored.logits))

@@ -17,7 +17,7 @@ from plures.errors import PluresError, require
 from plures.prediction.files import SUFFIXES, PartRecord, Parts
 from plures.prediction.predict import ROWS_A_PART, Summary, Tally, settings_of, unfinished, write_part
 from plures.runs.run import Run
-from plures.scoring.predictor import Precision, Scorer, run_bytes, run_from_bytes
+from plures.scoring.predictor import Precision, load, run_bytes, run_from_bytes
 from plures.scoring.sources import images_of
 
 
@@ -54,7 +54,7 @@ def predict_on_ray(
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(there.get("GPU", 0))
     workers = workers or gpus or max(1, int(there.get("CPU", 1)))
-    rows, scorer = parts or ROWS_A_PART, Scorer(run, threshold=threshold, precision=precision)
+    rows, scorer = parts or ROWS_A_PART, load(run, threshold=threshold, precision=precision)
     address = str(out) if "://" in str(out) else str(Path(out).absolute())
     here = os.getcwd()
     folder = Parts(address, scorer.classes, here=here)
@@ -99,7 +99,7 @@ class PartWorker:
         import ray
 
         with tempfile.TemporaryDirectory() as place:
-            self.scorer = Scorer(run_from_bytes(ray.get(files), place), **settings)
+            self.scorer = load(run_from_bytes(ray.get(files), place), **settings)
         self.folder, self.batch_size = Parts(folder, self.scorer.classes, here=here), batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

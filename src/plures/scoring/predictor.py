@@ -1,7 +1,8 @@
-"""A run's model, ready to score images: on its device, in the wanted precision, with its thresholds."""
+"""A run's model, ready to score images: on its device, in the precision asked for, with its thresholds."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.config import Experiment
 from plures.data.loading import arrived, crossing, loader
 from plures.data.photos import Transform, Unreadable, to_pixels
-from plures.errors import PluresError
+from plures.errors import BadData, PluresError, Problem
+from plures.metrics.thresholds import Thresholds
 from plures.models.batch_halving import BatchHalver, joined
-from plures.models.model import Model, load
+from plures.models.model import Model
+from plures.models.model import load as load_model
 from plures.models.outputs import Output, checked_logits
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
 from plures.scoring.heatmaps import region_weights
-from plures.scoring.sources import Item
+from plures.scoring.predictions import Predictions, Regions
+from plures.scoring.sources import Item, items_of
 
 Precision = Literal["float32", "bfloat16", "int8"]
 CALIBRATION = 64  # images that show an int8 model the range of its activations
@@ -48,73 +53,178 @@ class Scored:
         return [self.asked[row] for row in self.rows]
 
 
-class Scorer:
-    """Scores batches of images with a run's best weights.
+class Predictor(Model):
+    """A trained model that knows how photographs become its input and from which score on a class is called.
 
-    threshold: one for every class; None: those saved with the run, or else the experiment's. calibration: images for
-    int8. Raises PluresError where a precision cannot be had.
+    What `plures.load` gives: an `nn.Module` on uint8 images [B, 3, H, W] (see `plures.Model`), and besides
+
+    Attributes:
+        thresholds: from which probability on each class is called, and the calibration of probabilities.
+        transform: a photograph (PIL) -> uint8 [3, H, W], as the model was trained.
+        precision: float32, bfloat16 or int8, in which `predict` computes.
+
+    Example:
+        >>> model = plures.load("runs/first")  # doctest: +SKIP
+        >>> model.predict(["a.jpg", "b.jpg"])  # doctest: +SKIP
+        Predictions of 2 images, 20 classes
+          a.jpg: person 0.93, sofa 0.71
+          b.jpg: cat 0.88
     """
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        threshold: float | None = None,
-        precision: Precision = "float32",
-        calibration: Iterable[Item] = (),
-    ) -> None:
-        self.device = make_fabric(run.experiment).device
-        self.model: Model = load(run.path).to(self.device).eval()
-        self.thresholds = thresholds_of(run, self.model.classes, threshold)
-        self.precision = precision
+    def __init__(self, model: Model, thresholds: Thresholds, precision: Precision = "float32") -> None:
+        super().__init__(model.backbone, model.head, model.classes, model.preprocessing, model.parts)
+        self.thresholds, self.precision = thresholds, precision
+        self.device = next(model.parameters()).device
+        self.to(self.device).eval()
         self._with_maps = BatchHalver(partial(self._run, maps=True), joined)  # maps need more memory
         self._without = BatchHalver(partial(self._run, maps=False), joined)
-        if precision == "int8":
-            if self.device.type != "cpu":
-                raise PluresError("--precision int8 is for CPUs; on a GPU use --precision bfloat16")
-            images = [image for image, _ in map(self._decoded, _first(calibration, CALIBRATION)) if image is not None]
-            to_int8(self.model, torch.stack(images) if images else None)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.model.classes
 
     @property
     def transform(self) -> Transform:
-        """How an image becomes this model's input."""
-        p = self.model.preprocessing
+        """How a photograph becomes this model's input: a PIL image -> uint8 [3, H, W]."""
+        p = self.preprocessing
         return Transform(p.image_size, "none", p.interpolation)
 
-    def _decoded(self, item: Item) -> tuple[Tensor | None, str]:
-        return _decode(item, self.transform)
-
     @torch.inference_mode()
-    def __call__(self, images: Tensor, maps: bool = False) -> Output:
-        """uint8 images [B, 3, H, W] -> Output."""
+    def score(self, images: Tensor, maps: bool = False) -> Output:
+        """uint8 images [B, 3, H, W] -> Output, in `precision`; a batch that does not fit into memory is halved."""
         return (self._with_maps if maps else self._without)(images)
 
     def _run(self, images: Tensor, maps: bool) -> Output:
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            output: Output = self.model(images.to(self.device, non_blocking=True), maps=maps)
+            output: Output = self(images.to(self.device, non_blocking=True), maps=maps)
         return output
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        threshold: float | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        skip_bad: bool = False,
+    ) -> Predictions:
+        """Tags and scores of images.
+
+        Args:
+            images: a path or address, a folder, a list (.txt) or table of paths; a PIL image; an array [H, W, 3] or
+                [H, W], uint8 or float in [0, 1]; a tensor [3, H, W]; a batch of arrays or tensors; or a sequence of
+                any of these.
+            threshold: one probability in (0, 1) for every class; None: the model's own thresholds.
+            batch_size: images scored at once. workers: processes that decode files.
+            skip_bad: leave unreadable images out (`Predictions.skipped` names them).
+
+        Returns:
+            Predictions, in the order of the images. Scores of N images are held in memory; for millions use
+            `plures.predict`, which writes them to files.
+
+        Raises:
+            BadData: if images cannot be read, naming each. PluresError: if something given is no image.
+        """
+        if threshold is not None and not 0 < threshold < 1:
+            raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
+        thresholds = self.thresholds if threshold is None else Thresholds.constant(self.classes, threshold)
+        scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers))
+        bad = [one for s in scored for one in s.bad]
+        if bad and not skip_bad:
+            raise BadData([Problem(name, None, reason) for name, reason in bad])
+        logits = np.concatenate([s.logits for s in scored]) if scored else np.empty((0, len(self.classes)), np.float32)
+        scores = thresholds.probabilities(logits)
+        names = [name for s in scored for name in s.names]
+        kept = [image for s in scored for image in s.images]
+        return Predictions(names, self.classes, logits, scores, thresholds.called(logits), kept, self._regions, bad)
+
+    def embed(self, images: Any, *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Embeddings of images, float32 [N, D]: the mean of the backbone's features over the regions of an image.
+
+        images: as `predict` takes them. Raises BadData if one cannot be read.
+        """
+        found = list[NDArray[np.float32]]()
+
+        @torch.inference_mode()
+        def run(pixels: Tensor) -> Tensor:
+            return self.tokens(pixels.to(self.device)).features.mean(1).float().cpu()
+
+        compute = BatchHalver(run, torch.cat)
+        for _, _, _, pixels, _, bad in self._decoded(((0, item) for item in items_of(images)), batch_size, 0):
+            if bad:
+                raise BadData([Problem(name, None, reason) for name, reason in bad], skippable=False)
+            found.append(compute(arrived(pixels)).numpy())
+        return np.concatenate(found) if found else np.empty((0, 0), np.float32)
+
+    def _regions(self, image: Any) -> Regions:
+        """Weights [K, P] and boxes [P, 4] of the regions of one image."""
+        output = self.score(self.transform(to_pixels(image, self.transform.decoding_size))[None], maps=True)
+        if output.boxes is None:
+            raise PluresError("no heat map: the head does not say where its regions lie")
+        return region_weights(output)[0].float().cpu().numpy(), output.boxes.float().cpu().numpy()
+
+    def _decoded(self, items: Iterable[tuple[int, Item]], batch_size: int, workers: int) -> Any:
+        """Batches of decoded images, see `_collate`."""
+        return loader(_Decode(self.transform), _batches(items, batch_size), workers, _collate)
 
     def stream(
         self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
     ) -> Iterator[Scored]:
         """Score (part, image) one after another, in batches that never span two parts."""
-        batches = loader(_Decode(self.transform), _batches(items, batch_size), workers, _collate)
-        for part, asked, rows, pixels, images, bad in batches:
+        for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
             weights = boxes = None
             if pixels is None:
                 logits = np.empty((0, len(self.classes)), np.float32)
             else:
-                output = self(arrived(pixels), maps)
+                output = self.score(arrived(pixels), maps)
                 logits = checked_logits(output.logits)
                 if maps and output.boxes is not None:
                     weights = region_weights(output).float().cpu().numpy()
                     boxes = output.boxes.float().cpu().numpy()
             yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
+
+
+def load(
+    run: str | os.PathLike[str] | Run,
+    *,
+    device: str | torch.device | None = None,
+    threshold: float | None = None,
+    precision: Precision = "float32",
+    calibration: Iterable[Item] = (),
+) -> Predictor:
+    """A trained model, ready for photographs.
+
+    Args:
+        run: a run folder, or any folder with a saved model (`model.json`, `model.safetensors`).
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; None: as the run's experiment says (`auto`: a GPU where there is one).
+        threshold: one probability in (0, 1) for every class; None: those saved with the run, else the experiment's.
+        precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
+        calibration: images for int8, as (name, image).
+
+    Returns:
+        The model in evaluation mode, on its device.
+
+    Raises:
+        PluresError: if there is no model, or the precision is not available on the device.
+    """
+    if not isinstance(run, Run):
+        run = Run(Path(run)) if (Path(run) / "experiment.yaml").is_file() else run
+    folder = run.path if isinstance(run, Run) else Path(run)
+    place = (
+        make_fabric(run.experiment if isinstance(run, Run) else Experiment()).device
+        if device is None
+        else torch.device(device)
+    )
+    model = load_model(folder, place)
+    if isinstance(run, Run):
+        thresholds = thresholds_of(run, model.classes, threshold)
+    else:
+        thresholds = Thresholds.load(folder, model.classes) or Thresholds.constant(model.classes, threshold or 0.5)
+    predictor = Predictor(model, thresholds, precision)
+    if precision == "int8":
+        if place.type != "cpu":
+            raise PluresError("--precision int8 is for CPUs; on a GPU use --precision bfloat16")
+        decoded = (_decode(item, predictor.transform)[0] for item in _first(calibration, CALIBRATION))
+        images = [image for image in decoded if image is not None]
+        to_int8(predictor, torch.stack(images) if images else None)
+    return predictor
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding

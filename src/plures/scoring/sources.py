@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from plures.data.formats import delimited
 from plures.data.formats.parquet_shards import holds_images
 from plures.data.formats.table import parquet_batches
 from plures.data.formats.table_layout import image_column
 from plures.data.paths import Search
-from plures.data.photos import IMAGE_SUFFIXES, UNREAD, is_address, is_junk, is_photo, no_images
+from plures.data.photos import IMAGE_SUFFIXES, UNREAD, decoded, is_address, is_junk, is_photo, no_images
 from plures.data.read import read
 from plures.errors import BadData, PluresError, Problem
 
@@ -51,6 +54,53 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
         arrays = dataset.images
         return lambda: ((f"{row:06d}", image) for row, image in enumerate(arrays))
     return lambda: _named(iter(dataset.images))
+
+
+def items_of(images: Any) -> Iterator[Item]:
+    """The items of whatever Python holds: see `Predictor.predict`. Those in memory are called `image 0`, ...
+
+    Raises PluresError for something that is no image, naming its type or shape.
+    """
+    if isinstance(images, str | os.PathLike):
+        yield from images_of(os.fspath(images))()
+        return
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif isinstance(images, np.ndarray | torch.Tensor):
+        images = images if images.ndim == 4 else images[None]
+    for place, one in enumerate(images):
+        if isinstance(one, str | os.PathLike):
+            yield os.fspath(one), os.fspath(one)
+        elif isinstance(one, Image.Image):
+            yield f"image {place}", np.asarray(decoded(one))
+        else:
+            yield f"image {place}", _pixels(one, place)
+
+
+def _pixels(image: Any, place: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] of an array [H, W, 3] or [H, W], or a tensor [3, H, W] or [1, H, W]."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 and image.shape[0] in (1, 3) else np.empty(0)
+        image = image[..., 0] if image.shape[-1:] == (1,) else image
+        expected = "a tensor [3, H, W]"
+    else:
+        image, expected = np.asarray(image), "an array [H, W, 3] or [H, W], a path or a PIL image"
+    if image.ndim == 2:
+        image = np.stack([image] * 3, axis=-1)
+    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape or image.dtype.kind not in "uf":
+        raise PluresError(f"image {place} is {describe(image)}; expected {expected}, uint8 or float in [0, 1]")
+    if image.dtype.kind == "f":
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise PluresError(f"image {place} holds floats outside [0, 1]; expected pixels uint8, or float in [0, 1]")
+        return np.asarray(255 * image + 0.5, np.uint8)
+    if image.dtype != np.uint8:
+        raise PluresError(f"image {place} is {describe(image)}; expected pixels uint8, or float in [0, 1]")
+    return np.ascontiguousarray(image)
+
+
+def describe(image: NDArray[Any]) -> str:
+    return f"{image.dtype} {list(image.shape)}"
 
 
 def sharded(items: Iterator[Item], number: int, of: int) -> Iterator[Item]:

@@ -189,9 +189,7 @@ def here(world, tmp_path, monkeypatch):
     tiny_world.shrink(monkeypatch)
     uvicorn = pytest.importorskip("uvicorn", reason='the pages need the web packages: pip install "plures[web]"')
     monkeypatch.setattr(uvicorn.Server, "run", answer)
-    import plures.web.serve
-
-    monkeypatch.setattr(plures.web.serve, "serve", lambda *_: None)
+    monkeypatch.setattr("plures.web.connections.run_server", lambda *_: None)
     return folder
 
 

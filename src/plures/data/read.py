@@ -93,7 +93,8 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
             f"'{spec}' is of no known format; expected a table ({', '.join(('.csv', '.tsv', '.parquet'))}), COCO JSON,"
             " a VOC devkit or a folder per class; name it as in table:FILE"
         )
-    return min(recognised, key=lambda name: name == "folder"), spec  # any data lie in folders: the last resort
+    last = ("table", "folder")  # other formats are tables, too, and any data lie in folders
+    return min(recognised, key=lambda name: last.index(name) if name in last else -1), spec
 
 
 def reason(spec: str | os.PathLike[str], format: str | None = None, **options: Any) -> str:

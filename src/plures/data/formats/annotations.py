@@ -196,7 +196,7 @@ def holds(file: Path, *patterns: bytes, first: bytes = b"") -> bool:
             return (not first or head in [bytes([c]) for c in first]) and all(re.search(p, content) for p in patterns)
 
 
-# --------------------------------------------------------------------------------------------------------------- parsing
+# -------------------------------------------------------------------------------------------------------------- parsing
 
 
 def load_json(file: Path, expected: str) -> Any:

@@ -183,7 +183,8 @@ def test_label_studio_json(tmp_path):
                {"from_name": "t", "type": "taxonomy", "value": {"taxonomy": [["animal", "cat"]]}},
                {"from_name": "w", "type": "textarea", "value": {"text": ["nice"]}}]  # fmt: skip
     tasks = [task("/data/upload/1/0123abcd-1.png", "cat", "dog"), task("/data/upload/1/89abcdef-2.png"),
-             task("/data/local-files/?d=store%2Fdeep%2F3.png", "cat"), task("s3://bucket/x/4.png") | {"annotations": []},
+             task("/data/local-files/?d=store%2Fdeep%2F3.png", "cat"),
+             task("s3://bucket/x/4.png") | {"annotations": []},
              {"data": {"image": "5.png"}, "annotations": [{"result": regions}, cancelled]},
              {"data": {"image": "6.png"}, "predictions": task("", "dog")["annotations"]}]  # fmt: skip
     (tmp_path / "project.json").write_text(json.dumps(tasks))

@@ -140,7 +140,7 @@ def test_a_table_without_scores_has_none(tmp_path):
 
 def test_what_cannot_be_written_is_one_line(make, tmp_path):
     data = make("as it is")
-    with pytest.raises(PluresError, match="no form 'voc' to convert to.*choose from: table, roboflow"):
+    with pytest.raises(PluresError, match="no form 'voc' to convert to; choose from: table, roboflow"):
         convert(data, "voc", tmp_path / "x.json")
     with pytest.raises(PluresError, match=r"--to cvat writes a file that ends in \.xml"):
         convert(data, "cvat", tmp_path / "x.json")

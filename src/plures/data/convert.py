@@ -28,7 +28,7 @@ from plures.data.formats.table_layout import RESERVED
 from plures.data.paths import paths_from
 from plures.data.photos import Unreadable, is_address, open_header
 from plures.data.write import write_table
-from plures.errors import PluresError, did_you_mean
+from plures.errors import PluresError
 from plures.files import writing
 
 
@@ -130,7 +130,7 @@ def convert(
 def refuse_form(to: str, out: str | Path) -> None:
     """Raise PluresError if there is no such form, or the file's suffix is not one of its."""
     if to not in FORMS:
-        raise PluresError(f"no form '{to}' to convert to{did_you_mean(to, FORMS)}; choose from: {', '.join(FORMS)}")
+        raise PluresError(f"no form '{to}' to convert to; choose from: {', '.join(FORMS)}")
     suffixes = FORMS[to][0]
     if Path(out).suffix.lower() not in suffixes:
         raise PluresError(f"--out {out}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
@@ -229,7 +229,7 @@ def _coco(source: _Source) -> str:
             "labels are unknown, so absent ones stand in neg_category_ids as in LVIS; a tool that knows COCO alone"
             " takes every category that is not annotated as absent"
         )
-    images, annotations = [], []
+    images, annotations = list[dict[str, object]](), list[dict[str, int]]()
     for number, (image, name, present, row) in enumerate(
         zip(data.images, source.beside(), source.tags(), data.labels.values, strict=True), 1
     ):

@@ -25,6 +25,7 @@ from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
 SHOWN = 3  # missing images; more become one line
+BEGINNING = 4_000_000  # bytes of an export in which its keys occur
 DEEPEST = 200  # elements inside one another
 PLACES = ("", "images", "data", "../images", "..", "images/default")  # where photographs lie, from an export's folder
 
@@ -186,14 +187,15 @@ def _asked(fits: Callable[[Path], bool], file: Path) -> bool:
 def holds(file: Path, *patterns: bytes, first: bytes = b"") -> bool:
     """Whether every pattern occurs in a file (a look through its bytes, no parsing).
 
-    first: the characters one of which the text begins with.
+    first: the character that the text begins with; then only the first megabytes are looked through.
     """
     with file.open("rb") as opened:
         if file.stat().st_size < 2:
             return False
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             head = bytes(content[:1000]).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-            return (not first or head in [bytes([c]) for c in first]) and all(re.search(p, content) for p in patterns)
+            end = BEGINNING if first else len(content)
+            return (not first or head == first) and all(re.compile(p).search(content, 0, end) for p in patterns)
 
 
 # -------------------------------------------------------------------------------------------------------------- parsing

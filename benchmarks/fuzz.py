@@ -108,6 +108,54 @@ def _coco() -> bytes:
     return json.dumps({"images": images, "annotations": cells, "categories": names}).encode()
 
 
+def _exports() -> dict[str, bytes]:
+    """A small export of each tool, by its name in the table of doors."""
+    choice = {"from_name": "c", "to_name": "i", "type": "choices", "value": {"choices": ["cat", "dog"]}}
+    tasks = [
+        {"id": i, "data": {"image": f"/data/upload/1/{i}.png"}, "annotations": [{"result": [choice]}]} for i in (0, 1)
+    ]
+    flat = [{"image": f"{i}.png", "id": i, "c": c, "annotator": 1, "annotation_id": i}
+            for i, c in enumerate(["cat", {"choices": ["cat", "dog"]}])]  # fmt: skip
+    label = {"id": 0, "type": "label", "label_id": 1}
+    items = [{"id": str(i), "annotations": [label], "image": {"path": f"{i}.png"}} for i in (0, 1)]
+    names = {"label": {"labels": [{"name": name, "parent": ""} for name in KINDS]}}
+    xml = "".join(f'<image id="{i}" name="{i}.png"><tag label="cat" source="manual"></tag></image>' for i in (0, 1))
+    labels = {"0": 0, "1.png": [0, 2], "2": {"label": "dog", "confidence": 0.5}}
+    return {
+        "labelstudio.json": json.dumps(tasks).encode(),
+        "min.json": json.dumps(flat).encode(),
+        "labelstudio.csv": b"annotation_id,annotator,c,id,image\n1,a,cat,1,0.png\n"
+        b'2,a,"{""choices"": [""a"", ""b""]}",2,1.png\n',
+        "datumaro.json": json.dumps({"info": {}, "categories": names, "items": items}).encode(),
+        "cvat.xml": f"<annotations><version>1.1</version><meta><job><labels><label><name>bird</name></label></labels>"
+        f"</job></meta>{xml}</annotations>".encode(),
+        "labels.json": json.dumps({"classes": KINDS, "labels": labels}).encode(),
+        "metadata.jsonl": b'{"file_name": "0.png", "labels": ["cat", "dog"]}\n{"file_name": "1.png", "labels": []}\n',
+        "celeba.txt": b"2\ncat dog\n0.png 1 -1\n1.png -1 1\n",
+        "openimages.csv": b"ImageID,Source,LabelName,Confidence\n0,verification,/m/1,1\n1,verification,/m/2,0\n"
+        b"1,machine,/m/1,0.7\n",
+        "synsets.txt": b"cat\ndog\n",
+        "train.txt": b"0.png 0 1\n1.png\n",
+        "photos/0.xmp": XMP,
+    }
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:lr="http://ns.adobe.com/lightroom/1.0/">'
+    b"<dc:subject><rdf:Bag><rdf:li>bird</rdf:li></rdf:Bag></dc:subject><lr:hierarchicalSubject><rdf:Bag><rdf:li>animal|"
+    b"bird</rdf:li></rdf:Bag></lr:hierarchicalSubject></rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+def _keywords() -> bytes:
+    """A JPEG with XMP, and EXIF keywords."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x9C9E] = "cat;dog".encode("utf-16-le")
+    Image.new("RGB", (12, 9)).save(buffer, "JPEG", exif=exif, xmp=XMP)
+    return buffer.getvalue()
+
+
 def _voc() -> dict[str, bytes]:
     files = {}
     for name in CLASSES:
@@ -240,7 +288,23 @@ def doors(folder: Path) -> dict[str, Door]:
     shard |= {"b.txt": b"dog; cat\n", "b.png": photo(2)}
     bytes_of = {"image": [photo(1), photo(2)], "tags": ["cat", "dog;cat"], "absent": ["dog", None]}
     report = json.dumps(_report()).encode()
+    exports = _exports()
+
+    def export(form: str, *names: str) -> Door:
+        return Door({name: exports[name] for name in names}, data(f"{form}:{{}}/{names[-1]}"))
+
     return {
+        "label studio": export("label_studio", "labelstudio.json"),
+        "label studio, min": export("label_studio", "min.json"),
+        "label studio, csv": export("label_studio", "labelstudio.csv"),
+        "datumaro": export("datumaro", "datumaro.json"),
+        "cvat": export("cvat", "cvat.xml"),
+        "fiftyone": export("fiftyone", "labels.json"),
+        "huggingface": export("huggingface", "metadata.jsonl"),
+        "celeba": export("celeba", "celeba.txt"),
+        "open images": export("open_images", "openimages.csv"),
+        "imagenet txt": export("imagenet_txt", "synsets.txt", "train.txt"),
+        "xmp": Door({"photos/0.jpg": _keywords(), "photos/0.xmp": XMP}, data("xmp:{}/photos")),
         "table csv, tags": Door(table, data("table:{}/tags.csv")),
         "table csv, columns": Door({"tags.csv": CELLS.encode()}, data("table:{}/tags.csv")),
         "table tsv": Door({"tags.tsv": CELLS.replace(",", "\t").encode()}, data("table:{}/tags.tsv")),
@@ -312,6 +376,7 @@ KINDS_OF = {
     ".jsonl": "json",
     ".yaml": "yaml",
     ".xml": "xml",
+    ".xmp": "xml",
 }
 DEEP = 100_000
 LAUGHS = (

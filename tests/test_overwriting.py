@@ -38,6 +38,7 @@ FILE = {
     ("compare", "out"): ("run", "run", "--out", "mine.html"),
     ("table", "out"): ("run", "--out", "mine.csv"),
     ("merge", "out"): ("tags.csv", "--out", "mine.csv"),
+    ("convert", "out"): ("tags.csv", "--to", "roboflow", "--out", "mine.csv"),
 }
 FOLDER = {
     ("train", "out"): ("tags.csv", "--out", "mine"),
@@ -132,6 +133,7 @@ READ = {
     "evaluate": ("evaluate", "run", "--json", "{}", "--force"),
     "localise": ("localise", "run", "--boxes", "{}", "--force"),
     "merge": ("merge", "mine=tags.csv", "--out", "{}", "--force"),
+    "convert": ("convert", "tags.csv", "--out", "{}", "--force"),
     "init": ("init", "tags.csv", "--out", "{}", "--force"),
     "init, without --force": ("init", "table:tags.csv", "--out", "{}"),
 }

@@ -1,4 +1,4 @@
-"""`plures init` and `plures check`: a table to start from, and what is wrong with the data."""
+"""`plures init`, `check` and `convert`: a table to start from, what is wrong with data, and data for other tools."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, say_notices, say_skipped, screen, settings_values
-from plures.files import mark_folder, refuse_folder
+from plures.cli.app import Force, Skip, app, errors, say_notices, say_skipped, screen, settings_values
+from plures.files import mark_folder, refuse_folder, refuse_replacing
 from plures.system import free_memory
 
 FEATURES = 2048  # numbers per image that the widest common backbones give; 12 bytes per cell are learned labels
@@ -76,3 +76,36 @@ def check(
         mark_folder(out, "check")
         for path in pictures(dataset, description, out):
             screen.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="DATA as `train` takes it, or a table of predictions.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="data.OPTION=...")] = None,
+    to: Annotated[
+        str, typer.Option(help="table, roboflow, huggingface, coco, label_studio, cvat or fiftyone.")
+    ] = "table",
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("converted.csv"),
+    split: Annotated[str | None, typer.Option(help="Write the rows of this split only.")] = None,
+    skip_bad: Skip = False,
+    force: Force = False,
+) -> None:
+    """Write data, or predictions, in the form that another tool reads."""
+    from plures.config import Experiment
+    from plures.data.convert import convert as run_convert
+    from plures.data.convert import refuse_form, scores_of
+    from plures.data.read import read
+
+    refuse_form(to, out)
+    folder = Path(source if Path(source).exists() else source.partition(":")[2])
+    inside = folder.is_dir() and out.resolve().is_relative_to(folder.resolve())
+    refuse_replacing(out, force=force, inputs=[source, *([out] if inside else [])])  # an export in it may be the source
+    data = Experiment(**settings_values(source, None, settings or [])).data
+    dataset = read(data.name, skip_bad=skip_bad, **data.options)
+    dataset = dataset if split is None else dataset.split(split)
+    written = run_convert(dataset, to, out, scores=scores_of(data.name, dataset))
+    screen.print(f"{out}: {len(dataset):,} images, {len(dataset.classes)} classes", highlight=False)
+    say_skipped(dataset.problems)
+    say_notices(dataset.problems)
+    for notice in written.notices:
+        errors.print(f"{out}: {notice}")

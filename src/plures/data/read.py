@@ -90,10 +90,11 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     recognised = [entry.name for entry in formats if entry.make().recognises(spec)]
     if not recognised:
         raise PluresError(
-            f"'{spec}' is of no known format; expected a table ({', '.join(('.csv', '.tsv', '.parquet'))}), COCO JSON,"
-            " a VOC devkit or a folder per class; name it as in table:FILE"
+            f"'{spec}' is of no known format; expected a table (.csv, .tsv, .parquet), an export of an annotation tool"
+            " (`plures parts` lists the formats), a VOC devkit or a folder per class; name it as in table:FILE"
         )
-    return min(recognised, key=lambda name: name == "folder"), spec  # any data lie in folders: the last resort
+    last = ("table", "folder")  # other formats are tables, too, and any data lie in folders
+    return min(recognised, key=lambda name: last.index(name) if name in last else -1), spec
 
 
 def reason(spec: str | os.PathLike[str], format: str | None = None, **options: Any) -> str:

@@ -8,8 +8,6 @@ LVIS is federated. Present: likewise. Absent: what the image's `neg_category_ids
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 import re
 from dataclasses import dataclass, field
@@ -21,10 +19,10 @@ from numpy.typing import NDArray
 
 from plures.data.checks.verify import missing_images
 from plures.data.dataset import Boxes, Dataset, distinct, formats
+from plures.data.formats.annotations import holds, load_json
 from plures.data.formats.split_names import split_name
 from plures.data.photos import is_junk
 from plures.errors import BadData, PluresError, Problem
-from plures.files import parse_json
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
 KEYS = (rb'"images"\s*:\s*\[', rb'"annotations"\s*:\s*\[', rb'"categories"\s*:\s*\[')
@@ -212,11 +210,7 @@ def _files(path: str) -> list[Path]:
 
 def _is_coco(file: Path) -> bool:
     """Whether a JSON file has lists of images, annotations and categories (a look through its bytes, no parsing)."""
-    with file.open("rb") as opened:
-        if file.stat().st_size < 2:
-            return False
-        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(re.search(key, content) for key in KEYS)
+    return holds(file, *KEYS)
 
 
 def _split_of(file: Path, official_val_is_test: bool) -> str:
@@ -244,14 +238,7 @@ def _name(image: dict[str, Any]) -> str:
 
 def _load(file: Path) -> dict[str, Any]:
     expected = "JSON with images, annotations and categories"
-    try:
-        content = parse_json(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise BadData([Problem(str(file), error.lineno, f"broken JSON ({error.msg})", expected)], False) from error
-    except UnicodeDecodeError as error:
-        raise BadData([Problem(str(file), None, "the text is not UTF-8", expected)], False) from error
-    except (OSError, ValueError) as error:
-        raise BadData([Problem(str(file), None, f"cannot be read ({error})", expected)], False) from error
+    content = load_json(file, expected)
     for key, needed in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not isinstance(content.get("annotations"), list):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
 from plures.data.formats.repeated_rows import merge_duplicates
-from plures.data.formats.table import Rows, gather, parquet_batches, rows_of
+from plures.data.formats.table import Rows, first_cells, gather, parquet_batches, rows_of
 from plures.data.formats.table_layout import Layout, lay_out
 from plures.errors import BadData, Problem
 from plures.labels import ABSENT, UNKNOWN, Labels
@@ -77,7 +77,9 @@ def _read(
     """Photos, labels, classes and splits of one file."""
     try:
         parquet = _opened(file, os.getpid())
-        layout = lay_out(parquet.schema_arrow.names, Path(file))
+        layout = lay_out(
+            parquet.schema_arrow.names, Path(file), look=lambda wanted: first_cells(parquet, wanted, Path(file))
+        )
         if layout.image != "image":
             what = f"no column 'image'; rename '{layout.image}' to 'image'"
             raise BadData([Problem(file, None, what, "the bytes of image files, or a struct with bytes")], False)

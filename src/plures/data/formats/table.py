@@ -25,6 +25,7 @@ from plures.data.checks.verify import missing_images
 from plures.data.dataset import Dataset, formats
 from plures.data.formats import delimited
 from plures.data.formats.cells import BAD, Meaning, TagPairs, codes, is_nested
+from plures.data.formats.class_label import label_names, with_names
 from plures.data.formats.class_rules import ClassRules, doubtful
 from plures.data.formats.faults import LABELS, NESTED, SPLITS, Faults
 from plures.data.formats.joined import joined
@@ -108,12 +109,16 @@ class Table:
         self.meaning = Meaning.parse(present, absent, unknown)
         self.rules = ClassRules.parse(rename, nothing, classes)
 
+    def files(self, path: str) -> list[tuple[str, Path]]:
+        """The tables at this path, see `tables_of`."""
+        return tables_of(path)
+
     def recognises(self, path: str) -> bool:
-        return bool(tables_of(path))
+        return bool(self.files(path))
 
     def reason(self, path: str) -> str:
         """Why this path is read as a table, and what is taken from it."""
-        tables = tables_of(path)
+        tables = self.files(path)
         where = f"{len(tables)} tables in split folders" if len(tables) > 1 else tables[0][1].name
         return f"{where}: {self.layout(tables[0][1]).in_words()}"
 
@@ -122,7 +127,7 @@ class Table:
         return self._open(file, [])[0]
 
     def read(self, path: str) -> tuple[Dataset, list[Problem]]:
-        files = tables_of(path)
+        files = self.files(path)
         if not files:
             raise PluresError(f"no table at '{path}'; expected a file that ends in {', '.join(SUFFIXES)}")
         problems: list[Problem] = []
@@ -147,7 +152,7 @@ class Table:
                 names = parquet.schema_arrow.names
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise BadData([Problem(str(file), None, f"not a Parquet file ({error})")], False) from error
-            layout = self._lay_out(names, file, lambda wanted: _first_cells(parquet, wanted, file))
+            layout = self._lay_out(names, file, lambda wanted: first_cells(parquet, wanted, file))
             return layout, _parquet_rows(parquet, layout, file)
         header = delimited.read_header(file, self.delimiter, self.encoding)
         layout = self._lay_out(header.names, file, lambda wanted: self._first_lines(file, header, wanted))
@@ -344,24 +349,32 @@ def parquet_batches(parquet: Any, columns: list[str], file: Path) -> Iterator[An
         raise BadData(
             [Problem(str(file), None, what, "rows that differ; a file like this only fills the memory")], False
         )
+    names, first = label_names(parquet.schema_arrow), 1
     try:
         for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             batch.validate(full=True)  # text that is not UTF-8 would fail far from here
-            yield batch
+            yield with_names(batch, names, first, file) if names else batch
+            first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         line = " ".join(str(error).split())
         raise BadData([Problem(str(file), None, f"a damaged Parquet file ({line})")], False) from error
 
 
-def _first_cells(parquet: Any, wanted: list[str], file: Path) -> Cells:
-    """The first cells of the columns as text; a column of lists or images has none."""
-    columns = [name for name in wanted if not pa.types.is_nested(parquet.schema_arrow.field(name).type)]
-    columns = [name for name in columns if not pa.types.is_binary(parquet.schema_arrow.field(name).type)]
+def first_cells(parquet: Any, wanted: list[str], file: Path) -> Cells:
+    """The first cells of the columns as text, lists in brackets; a column of images or boxes has none."""
+    columns = [name for name in wanted if _is_plain(parquet.schema_arrow.field(name).type)]
     batch = next(parquet_batches(parquet, columns, file), None) if columns else None
     if batch is None:
         return {}
     first = batch.slice(0, LOOKED_AT)
     return {name: _words(first.column(place)) for place, name in enumerate(first.schema.names)}
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column's cells, or their lists, are words or numbers."""
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    binary = pa.types.is_binary(inner) or pa.types.is_large_binary(inner)
+    return not (pa.types.is_nested(inner) or binary)
 
 
 def _parquet_rows(parquet: Any, layout: Layout, file: Path) -> Iterator[Rows]:

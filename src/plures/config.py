@@ -7,6 +7,8 @@ command line:  plures train tags.csv loss=role loss.expected_positives=1.5 lr=1e
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
@@ -24,6 +26,9 @@ AUTO = "auto"  # what training chooses for the data (training/auto.py)
 CHOSEN = "chosen"  # thresholds that training chooses at its end
 BACKBONE = "timm"  # the backbone whose options backbone=auto takes
 AUTO_HEADS = ("linear", "codebook")  # the heads that head=auto may become
+STEPPED = "adam"  # the optimizer whose options optimizer=auto takes, beside those of `exact`
+DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
+schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
 CUT = 0.5  # the probability from which a tag is called where nobody chose another one
 EXACT = "exact"  # the optimizer that solves for a linear head
 EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
@@ -143,6 +148,7 @@ class Experiment(BaseModel):
         return self
 
     def _check_components(self) -> None:
+        from plures.data.masking import check as check_supervision
         from plures.losses import losses
         from plures.models.backbones import backbones
         from plures.models.heads import heads
@@ -159,8 +165,17 @@ class Experiment(BaseModel):
                 raise PluresError(
                     f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
                 )
+        for part in (self.data, self.supervision, self.schedule, self.optimizer):
+            _refuse_null(part)
+        _check_data(self.data)
+        check_supervision(self.supervision.name, self.supervision.options)
+        schedules.make(self.schedule.name, **self.schedule.options)
+        if DEVICE.match(self.device) is None:
+            raise PluresError(f"device '{self.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
         if self.optimizer.name == EXACT:
             _check_exact(self)
+        else:
+            _check_optimizer(self.optimizer)
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
             raise PluresError(
                 f"mode=frozen uses features computed once: augment={self.augment} has no effect there; use"
@@ -317,6 +332,40 @@ def _refuse_null(part: Part) -> None:
                 f"YAML requires a blank after the colon: {{{name}: {value}}}" if colon else f"expected {{{key}: VALUE}}"
             )
             raise PluresError(f"{part.name}, {option}: '{key}' has no value; {hint}")
+
+
+def _check_data(part: Part) -> None:
+    """Raise PluresError if the format that the data name, or any format, does not take one of the options.
+
+    Where the data themselves lie is asked when they are read: a run may be looked at elsewhere.
+    """
+    from plures.data.dataset import formats
+
+    if part.name.partition(":")[0] in formats.names():
+        formats.make(part.name.partition(":")[0], **part.options)
+        return
+    known = sorted({option for entry in formats for option in entry.options})
+    for option in part.options:
+        if option not in known and ":" not in part.name:  # a format of one's own has its own options
+            raise PluresError(f"no data format has an option '{option}'{did_you_mean(option, known)}")
+
+
+def _check_optimizer(part: Part) -> None:
+    """Raise PluresError if neither timm nor torch knows the optimizer, or it does not take one of the options."""
+    from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
+
+    names = [str(name) for name in list_optimizers()]
+    name = STEPPED if part.name == AUTO else part.name
+    if name not in names:
+        raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, [*names, EXACT, AUTO])}")
+    parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    own = {"params", "lr", "weight_decay", "kwargs"}  # settings of their own
+    allowed = [*(p for p in parameters if p not in own), *(["l2"] if part.name == AUTO else [])]
+    for option in part.options:
+        if option in ("lr", "weight_decay"):
+            raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={part.options[option]}")
+        if option not in allowed and "kwargs" not in parameters:
+            raise PluresError(f"optimizer '{name}' has no option '{option}'{did_you_mean(option, allowed)}")
 
 
 def _check_exact(e: Experiment) -> None:

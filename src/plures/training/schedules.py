@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from plures.config import schedules
+from plures.config import schedules as schedules
 
 Schedule = Callable[[float, int, int], float]  # (step, steps per epoch, epochs) -> factor on the learning rate
 

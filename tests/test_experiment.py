@@ -55,7 +55,7 @@ def test_naming_a_part_anew_drops_its_old_options():
 
 @pytest.mark.parametrize("text", ["|", " ", "#", "-", ",", "\\t", "1", "null", "[a", "{", "'x'", "yes", "1e3", ": "])
 def test_an_option_that_is_text_takes_the_characters_as_they_are(text):
-    assert Experiment().change([f"data.separator={text}"]).data.options == {"separator": text}
+    assert Experiment().change(["data=tags.csv", f"data.separator={text}"]).data.options == {"separator": text}
     assert Experiment().change(["data=tags.csv", f"data.images={text}"]).data.options == {"images": text}
 
 
@@ -64,7 +64,7 @@ def test_what_text_is_follows_from_the_declared_type():
     assert changed.backbone.options == {"model": "1e3", "weights": None}
     assert changed.data.name == "2024"
     assert Experiment().change(["loss=role", "loss.expected_positives=2"]).loss.options == {"expected_positives": 2}
-    assert Experiment().change(["data.complete=true"]).data.options == {"complete": True}
+    assert Experiment().change(["data=tags.csv", "data.complete=true"]).data.options == {"complete": True}
     with pytest.raises(PluresError, match="separator=1: expected text"):
         formats.make("table", separator=1)
 
@@ -94,6 +94,23 @@ def test_every_experiment_survives_its_command_line_spelling(name, separator, mo
     ("settings", "message"),
     [
         (["los=an"], "no setting 'los'; did you mean 'loss'?"),
+        (["schedule=cosin"], "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        (["schedule=cosine", "schedule.warmup=2"], "'cosine' has no option 'warmup'; did you mean 'warmup_epochs'?"),
+        (["optimizer=adamww"], "unknown optimizer 'adamww'; did you mean 'adamw'"),
+        (["optimizer=sgd", "optimizer.momentun=0.9"], "'sgd' has no option 'momentun'; did you mean 'momentum'?"),
+        (["optimizer.beta=0.9"], "'adam' has no option 'beta'; did you mean 'betas'?"),
+        (["optimizer.lr=0.1"], "optimizer.lr is a setting of its own: write lr=0.1"),
+        (["supervision=single"], "unknown supervision 'single'; did you mean 'single_positive'?"),
+        (["supervision=fraction", "supervision.share=0.1"], "supervision 'fraction' has no option 'share'"),
+        (["supervision=single_positive", "supervision.bias=sise"], "unknown bias 'sise'; did you mean 'size'?"),
+        (["device=cude"], "device 'cude' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
+        (["data=table:tags.csv", "data.seperator=,"], "no option 'seperator'; did you mean 'separator'?"),
+        (
+            ["data=nowhere.csv", "data.seperator=,"],
+            "no data format has an option 'seperator'; did you mean 'separator'?",
+        ),
+        (["backbone.wieghts=a"], "no option 'wieghts'; did you mean 'weights'?"),
+        (["head.code_with=8"], "head=auto has no option code_with; name the head"),
         (["loss=rol"], "unknown loss 'rol'; did you mean 'role'?"),
         (["head=codebok"], "unknown head 'codebok'; did you mean 'codebook'?"),
         (["loss=role", "loss.expected_positive=2"], "did you mean 'expected_positives'?"),

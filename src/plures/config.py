@@ -7,6 +7,8 @@ command line:  plures train tags.csv loss=role loss.expected_positives=1.5 lr=1e
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
@@ -20,7 +22,14 @@ from plures.files import parse_yaml, read_yaml
 from plures.registry import Registry, is_text
 
 RENAMED = {"embedder": "backbone"}  # settings of plures 0.1.0, in the files of its runs
-AUTO = "auto"  # the loss that training chooses for the labels and the head
+AUTO = "auto"  # what training chooses for the data (training/auto.py)
+CHOSEN = "chosen"  # thresholds that training chooses at its end
+BACKBONE = "timm"  # the backbone whose options backbone=auto takes
+AUTO_HEADS = ("linear", "codebook")  # the heads that head=auto may become
+STEPPED = "adam"  # the optimizer whose options optimizer=auto takes, beside those of `exact`
+DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
+schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
+CUT = 0.5  # the probability from which a tag is called where nobody chose another one
 EXACT = "exact"  # the optimizer that solves for a linear head
 EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
 
@@ -59,22 +68,27 @@ class Experiment(BaseModel):
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
       val_share, test_share in (0, 1); a split that the data give is kept.
-    backbone, head, loss: parts by name, see `plures parts`; loss auto: chosen for the labels and the head, with the
-      reason said (training/auto.py).
-    mode: end_to_end; frozen (the backbone is fixed, its features are computed once); frozen_then_end_to_end.
+    backbone, head, loss: components by name, see `plures parts`; auto: chosen for the data, with the reason said
+      (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
+      the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
+    mode: end_to_end; frozen (the backbone is fixed, its features are computed once); frozen_then_end_to_end; auto:
+      frozen for a pretrained backbone, else end_to_end.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip end to end.
     batch_size: images a step learns from, over all processes; accumulate: in how many pieces, one after another, to
       save memory (a loss that looks at a batch as a whole then sees a piece).
     optimizer: any name that timm or torch knows, or `exact` (no steps: a linear head on frozen features and the loss
-      least_squares are solved for each strength of its option l2); lr: of the backbone; head_lr: times lr for the head.
+      least_squares are solved for each strength of its option l2); auto: `exact` where backbone, head and mode are left
+      to plures and photographs are given, else adam. lr: of the backbone; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
       alone), last; auto: see `runs/data.py`.
     patience: a phase stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images an epoch).
-    average_precision: the definition used for it. threshold: of the probability, to call a tag.
+    average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
+      on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
+      plures chose for photographs, else 0.5.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,10 +101,10 @@ class Experiment(BaseModel):
     val_share: Share = 0.2
     test_share: Share = 0.2
 
-    backbone: PartField = Part(name="small_conv")
-    head: PartField = Part(name="codebook")
+    backbone: PartField = Part(name="auto")
+    head: PartField = Part(name="auto")
     loss: PartField = Part(name="auto")
-    mode: Literal["end_to_end", "frozen", "frozen_then_end_to_end"] = "end_to_end"
+    mode: Literal["auto", "end_to_end", "frozen", "frozen_then_end_to_end"] = "auto"
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
 
@@ -99,7 +113,7 @@ class Experiment(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 16
     drop_last: bool = False
     accumulate: Annotated[int, Field(ge=1)] = 1
-    optimizer: PartField = Part(name="adam")
+    optimizer: PartField = Part(name="auto")
     lr: Annotated[float, Field(gt=0)] = 1e-3
     frozen_lr: Annotated[float, Field(gt=0)] = 1e-3
     head_lr: Annotated[float, Field(gt=0)] = 1.0
@@ -115,7 +129,7 @@ class Experiment(BaseModel):
     patience: Annotated[int, Field(ge=1)] | None = None
     history: bool = False
     average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Share | Literal["auto", "chosen"] = "auto"
 
     seed: int = 0
     device: str = "auto"
@@ -134,20 +148,44 @@ class Experiment(BaseModel):
         return self
 
     def _check_components(self) -> None:
+        from plures.data.masking import check as check_supervision
         from plures.losses import losses
         from plures.models.backbones import backbones
         from plures.models.heads import heads
 
-        for shelf, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
+        for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
             _refuse_null(part)
-            if part.name != AUTO or shelf is not losses:
-                shelf.check(part.name, part.options, named=True)
-            elif part.options:
+            if part.name != AUTO:
+                registry.check(part.name, part.options, named=True)
+            elif part.options and registry is losses:
                 raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
+            elif registry is backbones:
+                registry.check(BACKBONE, part.options)
+            elif not any(part.options.keys() <= heads[name].options.keys() for name in AUTO_HEADS):
+                raise PluresError(
+                    f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
+                )
+        for part in (self.data, self.supervision, self.schedule, self.optimizer):
+            _refuse_null(part)
+        _check_data(self.data)
+        check_supervision(self.supervision.name, self.supervision.options)
+        schedules.make(self.schedule.name, **self.schedule.options)
+        if DEVICE.match(self.device) is None:
+            raise PluresError(f"device '{self.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
         if self.optimizer.name == EXACT:
             _check_exact(self)
+        else:
+            _check_optimizer(self.optimizer)
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
-            raise PluresError(f"mode=frozen uses features computed once: augment={self.augment} has no effect there")
+            raise PluresError(
+                f"mode=frozen uses features computed once: augment={self.augment} has no effect there; use"
+                " mode=end_to_end, or leave augment out"
+            )
+
+    @property
+    def cut(self) -> float:
+        """The probability from which a tag is called where no thresholds were chosen."""
+        return CUT if isinstance(self.threshold, str) else self.threshold
 
     @property
     def augmentation(self) -> Literal["none", "flip", "crop", "cutout_randaugment"]:
@@ -177,7 +215,7 @@ class Experiment(BaseModel):
 
     def change(self, settings: Iterable[str]) -> Experiment:
         """A copy with command-line settings applied: `lr=1e-3`, `loss=role`, `loss.expected_positives=1.5`."""
-        return Experiment(**apply_settings(self.to_dict(), settings))
+        return Experiment(**apply_settings(self.model_dump(mode="json", exclude_unset=True), settings))
 
     def to_settings(self) -> list[str]:
         """The command-line spelling of what differs from the defaults; `change` reads it back to the same values."""
@@ -256,9 +294,9 @@ def _text_option(field: str, name: str, option: str) -> bool | None:
         found = [entry.text_options[option] for entry in formats if option in entry.text_options]
         return found[0] if found else None
     registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses}
-    if field not in registries or name not in registries[field].names():
-        return None
-    return registries[field][name].text_options.get(option)
+    names = {"backbone": (BACKBONE,), "head": AUTO_HEADS}.get(field, ()) if name == AUTO else (name,)
+    known = [registries[field][one] for one in names if field in registries and one in registries[field].names()]
+    return next((entry.text_options[option] for entry in known if option in entry.text_options), None)
 
 
 def _read_text(text: str, optional: bool) -> str | None:
@@ -296,11 +334,45 @@ def _refuse_null(part: Part) -> None:
             raise PluresError(f"{part.name}, {option}: '{key}' has no value; {hint}")
 
 
+def _check_data(part: Part) -> None:
+    """Raise PluresError if the format that the data name, or any format, does not take one of the options.
+
+    Where the data themselves lie is asked when they are read: a run may be looked at elsewhere.
+    """
+    from plures.data.dataset import formats
+
+    if part.name.partition(":")[0] in formats.names():
+        formats.make(part.name.partition(":")[0], **part.options)
+        return
+    known = sorted({option for entry in formats for option in entry.options})
+    for option in part.options:
+        if option not in known and ":" not in part.name:  # a format of one's own has its own options
+            raise PluresError(f"no data format has an option '{option}'{did_you_mean(option, known)}")
+
+
+def _check_optimizer(part: Part) -> None:
+    """Raise PluresError if neither timm nor torch knows the optimizer, or it does not take one of the options."""
+    from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
+
+    names = [str(name) for name in list_optimizers()]
+    name = STEPPED if part.name == AUTO else part.name
+    if name not in names:
+        raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, [*names, EXACT, AUTO])}")
+    parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    own = {"params", "lr", "weight_decay", "kwargs"}  # settings of their own
+    allowed = [*(p for p in parameters if p not in own), *(["l2"] if part.name == AUTO else [])]
+    for option in part.options:
+        if option in ("lr", "weight_decay"):
+            raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={part.options[option]}")
+        if option not in allowed and "kwargs" not in parameters:
+            raise PluresError(f"optimizer '{name}' has no option '{option}'{did_you_mean(option, allowed)}")
+
+
 def _check_exact(e: Experiment) -> None:
     """Raise PluresError unless optimizer=exact can solve this experiment."""
     wrong = {
-        f"mode={e.mode}": e.mode != "frozen",
-        f"head={e.head.name}": e.head.name != "linear",
+        f"mode={e.mode}": e.mode not in (AUTO, "frozen"),
+        f"head={e.head.name}": e.head.name not in (AUTO, "linear"),
         "head.boost": e.head.options.get("boost", 1) != 1,
         f"loss={e.loss.name}": e.loss.name not in (AUTO, "least_squares"),
         "history=true": e.history,

@@ -157,7 +157,17 @@ class Keep:
 def test_role_in_a_plain_loop_learns_what_training_learns_bit_for_bit(dense):
     """Model and memory, after three epochs of whole and last batches."""
     codes, features = targets(), torch.randn(N, D, generator=torch.Generator().manual_seed(3))
-    e = Experiment(loss="role", head="linear", mode="frozen", epochs=3, batch_size=8, lr=0.03, device="cpu", seed=5)
+    e = Experiment(
+        loss="role",
+        head="linear",
+        mode="frozen",
+        optimizer="adam",
+        epochs=3,
+        batch_size=8,
+        lr=0.03,
+        device="cpu",
+        seed=5,
+    )
     order, torchs = Order(N, 8, shuffle_seed=5), nn.Linear(D, K)
     head, labels = Linear(D, K), Labels(codes.numpy().astype(np.int8))
     head.classifier.load_state_dict(torchs.state_dict())

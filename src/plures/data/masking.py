@@ -35,6 +35,12 @@ def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
     Pass the whole official training set, before a validation split is cut off, to draw as the MLSPL code does.
     Raises PluresError for an unknown mode or option, and for a bias that wants boxes where there are none.
     """
+    check(mode, options)
+    return MODES[mode](dataset, **options)
+
+
+def check(mode: str, options: dict[str, Any]) -> None:
+    """Raise PluresError if there is no such supervision, or it does not take one of the options."""
     if mode not in MODES:
         raise PluresError(f"unknown supervision '{mode}'{did_you_mean(mode, MODES)}")
     allowed = list(inspect.signature(MODES[mode]).parameters)[1:]
@@ -42,7 +48,9 @@ def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
         if option not in allowed:
             hint = did_you_mean(option, allowed) if allowed else "; it has no options"
             raise PluresError(f"supervision '{mode}' has no option '{option}'{hint}")
-    return MODES[mode](dataset, **options)
+    bias = options.get("bias", "uniform")
+    if bias not in get_args(Bias):
+        raise PluresError(f"unknown bias '{bias}'{did_you_mean(str(bias), get_args(Bias))}")
 
 
 def _full(dataset: Dataset) -> Labels:
@@ -62,8 +70,6 @@ def _fraction(dataset: Dataset, fraction: float = 0.1, seed: int = 1200) -> Labe
 
 
 def _single_positive(dataset: Dataset, seed: int = 1200, bias: Bias = "uniform", wrong: float = 0.0) -> Labels:
-    if bias not in get_args(Bias):
-        raise PluresError(f"unknown bias '{bias}'{did_you_mean(str(bias), get_args(Bias))}")
     weights = None if bias == "uniform" else bias_weights(dataset, bias)
     observed = mask_to_single_positive(dataset.labels, seed, weights)
     return mistake(observed, dataset.labels, wrong, seed) if wrong else observed

@@ -122,7 +122,7 @@ def _cells(model: Model, run: Run, row: Row, shown: Dataset, out: Path) -> list[
         picture = Image.fromarray(np.asarray(shown.images[i])).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
         for k in np.argsort(-scores[i]):
             name, present = model.classes[k], bool(shown.labels.present[i, k])
-            if scores[i, k] < run.experiment.threshold:
+            if scores[i, k] < run.experiment.cut:
                 if present:
                     parts.append(f'<figure class="missed">missed {html.escape(name)} ({scores[i, k]:.2f})</figure>')
                 continue

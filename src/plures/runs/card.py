@@ -154,7 +154,7 @@ def _row(c: ClassResult) -> str:
 def _thresholds(run: Run, classes: tuple[str, ...]) -> list[str]:
     chosen = Thresholds.load(run.path, classes)
     if chosen is None:
-        return [f"{run.experiment.threshold:g} for every class, which nobody has chosen; `plures thresholds` does."]
+        return [f"{run.experiment.cut:g} for every class, which nobody has chosen; `plures thresholds` does."]
     calibration = "none" if chosen.calibration is None else chosen.calibration.kind
     same = len(set(chosen.values.tolist())) == 1
     cuts = (

@@ -40,4 +40,4 @@ def thresholds_of(run: Run, classes: tuple[str, ...], threshold: float | None = 
         if not 0 < threshold < 1:
             raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
         return Thresholds.constant(classes, threshold)
-    return Thresholds.load(run.path, classes) or Thresholds.constant(classes, run.experiment.threshold)
+    return Thresholds.load(run.path, classes) or Thresholds.constant(classes, run.experiment.cut)

@@ -23,7 +23,7 @@ def report_of(
 ) -> Report:
     """The report of these logits against the dataset's known labels; thresholds None: the experiment's. estimate:
     whether to estimate, where labels are not complete, what nobody wrote down (seconds for thousands of images)."""
-    thresholds = thresholds or Thresholds.constant(dataset.classes, experiment.threshold)
+    thresholds = thresholds or Thresholds.constant(dataset.classes, experiment.cut)
     report = evaluate_scores(
         logits,
         dataset.labels,

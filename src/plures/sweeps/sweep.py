@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from plures.config import Experiment, apply_settings
+from plures.config import CUT, Experiment, apply_settings
 from plures.data.dataset import Dataset
 from plures.errors import Diverged, PluresError, WorkFailed, machine_failure, require
 from plures.files import mark_folder, refuse_folder, writing
-from plures.runs.data import IN_MEMORY
+from plures.runs.data import IN_MEMORY, read_data
 from plures.sweeps.frozen import complete, train_frozen, trains_together
 from plures.sweeps.sweep_run import Outcome, SweepRun, outcome
 from plures.system import EndsWithParent, lock
+from plures.training.auto import LOOKED_AT, choose_model
 from plures.training.train import train
 
 Say = Callable[[str], None]
@@ -126,6 +127,7 @@ class Plan:
         self.values, self.out, self.seeds, self.jobs = values, out, seeds, jobs
         self.dataset, self.skip_bad, self.say = dataset, skip_bad, say
         self.first_seed = Experiment(**values).seed
+        self.said, self.read = set[str](), dict[str, Dataset]()  # what was said; some pictures of the data
 
     def runs_of(self, cell: tuple[str, ...]) -> list[SweepRun]:
         """A run for every seed of the cell. Raises PluresError if its settings make no experiment."""
@@ -135,8 +137,24 @@ class Plan:
             name = re.sub(r"[^\w.=+-]+", "_", ",".join(settings))
             if len(name) > 150:
                 raise PluresError(f"the settings {', '.join(settings)[:80]}... are too long for a folder's name")
-            found.append(SweepRun(self.out / "runs" / name, Experiment(**apply_settings(self.values, settings))))
+            found.append(SweepRun(self.out / "runs" / name, self._settled(apply_settings(self.values, settings))))
         return found
+
+    def _settled(self, values: dict[str, Any]) -> Experiment:
+        """The experiment with nothing left to choose. Its runs are compared by average precision: no thresholds."""
+        asked = Experiment(**{"threshold": CUT, **values})
+        settled, reason = choose_model(asked, lambda: self._pictures(asked))
+        if reason and reason not in self.said:
+            self.said.add(reason)
+            self.say(reason)
+        return settled
+
+    def _pictures(self, experiment: Experiment) -> Dataset:
+        key = str(experiment.data)
+        if key not in self.read:
+            data = self.dataset or read_data(experiment, skip_bad=self.skip_bad)
+            self.read[key] = data.take(np.linspace(0, len(data) - 1, LOOKED_AT).astype(int))
+        return self.read[key]
 
     def run(self, wanted: Sequence[tuple[str, ...]]) -> list[Cell]:
         """Train what is not finished yet, and read what came of every cell."""

@@ -1,12 +1,133 @@
-"""`loss=auto`: the loss that plures chooses for these labels and this model, and why.
+"""What training chooses where the settings say `auto`: backbone, head, mode and optimizer for the pictures, the loss
+for the labels; each with its reason in words.
 
-The choice rests on the tables of docs/choosing.md: one positive an image, three data sets, chosen on validation rows.
+The choice rests on the tables of docs/choosing.md: one positive per image, three data sets, chosen on validation rows;
+features of a pretrained backbone against a small network from scratch: docs/your-own-photos.md.
 """
 
 from __future__ import annotations
 
-from plures.config import EXACT, Experiment, Part
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plures.config import AUTO, CHOSEN, CUT, EXACT, Experiment, Part
+from plures.data.dataset import Dataset
+from plures.data.photos import Unreadable, is_address, open_header
 from plures.labels import Labels
+from plures.runs.run import Run
+
+SMALL = 64  # pixels: up to this side pictures are no photographs, and features of photographs do not suit them
+LOOKED_AT = 100  # pictures whose size is looked at
+MODEL = "mobilenetv2_100"
+FROM_SCRATCH = Part(name="small_conv")
+STEPS = {"optimizer": Part(name="adamw"), "lr": 3e-4, "weight_decay": 10.0}  # for a linear head on standard features
+OF_STEPS = ("epochs", "batch_size", "accumulate", "drop_last", "lr", "head_lr", "weight_decay", "schedule", "clip")
+
+
+def choose_model(experiment: Experiment, pictures: Callable[[], Dataset]) -> tuple[Experiment, str]:
+    """The experiment with backbone, head, mode, optimizer and threshold settled, and the reason in a line ("" where
+    nothing was left to choose). pictures: the images at hand, called only where the choice depends on them.
+
+    Raises PluresError if a setting does not go with what was chosen.
+    """
+    e, why = _from_start(experiment), ""
+    backbone = e.backbone
+    if backbone.name == AUTO:
+        why = "photographs" if backbone.options else _kind(e, pictures())
+        backbone = _pretrained(backbone.options) if why == "photographs" else FROM_SCRATCH
+    pretrained = bool(backbone.options.get("pretrained") or backbone.options.get("weights"))
+    exact = e.optimizer.name == EXACT
+    mode = ("frozen" if pretrained or exact else "end_to_end") if e.mode == AUTO else e.mode
+    ours = pretrained and e.head.name == AUTO and mode != "end_to_end"  # a head of plures's choice, on its features
+    solved = exact or (
+        ours
+        and mode == "frozen"
+        and e.optimizer.name == AUTO
+        and e.optimizer.options.keys() <= {"l2"}
+        and e.loss.name in (AUTO, "least_squares")
+        and not e.history
+        and e.ema is None
+    )
+    values: dict[str, Any] = {"backbone": backbone, "mode": mode}
+    if e.head.name == AUTO:
+        head = Part(name="linear" if ours or exact else "codebook", options=e.head.options)
+        if head.name == "linear":
+            standard = {"standardise": True, "normalise": True} if solved else {"standardise": True}
+            head = Part(name="linear", options={**standard, **head.options})
+        values["head"] = head
+    if e.optimizer.name == AUTO:
+        steps = {key: value for key, value in STEPS.items() if key not in e.model_fields_set} if ours else {}
+        values |= {"optimizer": Part(name="adam"), **steps}
+        if solved:
+            values = {k: v for k, v in values.items() if k not in STEPS} | {"optimizer": Part(name=EXACT)}
+        values["optimizer"] = Part(name=values["optimizer"].name, options=e.optimizer.options)
+    if solved and e.loss.name == AUTO:
+        values["loss"] = Part(name="least_squares")
+    if e.threshold == AUTO:
+        values["threshold"] = CHOSEN if ours else CUT
+    settled = e.model_copy(update=values)
+    settled = Experiment(**settled.model_dump(mode="json", include=settled.model_fields_set | values.keys()))
+    return settled, _reason(why, experiment, settled, solved, ours)
+
+
+def _from_start(e: Experiment) -> Experiment:
+    """With the backbone, head and image size of the run that training starts from, unless they are named."""
+    if e.start is None or e.backbone.name != AUTO or e.backbone.options:
+        return e
+    before = Run(e.start).experiment
+    values: dict[str, Any] = {"backbone": before.backbone, "image_size": e.image_size or before.image_size}
+    if e.head == Part(name=AUTO):
+        values["head"] = before.head
+    return e.model_copy(update=values)
+
+
+def _kind(e: Experiment, dataset: Dataset) -> str:
+    """What the pictures are: scenes, photographs, or small by the median over some of them of their longer side."""
+    if e.data.name.partition(":")[0] == "scenes":
+        return "scenes"
+    sides: list[int] = []
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), LOOKED_AT)).astype(int)
+    if isinstance(dataset.images, np.ndarray):
+        rows, sides = rows[:0], [max(dataset.images.shape[1:3])]
+    for path in (dataset.images[row] for row in rows):
+        if not is_address(str(path)):
+            try:
+                with open_header(path) as image:
+                    sides.append(max(image.size))
+            except Unreadable:
+                continue
+    side = float(np.median(sides)) if sides else 0.0  # nobody can tell without fetching them
+    return f"pictures of {side:.0f} pixels" if 0 < side <= SMALL else "photographs"
+
+
+def _pretrained(options: dict[str, Any]) -> Part:
+    """timm's backbone with these options. A file of weights that is called after a model of timm is taken for it."""
+    from timm import is_model
+
+    file = Path(str(options.get("weights") or "")).name.partition(".")[0]
+    model = file if file and is_model(file) else MODEL
+    return Part(name="timm", options={"model": model, **({} if file else {"pretrained": True}), **options})
+
+
+def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool) -> str:
+    """The choice in a line, with the way to another one."""
+    name = e.backbone.options.get("model", e.backbone.name)
+    if not ours:
+        pretrained = "; for features of photographs use backbone=timm backbone.pretrained=true"
+        if e.backbone == FROM_SCRATCH and why:
+            return f"{why}: {name} trained from scratch{pretrained}"
+        return f"{why}: {name} and a {e.head.name} head, mode={e.mode}" if why else ""
+    what = "a closed-form head" if solved else f"a linear head trained by {e.optimizer.name}"
+    other = "train from scratch with backbone=small_conv" if why else "train all of it with mode=end_to_end"
+    line = f"{why or 'a pretrained backbone'}: frozen features of {name} and {what}"
+    if e.mode != "frozen":
+        line += ", then all of it end to end"
+    if solved and (idle := [key for key in OF_STEPS if key in asked.model_fields_set]):
+        line += f", which takes no steps: {', '.join(idle)} without effect"
+    return f"{line}; {other}"
 
 
 def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from plures.registry import Registry
+from plures.config import schedules as schedules
 
-Schedule = Callable[[float, int, int], float]  # (step, steps an epoch, epochs) -> factor on the learning rate
-
-schedules: Registry[Schedule] = Registry("schedule", "plures.training.schedules")
+Schedule = Callable[[float, int, int], float]  # (step, steps per epoch, epochs) -> factor on the learning rate
 
 
 @schedules.register("constant", title="constant")

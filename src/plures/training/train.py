@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from plures.config import AUTO, Experiment, Part
+from plures.config import AUTO, CHOSEN, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform, Unreadable
@@ -21,6 +21,9 @@ from plures.errors import PluresError
 from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS
+from plures.metrics.choosing import Objective
+from plures.metrics.threshold_choice import from_logits, source_of
+from plures.metrics.thresholds import Thresholds
 from plures.models.heads import FitsFeatures, heads
 from plures.models.model import Model, build_model, load, save
 from plures.runs.card import write_card
@@ -43,7 +46,7 @@ from plures.scoring.features import feature_statistics, frozen_features, needs_o
 from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
-from plures.training.auto import choose_loss
+from plures.training.auto import choose_loss, choose_model
 from plures.training.history import ScoreHistory
 from plures.training.loop import fit
 from plures.training.peak import warning
@@ -83,6 +86,9 @@ def train(
         if dataset is not None and not ("data" in experiment.model_fields_set and is_there(experiment.data)):
             experiment = experiment.model_copy(update={"data": Part(name=IN_MEMORY)})
         prepared = prepare(experiment, dataset, skip_bad=skip_bad)
+        experiment, reason = choose_model(experiment, lambda: prepared.train)
+        if reason:
+            watch.say(reason)
     left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]
     if left_out:
         first = f"{left_out[0].file}: {left_out[0].what}"
@@ -256,7 +262,7 @@ class Training:
             record_data(run, self.prepared, self.loss_name)
         self.prepared = replace(self.prepared, photos=None)  # room for the training
         if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
-            self.watch.say("backbone small_conv is made for small pictures; for photos see --recipe photos")
+            self.watch.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
         first = 0 if state is None else int(state["phase"])
         if state is not None:
@@ -395,9 +401,28 @@ class Training:
             return
         self.fabric.barrier()  # the first process has written the weights
         model = load(self.run.path).to(self.fabric.device)
+        thresholds = self._choose_thresholds(model) if self.experiment.threshold == CHOSEN else None
         logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
-        report = report_of(logits, dataset, self.experiment)
+        report = report_of(logits, dataset, self.experiment, thresholds)
         score = None if math.isnan(best.score) else best.score  # JSON knows no nan
         selected = {"by": self.select, "epoch": best.epoch, "score": score}
         if self.fabric.is_global_zero:
             self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})
+
+    def _choose_thresholds(self, model: Model) -> Thresholds | None:
+        """Thresholds chosen on the validation images, saved in the run; None where their labels allow no choice."""
+        val, observed = self.prepared.val, self.prepared.val_observed
+        if val is None or observed is None or (source := source_of(val.labels)) is None:
+            self.watch.say(f"thresholds: {self.experiment.cut:g} for all, as no validation image has a known tag")
+            return None
+        logits = logits_of_dataset(model, val, self.experiment, self.fabric)
+        labels = val.labels if source == "clean" else observed
+        choice = from_logits(logits, labels, val.classes, source=source, objective=Objective("f1"))
+        if self.fabric.is_global_zero:
+            choice.thresholds.save(self.run.path)
+        known = "estimated from positives" if choice.estimated else "from known labels"
+        self.watch.say(
+            f"thresholds chosen on {choice.images:,} validation images: {choice.tags_called:.2f} tags per image called,"
+            f" {choice.tags_present:.2f} present ({known})"
+        )
+        return choice.thresholds

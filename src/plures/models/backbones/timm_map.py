@@ -107,7 +107,7 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
         except OSError as error:
             raise PluresError(
                 f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
-                " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone.pretrained=false"
+                " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone=small_conv"
             ) from error
 
 

@@ -62,6 +62,7 @@ def why_not(experiment: Experiment, needs: Iterable[str]) -> str:
         "head.boost": e.head.options.get("boost", 1) != 1,
         "clip": e.clip is not None,
         "ema": e.ema is not None,
+        f"threshold={e.threshold}": e.threshold == "chosen",
         "patience": e.patience is not None,
         "history": e.history,
         f"precision={e.precision}": e.precision != "32-true",

@@ -38,7 +38,7 @@ LOWEST = 0.02  # no threshold is sought below
 @dataclass(frozen=True, eq=False)
 class Added:
     """What a teacher added. tags: DataFrame with row (place among the training rows), class and probability;
-    summary: teacher, threshold, added, precision (estimated; nan where nothing could be), and known and right: the
+    summary: teacher, threshold, added, precision (estimated; None where nothing could be), known and right: the
     added cells whose hidden label is known, and how many of these are present."""
 
     tags: pd.DataFrame
@@ -51,7 +51,10 @@ class Added:
             return None
         path = run.path / TAGS
         try:
-            return cls(pd.read_parquet(path), dict(parse_json((run.path / SELF_TRAINING).read_bytes())))
+            return cls(
+                pd.read_parquet(path, columns=["row", "class", "probability"]),
+                dict(parse_json((run.path / SELF_TRAINING).read_bytes())),
+            )
         except (OSError, ValueError, TypeError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise PluresError(f"{path}: damaged ({line}); start anew with another --out") from None
@@ -64,12 +67,11 @@ class Added:
     def to(self, prepared: Prepared) -> Prepared:
         """The data with these tags among the training labels."""
         values = prepared.train.labels.values.copy()
-        rows, columns = self.tags["row"].to_numpy(), prepared.train.classes.index
-        if len(rows) and rows.max() >= len(values):
-            raise PluresError(
-                "the data have fewer training images than when the teacher's tags were added; put them back"
-            )
-        values[rows, [columns(name) for name in self.tags["class"]]] = PRESENT
+        columns = {name: k for k, name in enumerate(prepared.train.classes)}
+        rows, names = self.tags["row"].to_numpy(), self.tags["class"].tolist()
+        if len(rows) and (rows.max() >= len(values) or not columns.keys() >= set(names)):
+            raise PluresError("the data have changed since the teacher added its tags; put them back, or start anew")
+        values[rows, [columns[name] for name in names]] = PRESENT
         return replace(prepared, train=prepared.train.with_labels(Labels(values)))
 
 

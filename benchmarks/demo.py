@@ -63,12 +63,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", default=",".join(row.folder for row in ROWS))
     parser.add_argument("--runs", type=Path, required=True, help="where the run folders go")
     args = parser.parse_args()
     dataset = read("scenes", train=3000, val=500, test=1000)
     rows = read_rows("demo_runs")
     for seed in range(args.seeds):
-        for row in ROWS:
+        for row in [row for name in args.rows.split(",") for row in ROWS if row.folder == name]:
             changes: dict[str, Any] = {"seed": seed}
             if row.settings["supervision"] == "single_positive":
                 changes["supervision"] = {"name": "single_positive", "seed": 1200 + seed}

@@ -17,8 +17,8 @@ from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
 from plures.report.page import trained_on
 from plures.report.scored import scored
-from plures.runs.data import observe_splits
-from plures.runs.photos import Photos
+from plures.runs.data import observe_splits, prepare
+from plures.runs.photos import Photos, contents
 from plures.runs.run import Run
 from plures.training.progress import Quiet
 from plures.training.self_training import choose
@@ -107,6 +107,15 @@ def test_no_image_that_the_teacher_was_trained_on_is_judged(teacher, tmp_path):
     before, after = (
         dict(zip(p.contents.tolist(), p.splits, strict=True)) for p in map(Photos.load, (first.path, second.path))
     )
+    assert before == after
+
+
+def test_a_validation_split_that_the_teacher_cut_off_is_kept(teacher, tmp_path):
+    halves = replace(DATA, splits=np.where(DATA.splits == "val", "train", DATA.splits))
+    first = train(Experiment(**SINGLE, loss="gr", seed=1), tmp_path / "first", dataset=halves)
+    experiment = Experiment(**SINGLE, loss="an", seed=2, teacher=str(first.path), teacher_threshold=0.9)
+    prepared = [prepare(e, halves) for e in (first.experiment, experiment)]
+    before, after = ([set(contents(part)) for part in (p.train, p.val, p.test)] for p in prepared)
     assert before == after
 
 

@@ -146,6 +146,8 @@ def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
     if judged.any():
         log.warning(f"left out {int(judged.sum()):,} photographs of validation and test: {start} was trained on them")
     splits[judged] = ""
+    if "val" not in splits:  # as that one cut it off
+        splits[(splits == "train") & np.isin(contents(dataset), before.contents[before.splits == "val"])] = "val"
     if "val" not in splits:
         fresh = np.flatnonzero((splits == "train") & ~seen)
         if len(fresh) > 1:

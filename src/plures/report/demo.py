@@ -38,6 +38,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+SHOWS = (
+    "One tag per scene is enough to find most tags if the loss expects that tags are missing; where the rest is taken"
+    " as absent, few are called, and they are ranked worse."
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One of the demo's runs: its name in the table, its folder, and what it trains with."""
@@ -94,6 +100,7 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
     predict(runs[-1], folder, out / "predictions.csv", heatmaps=out / "heatmaps")
     page = write_page(out, runs, shown)
     console.print(table)
+    console.print(SHOWS, highlight=False)
     console.print(
         f"predictions: {out / 'predictions.csv'}   heat maps: {out / 'heatmaps'}   page: {page}", highlight=False
     )
@@ -111,7 +118,7 @@ def write_page(out: Path, runs: list[Run], shown: Dataset) -> Path:
         lines.append(f"<tr><td>{picture}<p>{html.escape(truth)}</p></td>{''.join(c[i] for c in cells)}</tr>")
     page = out / "index.html"
     with writing(page) as temporary:
-        temporary.write_text(PAGE.format(head=head, rows="\n".join(lines)), encoding="utf-8")
+        temporary.write_text(PAGE.format(shows=html.escape(SHOWS), head=head, rows="\n".join(lines)), encoding="utf-8")
     return page
 
 
@@ -161,6 +168,7 @@ img {{ border-radius: 4px; image-rendering: pixelated; max-width: 100%; height: 
 <h1>What each model finds in scenes it has never seen</h1>
 <p>Green: found and there. Red: found but not there. Amber: there but missed. The colour over a scene shows where
 the model saw the tag; the number is its probability.</p>
+<p>{shows}</p>
 <table><thead><tr><th>scene and true tags</th>{head}</tr></thead><tbody>
 {rows}
 </tbody></table></body></html>

@@ -21,7 +21,7 @@ from plures.runs.data import observe_splits, prepare
 from plures.runs.photos import Photos, contents
 from plures.runs.run import Run
 from plures.training.progress import Quiet
-from plures.training.self_training import choose
+from plures.training.self_training import PRECISION, choose
 from plures.training.train import train
 from training.test_train import SMALL, coloured
 
@@ -135,8 +135,8 @@ def test_the_threshold_is_the_lowest_at_which_the_estimate_is_good_enough():
     threshold, precision = choose(logits, observed)
     unknown = observed.unknown & observed.present.any(1)[:, None]
     above = unknown & (p >= threshold)
-    assert precision == pytest.approx(0.9, abs=0.005)
-    assert present[above].mean() == pytest.approx(0.9, abs=0.03)
+    assert precision == pytest.approx(PRECISION, abs=0.005)
+    assert present[above].mean() == pytest.approx(PRECISION, abs=0.03)
     assert choose(logits, observed, 0.5)[1] == pytest.approx(present[unknown & (p >= 0.5)].mean(), abs=0.03)
     assert np.isnan(choose(logits, observed, 1 - 1e-12)[1])
 

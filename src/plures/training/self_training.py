@@ -31,7 +31,7 @@ from plures.scoring.logits import Scores, logits_of_dataset
 from plures.training.progress import Callback
 
 TAGS = "added_tags.parquet"
-PRECISION = 0.9  # that the tags added together must have by the estimate
+PRECISION = 0.95  # that the tags added together must have by the estimate, which is optimistic (docs/choosing.md)
 LOWEST = 0.02  # no threshold is sought below
 
 

@@ -51,10 +51,11 @@ def score(run: Any, data: str) -> dict[str, float]:
 def row_of(data: str, method: str, threshold: float | None, seed: int, first: Any, second: Any) -> dict[str, Any]:
     from plures.training.self_training import PRECISION
 
+    cut = threshold or f"chosen at {PRECISION}"
     added = json.loads((second.path / "self_training.json").read_text())
     one, two = score(first, data), score(second, data)
     return {
-        "data": data, "method": method, "threshold": threshold or f"chosen at {PRECISION}", "seed": seed, "teacher": one["mAP"],
+        "data": data, "method": method, "threshold": cut, "seed": seed, "teacher": one["mAP"],
         "student": two["mAP"], "teacher_tags": one["tags"], "student_tags": two["tags"], "at": added["threshold"],
         "added": added["added"], "estimated_precision": added["precision"],
         "precision": added["right"] / added["known"] if added["known"] else "", **environment(),

@@ -24,11 +24,9 @@ from plures.labels import (
 )
 
 REFERENCE = Path(__file__).parent / "reference"
-DRAWS = [
-    entry
-    for entry in json.loads((REFERENCE / "observed_labels.json").read_text())["entries"]
-    if (entry["num_pos"], entry["num_neg"]) == (1, 0)  # what we offer: one positive kept, no negative
-]
+ENTRIES = json.loads((REFERENCE / "observed_labels.json").read_text())["entries"]
+DRAWS = [entry for entry in ENTRIES if (entry["num_pos"], entry["num_neg"]) == (1, 0)]
+LARGER = [entry for entry in ENTRIES if entry not in DRAWS]
 cells = hnp.arrays(np.int8, st.tuples(st.integers(0, 12), st.integers(1, 6)), elements=st.sampled_from([-1, 0, 1]))
 
 
@@ -48,8 +46,34 @@ def test_single_positive_draw_is_that_of_the_official_code(entry):
     assert not observed.absent.any()
 
 
+@pytest.mark.parametrize("entry", LARGER, ids=lambda entry: entry["name"])
+def test_a_draw_of_several_labels_is_that_of_the_official_code(entry):
+    numbers = {"num_pos": entry["num_pos"], "num_neg": entry["num_neg"]}
+    observed = mask_to_single_positive(full_labels(entry), entry["seed"], **numbers)
+    assert [np.flatnonzero(row).tolist() for row in observed.present] == entry["observed_positive"]
+    assert [np.flatnonzero(row).tolist() for row in observed.absent] == entry["observed_negative"]
+
+
+def test_minus_one_keeps_all_and_unknown_labels_are_never_drawn():
+    labels = Labels(np.array([[1, 1, 0, -1, -1], [-1, 0, 0, -1, 1]], np.int8))
+    assert (mask_to_single_positive(labels, num_pos=-1, num_neg=-1).values == labels.values).all()
+    assert mask_to_single_positive(labels, num_neg=1).absent.sum(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("numbers", [{"num_pos": -2}, {"num_neg": 1.5}, {"num_neg": True}])
+def test_a_draw_of_no_number_is_refused(numbers):
+    with pytest.raises(PluresError, match="labels per image from 0 on, or -1 for all"):
+        mask_to_single_positive(Labels(np.array([[1, 0]], np.int8)), **numbers)
+
+
+def test_a_biased_draw_keeps_one_positive():
+    with pytest.raises(PluresError, match="bias=uniform"):
+        mask_to_single_positive(Labels(np.array([[1, 0]], np.int8)), weights=np.ones((1, 2)), num_neg=1)
+
+
 def test_draws_were_compared():
     assert len(DRAWS) >= 3
+    assert LARGER
 
 
 @given(cells, st.integers(0, 5))

@@ -63,6 +63,9 @@ class Experiment(BaseModel):
 
     recipe: the recipe, or recipe:row, that the values began with. start: a run folder whose weights training starts
       from; it must have the same parts and classes.
+    teacher: a run folder whose model is asked about the training images: unknown tags that it is sure of are taken as
+      present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
+      observed positives of the validation images.
     data: path, `format:path` or `scenes`, with the reader's options.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
@@ -95,6 +98,8 @@ class Experiment(BaseModel):
 
     recipe: str | None = None
     start: str | None = None
+    teacher: str | None = None
+    teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
@@ -176,6 +181,8 @@ class Experiment(BaseModel):
             _check_exact(self)
         else:
             _check_optimizer(self.optimizer)
+        if self.teacher_threshold is not None and self.teacher is None:
+            raise PluresError("teacher_threshold has no effect without a teacher; name a run folder, teacher=RUN")
         if self.mode == "frozen" and self.augment not in ("auto", "none"):
             raise PluresError(
                 f"mode=frozen uses features computed once: augment={self.augment} has no effect there; use"
@@ -186,6 +193,11 @@ class Experiment(BaseModel):
     def cut(self) -> float:
         """The probability from which a tag is called where no thresholds were chosen."""
         return CUT if isinstance(self.threshold, str) else self.threshold
+
+    @property
+    def runs_before(self) -> list[str]:
+        """The run folders that this run learns from, so that what they were trained on is not judged."""
+        return list(dict.fromkeys(run for run in (self.start, self.teacher) if run is not None))
 
     @property
     def augmentation(self) -> Literal["none", "flip", "crop", "cutout_randaugment"]:

@@ -132,15 +132,27 @@ def from_positives(targets: AnyTargets) -> AnyTargets:
 # --------------------------------------------------------------------------- observing a part of complete labels
 
 
-def mask_to_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[np.floating] | None = None) -> Labels:
-    """Keep one present label an image and hide everything else (rows without a present label keep nothing).
+def mask_to_single_positive(
+    labels: Labels,
+    seed: int = 1200,
+    weights: NDArray[np.floating] | None = None,
+    num_pos: int = 1,
+    num_neg: int = 0,
+) -> Labels:
+    """Keep one present label per image and hide everything else (rows without a present label keep no positive).
 
+    num_pos, num_neg: how many present and absent labels per image are kept, as many as there are if fewer; -1: all.
     weights None: uniform, drawn exactly as the official MLSPL code does (Cole et al. 2021, arXiv 2106.09708): one
-    legacy generator for all rows; in each row the present columns are shuffled and the first is kept, then the other
-    columns are shuffled too, which only moves the generator on.
+    legacy generator for all rows; in each row the present columns are shuffled and the first num_pos are kept, then
+    the other columns are shuffled and the first num_neg that are known to be absent are kept.
     weights [N, K]: the kept label is drawn with probability proportional to its weight among the present ones
-    (all weights zero: uniform).
+    (all weights zero: uniform). Raises PluresError for weights with another number of labels than one.
     """
+    for name, number in (("num_pos", num_pos), ("num_neg", num_neg)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < -1:
+            raise PluresError(f"{name} is a number of labels per image from 0 on, or -1 for all, got {number!r}")
+    if weights is not None and (num_pos, num_neg) != (1, 0):
+        raise PluresError(f"num_pos={num_pos}, num_neg={num_neg}: a biased draw keeps one positive; use bias=uniform")
     present = labels.present
     values = np.full(labels.values.shape, UNKNOWN, np.int8)
     generator = np.random.RandomState(seed)
@@ -148,9 +160,11 @@ def mask_to_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[n
         columns = np.flatnonzero(present[row])
         if weights is None:
             generator.shuffle(columns)
-            generator.shuffle(np.flatnonzero(~present[row]))
-            if len(columns):
-                values[row, columns[0]] = PRESENT
+            others = np.flatnonzero(~present[row])
+            generator.shuffle(others)
+            known = others[labels.absent[row, others]]
+            values[row, columns[: None if num_pos == -1 else num_pos]] = PRESENT
+            values[row, known[: None if num_neg == -1 else num_neg]] = ABSENT
         elif len(columns):
             weight = np.asarray(weights[row, columns], np.float64)
             total = weight.sum()

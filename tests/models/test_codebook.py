@@ -62,6 +62,15 @@ def test_tokens_of_the_codes_own_width_are_not_projected():
     assert Codebook(12, 5, code_width=8)(Tokens(torch.rand(2, 1, 12), grid_boxes(1, 1))).embeddings.shape == (2, 5, 8)
 
 
+def test_normalised_tokens_are_what_the_codebooks_attend_to_and_gather():
+    plain, made = head(), head(normalise_tokens=True)
+    assert not list(plain.norm.parameters())
+    features = torch.nn.functional.layer_norm(TOKENS.features, (8,))
+    torch.testing.assert_close(made(TOKENS).logits, plain(Tokens(features, TOKENS.boxes)).logits)
+    torch.testing.assert_close(made(Tokens(5 * TOKENS.features + 1, TOKENS.boxes)).logits, made(TOKENS).logits,
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+
+
 def test_codebooks_start_with_standard_deviation_a_sixteenth():
     assert Codebook(256, 80).codebooks.detach().std() == pytest.approx(1 / 16, rel=0.05)
 

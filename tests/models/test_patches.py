@@ -8,6 +8,7 @@ from plures.errors import PluresError
 from plures.models import build_model
 from plures.models.backbones import backbones
 from plures.models.backbones.patches import Patches, folded
+from plures.recipes import recipe_settings
 
 
 def test_the_papers_setting_has_130_patches_and_248850_parameters():
@@ -16,6 +17,23 @@ def test_the_papers_setting_has_130_patches_and_248850_parameters():
     patches, boxes = model.backbone.extract(torch.rand(1, 3, 640, 640))
     assert patches.shape == (1, 130, 3, 64, 64)
     assert boxes.shape == (130, 4)
+
+
+def test_the_paper_has_no_activation_after_the_last_layer():
+    options = recipe_settings("jouanneau2022:wn")["backbone"]
+    small = {"image_size": 64, "levels": 0, "width": 8}
+    torch.manual_seed(0)
+    faithful = backbones.make("patches", **small, activation=options["activation"]).eval()
+    torch.manual_seed(0)
+    plain = backbones.make("patches", **small).eval()
+    images = torch.rand(2, 3, 64, 64)
+    torch.nn.init.constant_(faithful.project.bias, -1)
+    torch.nn.init.constant_(plain.project.bias, -1)
+    features = faithful(images).features
+    assert (features < -0.5).all()  # SiLU is above -0.28
+    torch.testing.assert_close(plain(images).features, torch.nn.functional.silu(features))
+    with pytest.raises(PluresError, match="silu or none"):
+        backbones.make("patches", activation="swish")
 
 
 @pytest.mark.parametrize(("size", "count"), [((480, 640), 87), ((375, 500), 42), ((500, 500), 59)])

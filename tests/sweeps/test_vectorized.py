@@ -245,6 +245,7 @@ def test_scores_of_many_runs_are_those_of_the_report(definition):
     [
         ({"mode": "end_to_end"}, "mode=end_to_end"), ({"head": "codebook"}, "head=codebook"), ({"ema": 0.9}, "ema"),
         ({"optimizer": "lamb"}, "optimizer=lamb"), ({"clip": 1.0}, "clip"), ({"precision": "64-true"}, "64-true"),
+        ({"teacher": "RUN"}, "teacher"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_together_says_why(change, reason):

@@ -155,6 +155,7 @@ def _retrained(
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
     plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "tensorboard": False}
+    plain |= {"teacher": None, "teacher_threshold": None}  # it has seen the labels of the rows held out
     again = Experiment(**{**experiment.to_dict(), **plain})
     rows = np.concatenate([rest, held_out])
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))

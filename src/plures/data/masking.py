@@ -29,7 +29,8 @@ def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
     """What is observed of the dataset's labels.
 
     mode full: all of them, which must be known; as_given: whatever is known; none: nothing; single_positive (options
-    seed, bias, wrong): one present label an image; fraction (options fraction, seed): each known label with a
+    seed, bias, wrong, num_pos, num_neg): one present label per image, or as many present and absent ones as num_pos and
+    num_neg say; fraction (options fraction, seed): each known label with a
     probability; sources (options sources, shared, known, seed): each image from one of several sources that knows
     only its own classes.
     Pass the whole official training set, before a validation split is cut off, to draw as the MLSPL code does.
@@ -69,9 +70,16 @@ def _fraction(dataset: Dataset, fraction: float = 0.1, seed: int = 1200) -> Labe
     return mask_to_fraction(dataset.labels, fraction, seed)
 
 
-def _single_positive(dataset: Dataset, seed: int = 1200, bias: Bias = "uniform", wrong: float = 0.0) -> Labels:
+def _single_positive(
+    dataset: Dataset,
+    seed: int = 1200,
+    bias: Bias = "uniform",
+    wrong: float = 0.0,
+    num_pos: int = 1,
+    num_neg: int = 0,
+) -> Labels:
     weights = None if bias == "uniform" else bias_weights(dataset, bias)
-    observed = mask_to_single_positive(dataset.labels, seed, weights)
+    observed = mask_to_single_positive(dataset.labels, seed, weights, num_pos, num_neg)
     return mistake(observed, dataset.labels, wrong, seed) if wrong else observed
 
 

@@ -23,7 +23,8 @@ from plures.report import figures
 from plures.report.measures import Measure
 from plures.report.missing import missing_tags
 from plures.report.photos import best_and_worst, show
-from plures.report.scored import Scored, score_run
+from plures.report.scored import Scored, recorded, score_run
+from plures.runs.card import SELF_TRAINING, added_tags
 from plures.runs.run import Run
 from plures.training.probabilities import read_probabilities
 
@@ -140,6 +141,8 @@ def trained_on(s: Scored) -> dict[str, str]:
         )
         sizes = {"train": p.train, "validation": p.val, "test": p.test}
         rows["images"] = ", ".join(f"{len(d):,} {name}" for name, d in sizes.items() if d is not None)
+    if added := recorded(s.run, SELF_TRAINING):
+        rows["added by the teacher"] = f"{added['teacher']}: {added_tags(added)}"
     rows["classes"] = f"{len(s.dataset.classes)}"
     rows["model"] = f"{spell_part(e.backbone)}; head {spell_part(e.head)}"
     rows["loss"] = loss_of(s)

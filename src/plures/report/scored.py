@@ -73,8 +73,8 @@ def scored(run: Run, rows: Judged, resamples: int) -> Scored:
         report,
         tuple(measures),
         None if rows.own is None else observe_splits(run.experiment, rows.own),
-        _recorded(run, "environment.json"),
-        _recorded(run, "report.json").get("selected") or {},
+        recorded(run, "environment.json"),
+        recorded(run, "report.json").get("selected") or {},
     )
 
 
@@ -83,7 +83,8 @@ def _refuse_few(resamples: int) -> None:
         raise PluresError(f"a bootstrap requires 2 resamples or more, got {resamples}")
 
 
-def _recorded(run: Run, name: str) -> dict[str, Any]:
+def recorded(run: Run, name: str) -> dict[str, Any]:
+    """A JSON file of the run, empty where there is none."""
     path = run.path / name
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -19,6 +19,7 @@ from plures.models.model import CARD, SPEC, WEIGHTS
 from plures.runs.run import Run
 
 MARK = "<!-- Written by plures and renewed with every choice of thresholds; take this line out to keep your edits. -->"
+SELF_TRAINING = "self_training.json"  # what a teacher added to the training labels
 FEW = 10  # positives in the evaluation below which the AP of a class says little
 KINDS = {
     "complete": "every label of every image is known",
@@ -102,7 +103,19 @@ def _trained_on(run: Run, environment: dict[str, Any]) -> list[str]:
         lines[0] += f" The labels are *{labels['kind']}*: {KINDS[labels['kind']]} ({cells})."
     if e.supervision.name != "as_given":
         lines[0] += f" What of them training saw was simulated: {_part(e.supervision)}."
+    if added := _read(run.path / SELF_TRAINING):
+        lines[0] += f" Among them are those of a teacher (`{_plain(added['teacher'])}`): {added_tags(added)}."
     return [*lines, "", "Who made the photos and the tags, and under which licence: not recorded; please add it."]
+
+
+def added_tags(summary: dict[str, Any]) -> str:
+    """What a teacher added, in words; summary: what self_training.json holds."""
+    precision = summary.get("precision")
+    estimate = "" if precision is None else f" ({100 * precision:.0f} percent right by the observed tags alone)"
+    truth = ""
+    if summary.get("known"):
+        truth = f"; of {summary['known']:,} whose hidden label is known, {summary['right']:,} are right"
+    return f"{summary['added']:,} tags added, from a probability of {summary['threshold']:.3g} on{estimate}{truth}"
 
 
 def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:

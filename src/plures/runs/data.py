@@ -125,15 +125,15 @@ def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experimen
 def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
     """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
     dataset = dataset or read_data(experiment, skip_bad=skip_bad)
-    if experiment.start is not None:
-        dataset = _after(experiment.start, dataset, experiment)
+    for before in experiment.runs_before:
+        dataset = _after(before, dataset, experiment)
     dataset = with_splits(dataset, experiment)
     return replace(observe_splits(experiment, dataset), photos=Photos.of(dataset, data_root(experiment)))
 
 
 def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
-    """The data of a run that starts from the weights of another one: divided as that one divided them, where they are
-    the same data without splits of their own; where they have splits, none of its training photographs is judged."""
+    """The data of a run that learns from another one (`start`, `teacher`): divided as that one divided them, where they
+    are the same data without splits of their own; where they have splits, none that it was trained on is judged."""
     before = Photos.load(Path(start))
     dataset = with_contents(dataset)
     if before is None or not np.isin(contents(dataset), before.contents).any():
@@ -146,6 +146,8 @@ def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
     if judged.any():
         log.warning(f"left out {int(judged.sum()):,} photographs of validation and test: {start} was trained on them")
     splits[judged] = ""
+    if "val" not in splits:  # as that one cut it off
+        splits[(splits == "train") & np.isin(contents(dataset), before.contents[before.splits == "val"])] = "val"
     if "val" not in splits:
         fresh = np.flatnonzero((splits == "train") & ~seen)
         if len(fresh) > 1:

@@ -7,6 +7,7 @@ checkpoint.pt       everything needed to go on after the last whole epoch
 log.jsonl, log.csv  one record an epoch
 report.json         the final evaluation
 environment.json    versions, machine, command, where the data lie, what the training labels are, hashes of both
+added_tags.parquet  with a teacher: the tags that it added; self_training.json: how many, and how sure (see card.py)
 model_card.md       what a stranger should know of the model; for hubs, exports and people
 imported.json       instead of the last four, where the weights come from another program: which file they were in
 """
@@ -42,7 +43,7 @@ ENVIRONMENT, IMPORTED = "environment.json", "imported.json"
 FILES = (
     "experiment.yaml", "model.safetensors", "model.json", "checkpoint.pt", "log.jsonl", "log.csv", "report.json",
     ENVIRONMENT, "photos.parquet", "model_card.md", "thresholds.json", "probabilities.jsonl", "head.safetensors",
-    "label_state.safetensors", "failed.json", IMPORTED,
+    "label_state.safetensors", "failed.json", "self_training.json", "added_tags.parquet", IMPORTED,
 )  # fmt: skip
 
 

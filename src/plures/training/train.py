@@ -52,6 +52,7 @@ from plures.training.loop import fit
 from plures.training.peak import warning
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Callback, Quiet
+from plures.training.self_training import with_teacher
 from plures.training.stages import Best, Stage
 
 
@@ -93,6 +94,7 @@ def train(
     if left_out:
         first = f"{left_out[0].file}: {left_out[0].what}"
         watch.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
+    prepared, added = with_teacher(experiment, prepared, run if resume else None, watch)
     unread: dict[str, str] | None = {} if skip_bad else None
     training = Training(experiment, prepared, watch, unread)
     fabric = training.fabric
@@ -103,6 +105,8 @@ def train(
     fabric.barrier()
     run = Run(out)
     with run.locked() if fabric.is_global_zero else nullcontext():
+        if added is not None and fabric.is_global_zero:
+            added.save(run)
         state = run.load_checkpoint() if resume else None
         while True:
             try:
@@ -161,8 +165,9 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
     """Write what a run begins with: its photographs with their splits, and its environment."""
     photos = prepared.photos
     assert photos is not None
-    before = None if run.experiment.start is None else Photos.load(Path(run.experiment.start))
-    (photos if before is None else photos.started_from(before)).save(run.path)
+    for before in [Photos.load(Path(path)) for path in run.experiment.runs_before]:
+        photos = photos if before is None else photos.started_from(before)
+    photos.save(run.path)
     source = found_from_anywhere(run.experiment.data).model_dump()  # with absolute paths
     data = {"source": source, "photographs": len(photos.contents), **photos.hashes()}
     run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss})

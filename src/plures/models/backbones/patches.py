@@ -9,7 +9,7 @@ codebook head for 80 classes. 640 x 640 pixels and three downsized levels are th
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -65,7 +65,8 @@ class Patches(nn.Module):
     levels: how many downsized copies besides the original, each `ratio` times smaller than the one before (bilinear).
     patch, stride: side of the window and its step in pixels, the same on every level; what is left over at the right
     and lower edge is dropped. subsample: keep only this share (float in (0, 1)) or at most this many (int) of the
-    patches of each level while training, drawn anew for each batch. width: D.
+    patches of each level while training, drawn anew for each batch. width: D. activation: after the last fully
+    connected layer; the paper, whose swish is that of the convolutions, has "none". silu halves the tokens at first.
     """
 
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
@@ -80,6 +81,7 @@ class Patches(nn.Module):
         stride: int = 64,
         width: int = 256,
         subsample: float | int | None = None,
+        activation: Literal["silu", "none"] = "silu",
     ) -> None:
         super().__init__()
         smallest = int(image_size / ratio**levels)
@@ -90,6 +92,9 @@ class Patches(nn.Module):
             )
         if subsample is not None and (subsample <= 0 or (isinstance(subsample, float) and subsample >= 1)):
             raise ValueError(f"subsample is a share in (0, 1) or a number of patches from 1 on, got {subsample}")
+        if activation not in ("silu", "none"):
+            raise ValueError(f"activation is silu or none, got {activation}")
+        self.activation = activation
         self.image_size, self.levels, self.ratio = image_size, levels, ratio
         self.patch, self.stride, self.width, self.subsample = patch, stride, width, subsample
         network: Any = timm.create_model("efficientnet_b0", num_classes=0)
@@ -109,7 +114,9 @@ class Patches(nn.Module):
             features = torch.cat([cnn(some).mean((2, 3)) for some in torch.split(flat, PATCHES_AT_ONCE)])  # [B * P, 40]
         else:
             features = self.cnn(flat).mean((2, 3))  # of [B * P, 40, patch / 8, patch / 8]
-        features = F.silu(self.project(features))  # [B * P, D]
+        features = self.project(features)  # [B * P, D]
+        if self.activation == "silu":
+            features = F.silu(features)
         return Tokens(features.view(*patches.shape[:2], self.width), boxes)  # [B, P, D]
 
     def train(self, mode: bool = True) -> Patches:

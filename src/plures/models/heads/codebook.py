@@ -24,21 +24,29 @@ class Codebook(nn.Module):
     embeddings: f(A E) + A E with f a two-layer perceptron (Eq. 2).
     logit: "margin" is Eq. 3, the softmax of the shared classifier over each label's own embedding, of which label l
     takes entry l; as a logit it is S_ll - logsumexp over k != l of S_lk, with S_lk = W_k e_l + b_k. "sigmoid" is S_ll.
-    code_width: F; tokens of another width go through a linear layer first.
+    code_width: F; tokens of another width go through a linear layer first. normalise_tokens: a LayerNorm on the tokens
+    before the codebooks see them (the paper has none): without it attention is nearly uniform at first and the label
+    embeddings nearly coincide.
     """
 
     gives = frozenset({"attention", "embeddings"})
 
     def __init__(
-        self, width: int, classes: int, code_width: int = 256, logit: Literal["margin", "sigmoid"] = "margin"
+        self,
+        width: int,
+        classes: int,
+        code_width: int = 256,
+        logit: Literal["margin", "sigmoid"] = "margin",
+        normalise_tokens: bool = False,
     ) -> None:
         super().__init__()
         if logit not in ("margin", "sigmoid"):
             raise ValueError(f"logit is margin or sigmoid, got {logit}")
         if logit == "margin" and classes < 2:
-            raise ValueError("the margin logit compares classes and wants at least two; use logit=sigmoid")
+            raise ValueError("the margin logit compares classes and requires at least two; use logit=sigmoid")
         self.logit = logit
         self.project = nn.Linear(width, code_width) if width != code_width else nn.Identity()
+        self.norm = nn.LayerNorm(code_width) if normalise_tokens else nn.Identity()
         self.codebooks = nn.Parameter(torch.empty(classes, code_width))
         self.mlp = nn.Sequential(nn.Linear(code_width, code_width), nn.GELU(), nn.Linear(code_width, code_width))
         self.classifier = nn.Linear(code_width, classes)
@@ -47,7 +55,7 @@ class Codebook(nn.Module):
 
     def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
         tokens = Tokens.of(tokens)
-        patches = self.project(tokens.features)  # [B, P, F]
+        patches = self.norm(self.project(tokens.features))  # [B, P, F]
         attention = (self.codebooks @ patches.transpose(1, 2)).softmax(-1)  # [B, K, P]
         gathered = attention.to(patches.dtype) @ patches  # [B, K, F]
         embeddings = self.mlp(gathered) + gathered

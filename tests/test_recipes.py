@@ -11,7 +11,8 @@ from plures.data.formats.voc import CLASSES
 from plures.errors import PluresError
 from plures.losses import losses
 from plures.models.heads import heads
-from plures.recipes import load_recipe, recipe_names, recipe_settings
+from plures.config import recipe_settings
+from plures.recipes import load_recipe, recipe_names
 from plures.training.schedules import schedules
 from plures.training.train import train
 

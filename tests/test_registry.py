@@ -20,7 +20,7 @@ from plures.models import build_model, load, save
 from plures.models.backbones import backbones
 from plures.models.heads import heads
 from plures.models.outputs import Tokens
-from plures.recipes import recipe_settings
+from plures.config import recipe_settings
 from plures.registry import ALLOW
 
 SOURCE = '''

@@ -12,7 +12,7 @@ from plures import Experiment, cli
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.report import evaluate_scores
-from plures.recipes import recipe_settings
+from plures.config import recipe_settings
 from plures.report.table import COLUMNS, as_csv, as_html, as_markdown, render_table, table_rows, write_table
 from plures.runs.run import IMPORTED, Run
 

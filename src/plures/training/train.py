@@ -44,6 +44,7 @@ from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_o
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss
+from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
 from plures.training.loop import fit
 from plures.training.peak import warning
@@ -83,6 +84,7 @@ def train(
         if dataset is not None and not ("data" in experiment.model_fields_set and is_there(experiment.data)):
             experiment = experiment.model_copy(update={"data": Part(name=IN_MEMORY)})
         prepared = prepare(experiment, dataset, skip_bad=skip_bad)
+        experiment = fit_to_data(experiment, prepared.train)
     left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]
     if left_out:
         first = f"{left_out[0].file}: {left_out[0].what}"

@@ -31,8 +31,8 @@ from plures.report.page import write_report
 from plures.reprs import as_html, as_text
 from plures.runs.data import IN_MEMORY
 from plures.runs.run import Run as RunFolder
+from plures.training import train as training
 from plures.training.progress import Several
-from plures.training.train import train as train_experiment
 
 AnyPath = str | os.PathLike[str]
 SHOWN = ("images", "tags per image", "warning")  # of the report, in a run's repr
@@ -86,7 +86,7 @@ def train(
     show = Show(_console()) if progress else None
     told = Several([*([show] if show else []), *callbacks])
     try:
-        run = train_experiment(experiment, Path(out), dataset=held, resume=resume, skip_bad=skip_bad, watch=told)
+        run = training.train(experiment, Path(out), dataset=held, resume=resume, skip_bad=skip_bad, watch=told)
     finally:
         if show is not None:
             show.close()

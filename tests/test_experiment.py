@@ -6,11 +6,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plures.config import Experiment, Part
+from plures.config import Experiment, Part, recipe_settings
 from plures.data.dataset import formats
 from plures.errors import PluresError
 from plures.models.backbones import backbones
-from plures.recipes import load_recipe, recipe_names, recipe_settings
+from plures.recipes import load_recipe, recipe_names
 
 RICH = Experiment(
     data={"name": "voc:some dir/VOC2012", "variant": "query2label"},

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "plures"
 # from the ground up; a package may import packages below it and itself
 PACKAGES = (
     "errors",
+    "reprs",
     "system",
     "files",
     "registry",
@@ -19,8 +20,8 @@ PACKAGES = (
     "models",
     "losses",
     "metrics",
-    "config",
     "recipes",
+    "config",
     "runs",
     "scoring",
     "training",
@@ -33,6 +34,7 @@ PACKAGES = (
     "web",
     "console",
     "doctor",
+    "api",
     "cli",
 )
 ALLOWED_UP = {("report", "console")}  # the demo prints while it trains

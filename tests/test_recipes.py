@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from plures.cli.app import settings_values
-from plures.config import Experiment
+from plures.config import Experiment, recipe_settings
 from plures.data.dataset import formats
 from plures.data.formats.voc import CLASSES
 from plures.errors import PluresError
 from plures.losses import losses
 from plures.models.heads import heads
-from plures.recipes import load_recipe, recipe_names, recipe_settings
+from plures.recipes import load_recipe, recipe_names
 from plures.training.schedules import schedules
 from plures.training.train import train
 

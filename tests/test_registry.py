@@ -12,7 +12,7 @@ import torch
 
 import plures
 from plures import registry as registry_module
-from plures.config import Experiment
+from plures.config import Experiment, recipe_settings
 from plures.data.dataset import formats
 from plures.errors import PluresError
 from plures.losses import losses
@@ -20,7 +20,6 @@ from plures.models import build_model, load, save
 from plures.models.backbones import backbones
 from plures.models.heads import heads
 from plures.models.outputs import Tokens
-from plures.recipes import recipe_settings
 from plures.registry import ALLOW
 
 SOURCE = '''

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from plures import labels as labels
     from plures import losses as losses
     from plures.analysis.evaluate import evaluate as evaluate
+    from plures.api import Run as Run
+    from plures.api import train as train
     from plures.config import Experiment as Experiment
     from plures.data.dataset import Dataset as Dataset
     from plures.data.read import read as read
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from plures.models.outputs import Output as Output
     from plures.models.outputs import Tokens as Tokens
     from plures.prediction.predict import predict as predict
-    from plures.runs.run import Run as Run
     from plures.scoring.predictor import load as load
-    from plures.training.train import train as train
 
 _PLACES = {
     "BadData": "errors",
@@ -41,14 +41,14 @@ _PLACES = {
     "Model": "models.model",
     "Output": "models.outputs",
     "PluresError": "errors",
-    "Run": "runs.run",
+    "Run": "api",
     "Tokens": "models.outputs",
     "WorkFailed": "errors",
     "evaluate": "analysis.evaluate",
     "load": "scoring.predictor",
     "predict": "prediction.predict",
     "read": "data.read",
-    "train": "training.train",
+    "train": "api",
 }
 _MODULES = ("labels", "losses")
 __all__ = ["__version__", *_MODULES, *_PLACES]

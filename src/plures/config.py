@@ -8,6 +8,7 @@ command line:  plures train tags.csv loss=role loss.expected_positives=1.5 lr=1e
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
+from plures.recipes import load_recipe, recipe_of
 from plures.registry import Registry, is_text
 
 RENAMED = {"embedder": "backbone"}  # settings of plures 0.1.0, in the files of its runs
@@ -43,8 +45,8 @@ class Part(BaseModel):
 
 
 def _read_part(value: Any) -> Any:
-    if isinstance(value, str):
-        return Part(name=value)
+    if isinstance(value, str | os.PathLike):
+        return Part(name=os.fspath(value))
     if isinstance(value, dict) and "name" in value and "options" not in value:
         return Part(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
     return value
@@ -61,8 +63,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Experiment(BaseModel):
     """One training run.
 
-    recipe: the recipe, or recipe:row, that the values began with. start: a run folder whose weights training starts
-      from; it must have the same parts and classes.
+    recipe: the recipe, or recipe:row, that the values begin with; what is given beside it counts. start: a run folder
+      whose weights training starts from; it must have the same components and classes.
     teacher: a run folder whose model is asked about the training images: unknown tags that it is sure of are taken as
       present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
       observed positives of the validation images.
@@ -92,6 +94,10 @@ class Experiment(BaseModel):
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       plures chose for photographs, else 0.5.
+
+    Example:
+        >>> Experiment(data="tags.csv", recipe="quick", seed=1).loss.name
+        'least_squares'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,8 +148,9 @@ class Experiment(BaseModel):
     tensorboard: bool = False
 
     def __init__(self, /, **values: Any) -> None:
+        values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
         try:
-            super().__init__(**values)
+            super().__init__(**_with_recipe(values))
         except ValidationError as error:
             raise PluresError(_explain(error)) from None
 
@@ -218,8 +225,7 @@ class Experiment(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
         """From a YAML file (safe loader: it cannot run code). Raises PluresError on anything unexpected."""
-        values = {RENAMED.get(key, key): value for key, value in read_yaml(path).items()}
-        return cls(**refuse_imports(values, path))
+        return cls(**_values_of(read_yaml(path), path))
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
@@ -231,7 +237,8 @@ class Experiment(BaseModel):
 
     def to_settings(self) -> list[str]:
         """The command-line spelling of what differs from the defaults; `change` reads it back to the same values."""
-        default, settings = Experiment().to_dict(), []
+        default, settings = (Experiment() if self.recipe is None else Experiment(recipe=self.recipe)).to_dict(), []
+        default |= {"recipe": None}
         for key, value in self.to_dict().items():
             if value == default[key]:
                 continue
@@ -243,6 +250,38 @@ class Experiment(BaseModel):
                 plain = [f"{key}={_as_yaml(whole)}"]
             settings += plain
         return settings
+
+
+def recipe_settings(spec: str) -> dict[str, Any]:
+    """Experiment values of `name`, `name:row`, or a YAML file (a recipe, or the experiment.yaml of a run)."""
+    if spec.endswith((".yaml", ".yml")):
+        values = read_yaml(spec)
+        if "experiment" in values:
+            return refuse_imports(recipe_of(Path(spec).stem, values).settings(), spec)
+        return Experiment.load(spec).to_dict()
+    name, _, row = spec.partition(":")
+    return {**load_recipe(name).settings(row or None), "recipe": spec}
+
+
+WRITTEN = frozenset(("data", "supervision", "backbone", "head", "loss", "split", "seed", "device", "workers"))
+
+
+def _with_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """The values on top of those of the recipe that they name, as `--recipe` puts them. What `to_dict` wrote (it has
+    all of WRITTEN) holds its recipe's values already, and maybe of a recipe that is no more."""
+    spec = values.get("recipe")
+    if not isinstance(spec, str) or values.keys() >= WRITTEN:
+        return values
+    base, own = recipe_settings(spec), {key: value for key, value in values.items() if key != "recipe"}
+    old, new = base.get("data"), own.get("data")
+    if isinstance(old, dict) and isinstance(new, str | dict):
+        own["data"] = {**old, **({"name": new} if isinstance(new, str) else new)}
+    return {**base, **own}
+
+
+def _values_of(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The values of a file by their names of today."""
+    return refuse_imports({RENAMED.get(key, key): value for key, value in values.items()}, path)
 
 
 def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
@@ -269,7 +308,10 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
     written, character for character; any other is read as YAML. Naming a component anew drops the options of the old
     one. Raises PluresError on a key that does not exist.
     """
-    values = dict(values)
+    values, settings = dict(values), list(settings)
+    for setting in settings:
+        if setting.startswith("recipe=") and values.keys() >= WRITTEN and setting != "recipe=null":
+            values |= {key: value for key, value in recipe_settings(setting[7:]).items() if key != "data"}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:

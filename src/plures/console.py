@@ -1,9 +1,10 @@
-"""What the command line shows while training: a progress bar on a terminal, plain lines elsewhere."""
+"""What training shows meanwhile: a progress bar in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ class Show:
         self.close()
         self._name, self._epochs, self._steps, self._epoch = name, epochs, steps, first_epoch
         self._epoch_started = self._last_line = time.monotonic()
-        if self.console.is_terminal:
+        if self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets")):
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
             self._task = self._bar.add_task(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
+from plures.reprs import as_html, as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,11 @@ class Labels:
     """Labels of N images for K classes. values: int8 [N, K]; read through `.present`, `.absent`, `.unknown`.
 
     Raises ValueError for another type, another number of dimensions or another code.
+
+    Example:
+        >>> import numpy as np
+        >>> Labels(np.array([[1, 0, -1]], np.int8)).present
+        array([[ True, False, False]])
     """
 
     values: NDArray[np.int8]
@@ -51,6 +57,18 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+    def _shown(self) -> tuple[str, dict[str, str]]:
+        kinds = {"present (1)": PRESENT, "absent (0)": ABSENT, "unknown (-1)": UNKNOWN}
+        cells = {name: int((self.values == code).sum()) for name, code in kinds.items()}
+        shares = {name: f"{n:,} ({n / max(1, self.values.size):.1%})" for name, n in cells.items()}
+        return f"Labels of {len(self):,} images for {self.classes:,} classes", shares
 
     @property
     def classes(self) -> int:

@@ -42,7 +42,7 @@ HEAD_OPTIONS = {
     "ml_decoder": {"hidden": 16, "feedforward": 8, "attention_heads": 4},
 }
 PAIRS = sorted(
-    {(backbone, "linear") for backbone in backbones.names()}
+    {(backbone, "linear") for backbone in backbones.names() if backbone != "features"}
     | {("small_conv", head) for head in heads.names()}
     | {("patches", "codebook"), ("timm", "query2label"), ("cvt", "ml_decoder")}
 )

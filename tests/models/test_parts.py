@@ -19,7 +19,7 @@ SMALL = {
     "cvt": {"image_size": 64, "widths": [8, 12, 16], "depths": [1, 1, 2], "attention_heads": [1, 2, 2]},
 }
 CLASSES = ("cat", "dog", "sofa", "tree")
-BACKBONES, HEADS = backbones.names(), heads.names()
+BACKBONES, HEADS = [name for name in backbones.names() if name != "features"], heads.names()  # that one sees no image
 HEAD_OPTIONS: dict[str, dict] = {
     "codebook": {"code_width": 16},
     "query2label": {"hidden": 16, "feedforward": 8, "self_attention": "later"},

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from plures import Experiment, cli
+from plures.config import recipe_settings
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.report import evaluate_scores
-from plures.recipes import recipe_settings
 from plures.report.table import COLUMNS, as_csv, as_html, as_markdown, render_table, table_rows, write_table
 from plures.runs.run import IMPORTED, Run
 

@@ -157,9 +157,7 @@ def test_thresholds_are_chosen_at_the_end(photos, tmp_path, monkeypatch, complet
 def test_without_the_weights_nothing_is_left_and_a_way_is_named(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("plures.models.weights.hub_access.answers", lambda address: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        PluresError, match=r"give backbone\.weights=FILE.*from scratch with backbone=small_conv"
-    ):
+    with pytest.raises(PluresError, match=r"give backbone\.weights=FILE.*from scratch with backbone=small_conv"):
         train(Experiment(data=str(photos / "tags.csv"), **COMMON), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -66,7 +66,7 @@ class StopAfter(Quiet):
 def test_a_resumed_run_has_the_whole_history(tmp_path):
     whole = plures.train(experiment(epochs=3, history=True), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        plures.train(experiment(epochs=3, history=True), tmp_path / "cut", watch=StopAfter(2))
+        plures.train(experiment(epochs=3, history=True), tmp_path / "cut", callbacks=[StopAfter(2)])
     cut = plures.train(experiment(), tmp_path / "cut", resume=True)
     a, b = (mean_logits(run.load_checkpoint()["history"]) for run in (whole, cut))
     assert np.array_equal(a, b)
@@ -74,7 +74,7 @@ def test_a_resumed_run_has_the_whole_history(tmp_path):
 
 def test_patience_ends_a_phase_after_so_many_epochs_that_were_no_better(tmp_path):
     watch = StopAfter()
-    run = plures.train(experiment(epochs=30, patience=2, lr=0.0003), tmp_path / "run", watch=watch)
+    run = plures.train(experiment(epochs=30, patience=2, lr=0.0003), tmp_path / "run", callbacks=[watch])
     best = run.log[-1]["best_epoch"]
     assert len(run.log) == best + 3 < 30
     scores = [record["val_map"] for record in run.log]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def judged(
     dataset = own or (
         data
         if isinstance(data, Dataset)
-        else read(str(data), skip_bad=skip_bad, verify=skip_bad, labelled=labelled, **options)
+        else read(os.fspath(data or ""), skip_bad=skip_bad, verify=skip_bad, labelled=labelled, **options)
     )
     names = dataset.split_names()
     split = (split or ("val" if "test" not in names and "val" in names else "test")) if names else ""

@@ -35,7 +35,7 @@ from plures.runs.own_data import photos_of
 from plures.runs.photos import without_trained
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
-from plures.scoring.features import frozen_features, token_boxes
+from plures.scoring.features import frozen_features, refuse_maps, token_boxes
 from plures.scoring.heatmaps import paint, region_weights
 from plures.scoring.logits import HeadOnFeatures
 
@@ -133,6 +133,7 @@ def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[See
 
     Raises PluresError if the head has neither attention nor region logits.
     """
+    refuse_maps(model)
     for rows, output in _outputs(model, dataset, experiment):
         weights = region_weights(output).float().cpu().numpy()  # [B, K, P]
         assert output.boxes is not None

@@ -33,6 +33,7 @@ from plures.runs.own_data import holds_training, match_classes, recalled
 from plures.runs.photos import Photos, contents, with_contents
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
+from plures.scoring.features import refuse_maps
 from plures.scoring.heatmaps import overlay, paint, region_weights
 from plures.scoring.logits import logits_of_dataset
 from plures.training.history import mean_logits
@@ -169,7 +170,8 @@ def suggest(
     if cross_fit is None:
         cross_fit = 5 if with_wrong and run.experiment.mode == "frozen" else 0
     scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
-    names = [str(image) for image in scored.dataset.images] if not scored.dataset.in_memory else None
+    images = scored.dataset.images
+    names = None if isinstance(images, np.ndarray) else [str(image) for image in images]
     found = rank_missing(
         scored.probabilities,
         scored.dataset.labels,
@@ -311,6 +313,7 @@ def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], I
     The function raises Unreadable for a tag that the model does not know; PluresError if the head gives no heat maps.
     """
     model = load(run)
+    refuse_maps(model)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
 
     @torch.inference_mode()

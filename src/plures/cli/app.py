@@ -119,8 +119,7 @@ def data_and_options(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
 
 
 def settings_values(data: str | None, recipe: str | None, settings: list[str]) -> dict[str, Any]:
-    from plures.config import apply_settings
-    from plures.recipes import recipe_settings
+    from plures.config import apply_settings, recipe_settings
 
     values = recipe_settings(recipe) if recipe is not None else {}
     if data is not None:

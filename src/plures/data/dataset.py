@@ -15,6 +15,7 @@ from plures.data.formats.split_names import split_name
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import Labels
 from plures.registry import Registry
+from plures.reprs import as_html, as_text, some_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,21 @@ class Boxes:
 class Dataset:
     """N images with labels for K classes.
 
-    images: file paths (str), or uint8 [N, H, W, 3] already in memory.
+    images: file paths (str), or uint8 [N, H, W, 3] already in memory (an object array [N] of uint8 [H, W, 3] where
+      sizes differ); names where there are features.
     labels: Labels [N, K]; classes: K distinct names in column order.
     splits: the split's name of every row ("train", "val", "test", ...; "" for none), or None if none are known.
     boxes: where the objects are, if known (used to measure localisation and to simulate biased labels).
     name: what the data call themselves in reports; problems: rows left out on reading, with the reason.
     contents: bytes [N], the same for photographs of the same content (`runs/photos.py` fills it in), or None.
+    features: float32 [N, D] that stand for the images, such as CLIP's embeddings; then no image is ever opened. None
+      where the images are what training looks at.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = Labels(np.array([[1, -1], [-1, 1]], np.int8))
+        >>> Dataset(["a.jpg", "b.jpg"], labels, ("cat", "dog")).take([1]).images
+        ['b.jpg']
     """
 
     images: Sequence[str] | NDArray[np.uint8]
@@ -57,6 +67,7 @@ class Dataset:
     name: str = ""
     problems: tuple[Problem, ...] = ()
     contents: NDArray[np.bytes_] | None = None
+    features: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -67,14 +78,36 @@ class Dataset:
             raise ValueError("class names are not distinct")
         if self.splits is not None and len(self.splits) != len(self.images):
             raise ValueError(f"{len(self.splits)} split names for {len(self.images)} images")
+        if self.features is not None and (self.features.ndim != 2 or len(self.features) != len(self.images)):
+            raise ValueError(f"features [N, D] of {len(self.images)} images, got {list(self.features.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        counts = [(self.labels.values == code).sum(0).tolist() for code in (1, 0, -1)]
+        rows = zip(self.classes, *(map("{:,}".format, column) for column in counts), strict=True)
+        return as_html(*self._shown(), ("class", "present", "absent", "unknown"), rows)
+
+    def _shown(self) -> tuple[str, dict[str, str]]:
+        kind = "files" if not self.in_memory else "in memory"
+        if self.features is not None:
+            kind = f"as features of {self.features.shape[1]:,} numbers"
+        labels = ", ".join(f"{value} {name}" for name, value in self.labels._shown()[1].items())
+        rows = {"images": f"{len(self):,}, {kind}", "classes": some_names(self.classes), "labels": labels}
+        if self.splits is not None:
+            rows["splits"] = ", ".join(f"{name} {int((self.splits == name).sum()):,}" for name in self.split_names())
+        if self.problems:
+            rows["problems"] = f"{len(self.problems):,}, the first: {self.problems[0].what}"
+        return f"Dataset {self.name}".rstrip(), rows
+
     @property
     def in_memory(self) -> bool:
-        """Whether the images are arrays rather than paths."""
-        return isinstance(self.images, np.ndarray)
+        """Whether the images are no files: arrays, or features that stand for them."""
+        return isinstance(self.images, np.ndarray) or self.features is not None
 
     def split_names(self) -> list[str]:
         """The splits that occur, in alphabetical order."""
@@ -92,6 +125,7 @@ class Dataset:
             splits=None if self.splits is None else self.splits[rows],
             boxes=None if self.boxes is None else self.boxes.take(rows, len(self)),
             contents=None if self.contents is None else self.contents[rows],
+            features=None if self.features is None else self.features[rows],
         )
 
     def split(self, name: str) -> Dataset:

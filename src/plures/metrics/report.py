@@ -24,6 +24,7 @@ from plures.labels import Labels
 from plures.metrics.average_precision import Scores, arrays, average_precision, cannot_fail
 from plures.metrics.counts import AVERAGES, averages, count_tags
 from plures.metrics.intervals import Interval, bootstrap_map
+from plures.reprs import as_html, as_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +77,12 @@ class Report:
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
     an image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
     estimates: where labels are not complete, else None; warning: for people, or nothing.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = Labels(np.array([[1], [0], [1]], np.int8))
+        >>> evaluate_scores(np.array([[0.9], [0.2], [0.7]]), labels, ("cat",)).map
+        1.0
     """
 
     definition: str
@@ -91,6 +98,22 @@ class Report:
     per_class: tuple[ClassResult, ...]
     estimates: Estimates | None = None
     warning: str = ""
+
+    def __repr__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        header = ("class", "AP", "precision", "recall", "F1", "positives", "known")
+        rows = [
+            (c.name, *map(percent, (c.average_precision, c.precision, c.recall, c.f1)), str(c.positives), str(c.known))
+            for c in self.per_class
+        ]
+        return as_html(*self._shown(), header, rows)
+
+    def _shown(self) -> tuple[str, dict[str, str]]:
+        cells = (list(column.cells) for column in self._summary().columns)
+        rows = {str(name): str(value) for name, value in zip(*cells, strict=True)}
+        return "Report (percent)", rows | ({"warning": self.warning} if self.warning else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: nan becomes None; `unit` says that values are fractions."""

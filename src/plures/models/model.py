@@ -72,7 +72,9 @@ class Model(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or float in [0, 1] [B, 3, H, W] -> what the backbone wants."""
+        """uint8 or float in [0, 1] [B, 3, H, W] -> what the backbone takes; features [B, D] stay as they are."""
+        if images.ndim == 2:
+            return images.to(self.mean.dtype)
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from plures.config import Experiment, refuse_imports
 from plures.errors import PluresError, did_you_mean
 from plures.files import read_yaml
 
@@ -58,10 +56,10 @@ def load_recipe(name: str) -> Recipe:
     if name not in recipe_names():
         raise PluresError(f"unknown recipe '{name}'{did_you_mean(name, recipe_names())}")
     with resources.as_file(resources.files(__package__) / f"{name}.yaml") as path:
-        return _recipe(name, read_yaml(path))
+        return recipe_of(name, read_yaml(path))
 
 
-def _recipe(name: str, values: dict[str, Any]) -> Recipe:
+def recipe_of(name: str, values: dict[str, Any]) -> Recipe:
     """A recipe from the mapping in its file. Raises PluresError if an entry is missing or unknown."""
     fields = {f.name: f for f in dataclasses.fields(Recipe) if f.name != "name"}
     for key in values:
@@ -71,14 +69,3 @@ def _recipe(name: str, values: dict[str, Any]) -> Recipe:
     if lacking:
         raise PluresError(f"recipe '{name}' lacks {', '.join(lacking)}")
     return Recipe(name=name, **values)
-
-
-def recipe_settings(spec: str) -> dict[str, Any]:
-    """Experiment values of `name`, `name:row`, or a YAML file (a recipe, or the experiment.yaml of a run)."""
-    if spec.endswith((".yaml", ".yml")):
-        values = read_yaml(spec)
-        if "experiment" in values:
-            return refuse_imports(_recipe(Path(spec).stem, values).settings(), spec)
-        return Experiment.load(spec).to_dict()
-    name, _, row = spec.partition(":")
-    return {**load_recipe(name).settings(row or None), "recipe": spec}

@@ -56,9 +56,9 @@ def missing_tags(run: Run, prepared: Prepared | None, model: Model, thresholds: 
     seen = look_at(model, chosen, run.experiment)
     photos = []
     for n, s in enumerate(shown):
-        image = to_image(chosen.images[n] if chosen.in_memory else str(chosen.images[n]))
-        pictures = [Picture(data_uri(image), "the photo")]
-        if seen is not None:
+        image = None if chosen.features is not None else to_image(chosen.images[n])
+        pictures = [] if image is None else [Picture(data_uri(image), "the photo")]
+        if seen is not None and image is not None:
             pictures.append(Picture(data_uri(overlay(image, seen[n].heat(s.column))), f"{s.tag}? {s.score:.2f}"))
         tags = ", ".join(chosen.classes[k] for k in np.flatnonzero(chosen.labels.present[n])) or "no tag"
         photos.append(Photo(_name(chosen.images[n], s), f"has {tags}; perhaps {s.tag}", tuple(pictures)))

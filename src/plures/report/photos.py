@@ -91,11 +91,11 @@ def look_at(model: Model, dataset: Dataset, experiment: Experiment) -> list[Seen
 
 
 def _photo(dataset: Dataset, n: int, seen: Seen | None, thresholds: Thresholds) -> Photo:
-    image = to_image(dataset.images[n] if dataset.in_memory else str(dataset.images[n]))
+    image = None if dataset.features is not None else to_image(dataset.images[n])
     present, absent = dataset.labels.present[n], dataset.labels.absent[n]
     tags = ", ".join(dataset.classes[k] for k in np.flatnonzero(present)) or "no tag"
-    pictures = [Picture(data_uri(image), "the photo")]
-    if seen is not None:
+    pictures = [Picture(data_uri(image), "the photo")] if image is not None else []
+    if seen is not None and image is not None:
         p = thresholds.probabilities(seen.logits[None])[0]
         called = thresholds.called(seen.logits)
         order = np.argsort(-p)
@@ -107,7 +107,11 @@ def _photo(dataset: Dataset, n: int, seen: Seen | None, thresholds: Thresholds) 
         for kind, k in chosen[:MAPS]:
             words = f"{kind}: {dataset.classes[k]} {p[k]:.2f}"
             pictures.append(Picture(data_uri(overlay(image, seen.heat(int(k)))), words, kind.split()[0]))
-    name = f"image {n}" if dataset.in_memory else str(dataset.images[n]).replace("\\", "/").rsplit("/", 1)[-1]
+    name = (
+        f"image {n}"
+        if isinstance(dataset.images, np.ndarray)
+        else str(dataset.images[n]).replace("\\", "/").rsplit("/", 1)[-1]
+    )
     return Photo(name, tags, tuple(pictures))
 
 

@@ -23,7 +23,7 @@ from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_
 
 Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
 IN_MEMORY = "in_memory"  # the name of data that only the program which trained the run had
-PATHS = ("images",)  # options of readers that are paths
+PATHS = ("images", "table")  # options of readers that are paths
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from plures.config import Experiment, Part
+from plures.config import Experiment, Part, recipe_settings
 from plures.errors import PluresError
 from plures.models.model import Model, save
 from plures.models.weights.released import import_mlspl, import_q2l
 from plures.models.weights.timm_classifier import import_timm
-from plures.recipes import recipe_settings
 from plures.runs.run import IMPORTED, Run
 
 Kind = Literal["q2l", "mlspl", "timm"]

@@ -53,7 +53,9 @@ def with_contents(dataset: Dataset) -> Dataset:
 
 def contents(dataset: Dataset) -> Contents:
     """The content [N] of every photograph."""
-    return contents_of(dataset.images) if dataset.contents is None else dataset.contents
+    if dataset.contents is not None:
+        return dataset.contents
+    return contents_of(dataset.images if dataset.features is None else dataset.features)
 
 
 def contents_of(images: Any) -> Contents:
@@ -238,6 +240,8 @@ class Photos:
 
 def names_of(dataset: Dataset, root: str) -> Any:
     """Arrow strings [N]: paths below the root relative to it, other paths absolute, row numbers of images in memory."""
+    if dataset.features is not None:
+        return pa.array(list(map(str, dataset.images)), pa.string())
     if dataset.in_memory:
         return pa.array([str(row) for row in range(len(dataset))], pa.string())
     typed, whole = (os.path.join(folder, "") if folder else "\0" for folder in (root, root and os.path.abspath(root)))

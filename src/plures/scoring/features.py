@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from plures.data.dataset import Dataset
 from plures.data.loading import ImageBatches, Order
 from plures.data.photos import DECODED_OVER_WANTED, PIXELS, Transform
-from plures.errors import WorkFailed
+from plures.errors import PluresError, WorkFailed
 from plures.files import claim, clear_left, writing
+from plures.models.backbones.features import Features
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import STARTING_POINT, Model
 from plures.models.outputs import grid_boxes
+from plures.runs.photos import contents
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
@@ -38,10 +40,36 @@ def needs_only_mean(model: Model) -> bool:
     return bool(getattr(model.head, "mean_is_enough", False))
 
 
+def refuse_other_input(model: Model, width: int | None, what: str) -> None:
+    """Raise PluresError unless the model takes features of this width (None: photographs). what: which data."""
+    own = model.backbone.width if isinstance(model.backbone, Features) else None
+    if own == width:
+        return
+    came = "photographs" if width is None else f"features of {width:,} numbers per image"
+    takes = "photographs" if own is None else f"features of {own:,} numbers per image"
+    how = "" if own is None else "; give features:FILE, computed as those that it was trained on"
+    raise PluresError(f"{what}: {came}, but the model takes {takes}{how}")
+
+
+def refuse_features(model: Model, what: str) -> None:
+    """Raise PluresError for a model of features, for what takes photographs."""
+    if isinstance(model.backbone, Features):
+        raise PluresError(
+            f"{what} takes photographs, but the model takes features of {model.backbone.width:,} numbers per image; use"
+            " plures predict with features:FILE, or train on the photographs"
+        )
+
+
+def refuse_maps(model: Model) -> None:
+    """Raise PluresError for a model of features, which has no regions to look at."""
+    if isinstance(model.backbone, Features):
+        raise PluresError("no heat map: the model was trained on features, which do not say where in the photograph")
+
+
 @torch.inference_mode()
 def token_boxes(model: Model, pooled: bool) -> Tensor:
     """Where the regions of the features lie, [P, 4]; the whole image if pooled."""
-    if pooled:
+    if pooled or isinstance(model.backbone, Features):
         return grid_boxes(1, 1)
     size = model.preprocessing.image_size
     blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(model.parameters()).device)
@@ -79,7 +107,10 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool, device: str = "cpu
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     if isinstance(dataset.images, np.ndarray):
         digest.update(f"{dataset.images.dtype} {dataset.images.shape}".encode())
-        digest.update(np.ascontiguousarray(dataset.images).data)
+        if dataset.images.dtype == object:  # of several sizes
+            digest.update(contents(dataset).tobytes())
+        else:
+            digest.update(np.ascontiguousarray(dataset.images).data)
     else:
         shards: dict[str, str] = {}
         for path in map(str, dataset.images):
@@ -104,9 +135,12 @@ def frozen_features(
 ) -> NDArray[np.floating]:
     """Features of every image: [N, 1, D] float32 if pooled (the mean over regions), else [N, P, D] float16.
 
-    Read from the cache where they are there; written there otherwise. Raises Unreadable on an image that cannot
-    be read.
+    Those that come with the data as they are; else read from the cache where they are there, and written there
+    otherwise. Raises Unreadable on an image that cannot be read, PluresError on data of another kind than the model's.
     """
+    refuse_other_input(model, None if dataset.features is None else dataset.features.shape[1], dataset.name or "data")
+    if dataset.features is not None:
+        return dataset.features[:, None]
     path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled, torch.device(device).type)}.npy"
     if not path.is_file():
         with _alone(path):

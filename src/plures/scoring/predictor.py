@@ -26,6 +26,7 @@ from plures.models.outputs import Output, checked_logits
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
+from plures.scoring.features import refuse_maps, refuse_other_input
 from plures.scoring.heatmaps import region_weights
 from plures.scoring.predictions import Predictions, Regions
 from plures.scoring.sources import Item, items_of
@@ -84,6 +85,11 @@ class Predictor(Model):
         """How a photograph becomes this model's input: a PIL image -> uint8 [3, H, W]."""
         p = self.preprocessing
         return Transform(p.image_size, "none", p.interpolation)
+
+    def _fitting(self, item: tuple[int, Item]) -> tuple[int, Item]:
+        name, image = item[1]
+        refuse_other_input(self, len(image) if _is_features(image) else None, name)
+        return item
 
     @torch.inference_mode()
     def score(self, images: Tensor, maps: bool = False) -> Output:
@@ -162,12 +168,14 @@ class Predictor(Model):
 
     def _decoded(self, items: Iterable[tuple[int, Item]], batch_size: int, workers: int) -> Any:
         """Batches of decoded images, see `_collate`."""
-        return loader(_Decode(self.transform), _batches(items, batch_size), workers, _collate)
+        return loader(_Decode(self.transform), _batches(map(self._fitting, items), batch_size), workers, _collate)
 
     def stream(
         self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
     ) -> Iterator[Scored]:
         """Score (part, image) one after another, in batches that never span two parts."""
+        if maps:
+            refuse_maps(self)
         for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
             weights = boxes = None
             if pixels is None:
@@ -240,6 +248,10 @@ class _Decode(torch.utils.data.Dataset[Any]):
         return item[0], item[1], *_decode(item[1], self.transform)
 
 
+def _is_features(image: str | NDArray[Any]) -> bool:
+    return isinstance(image, np.ndarray) and image.ndim == 1
+
+
 def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
     """The pixels uint8 [3, H, W], or None and the reason."""
     name, image = item
@@ -247,6 +259,8 @@ def _decode(item: Item, transform: Transform) -> tuple[Tensor | None, str]:
         name.encode()
     except UnicodeEncodeError:
         return None, "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
+    if _is_features(image):
+        return torch.from_numpy(np.asarray(image, np.float32)), ""
     try:
         return transform(to_pixels(image, transform.decoding_size)), ""
     except Unreadable as error:

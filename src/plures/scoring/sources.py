@@ -26,7 +26,7 @@ from plures.errors import BadData, PluresError, Problem
 LISTS = (".txt", ".lst")
 TABLES = (".csv", ".tsv", ".parquet")
 
-Item = tuple[str, "str | NDArray[np.uint8]"]  # the image's name, and its path, address or pixels [H, W, 3]
+Item = tuple[str, "str | NDArray[Any]"]  # the image's name, and its path, address, pixels [H, W, 3] or features [D]
 
 
 def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterator[Item]]:
@@ -50,6 +50,8 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
     if path.is_file() and suffix in TABLES and not holds_images(path):
         return _not_empty(lambda: _named(_cells(path)), f"{source}: no image in this table")
     dataset = read(text, skip_bad=skip_bad, labelled=False)
+    if (features := dataset.features) is not None:
+        return lambda: zip(map(str, dataset.images), features, strict=True)
     if isinstance(dataset.images, np.ndarray):
         arrays = dataset.images
         return lambda: ((f"{row:06d}", image) for row, image in enumerate(arrays))

@@ -38,7 +38,8 @@ def choose_model(experiment: Experiment, pictures: Callable[[], Dataset]) -> tup
     if backbone.name == AUTO:
         why = "photographs" if backbone.options else _kind(e, pictures())
         backbone = _pretrained(backbone.options) if why == "photographs" else FROM_SCRATCH
-    pretrained = bool(backbone.options.get("pretrained") or backbone.options.get("weights"))
+    given = backbone.name == "features"
+    pretrained = given or bool(backbone.options.get("pretrained") or backbone.options.get("weights"))
     exact = e.optimizer.name == EXACT
     mode = ("frozen" if pretrained or exact else "end_to_end") if e.mode == AUTO else e.mode
     ours = pretrained and e.head.name == AUTO and mode != "end_to_end"  # a head of plures's choice, on its features
@@ -121,6 +122,8 @@ def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool
             return f"{why}: {name} trained from scratch{pretrained}"
         return f"{why}: {name} and a {e.head.name} head, mode={e.mode}" if why else ""
     what = "a closed-form head" if solved else f"a linear head trained by {e.optimizer.name}"
+    if e.backbone.name == "features":
+        return f"features that came with the data: {what}"
     other = "train from scratch with backbone=small_conv" if why else "train all of it with mode=end_to_end"
     line = f"{why or 'a pretrained backbone'}: frozen features of {name} and {what}"
     if e.mode != "frozen":

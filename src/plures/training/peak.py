@@ -20,7 +20,7 @@ WHOLE_BATCHES = 2  # of decoded images that each worker holds ready
 
 def warning(model: Model, train: Dataset, experiment: Experiment, workers: int) -> str:
     """A line for the user if training is likely to take more memory than there is; "" if not, or nobody can tell."""
-    if next(model.parameters()).device.type != "cpu":
+    if next(model.parameters()).device.type != "cpu" or train.features is not None:
         return ""
     free, likely = free_memory(), peak(model, train, experiment, workers)
     if free is None or likely <= free:

@@ -47,6 +47,7 @@ from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_o
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss, choose_model
+from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
 from plures.training.loop import fit
 from plures.training.peak import warning
@@ -87,7 +88,7 @@ def train(
         if dataset is not None and not ("data" in experiment.model_fields_set and is_there(experiment.data)):
             experiment = experiment.model_copy(update={"data": Part(name=IN_MEMORY)})
         prepared = prepare(experiment, dataset, skip_bad=skip_bad)
-        experiment, reason = choose_model(experiment, lambda: prepared.train)
+        experiment, reason = choose_model(fit_to_data(experiment, prepared.train), lambda: prepared.train)
         if reason:
             watch.say(reason)
     left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]

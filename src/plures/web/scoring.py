@@ -20,6 +20,7 @@ from plures.models.model import load
 from plures.models.outputs import checked_logits
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
+from plures.scoring.features import refuse_features
 from plures.scoring.heatmaps import COLOURS, OPACITY, paint, region_weights
 from plures.web.uploads import Photo
 
@@ -46,6 +47,7 @@ class Scoring:
         self.name = run.path.resolve().name
         self.device = make_fabric(run.experiment).device
         self.model = load(run.path).to(self.device).eval()
+        refuse_features(self.model, "the web page")
         self.classes = self.model.classes
         self.thresholds = thresholds_of(run, self.classes)
         p = self.model.preprocessing

@@ -175,11 +175,10 @@ def problem_table(problems: tuple[Problem, ...], most: int | None = None) -> Ren
 
 
 def pictures(dataset: Dataset, description: Description, folder: str | Path) -> list[Path]:
-    """Write examples.png (a sheet of images with their tags) and co_occurrence.png into the folder; their paths."""
+    """Write examples.png (images with their tags; not of features) and co_occurrence.png into a folder."""
     from plures.data.checks.plots import co_occurrence_plot, example_sheet
 
     folder = Path(folder)
-    return [
-        example_sheet(dataset, folder / "examples.png"),
-        co_occurrence_plot(description.classes, description.co_occurrence, description.counts.present, folder),
-    ]
+    counts = description.counts
+    sheet = [] if dataset.features is not None else [example_sheet(dataset, folder / "examples.png")]
+    return [*sheet, co_occurrence_plot(description.classes, description.co_occurrence, counts.present, folder)]

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "plures"
 PACKAGES = (
     "errors",
     "system",
+    "pace",
     "files",
     "registry",
     "labels",

@@ -21,7 +21,7 @@ from plures.registry import Registry, is_text
 
 RENAMED = {"embedder": "backbone"}  # settings of plures 0.1.0, in the files of its runs
 AUTO = "auto"  # the loss that training chooses for the labels and the head
-EXACT = "exact"  # the optimizer that solves for a linear head
+EXACT = "exact"  # the optimizer of the closed-form ridge
 EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
 
 
@@ -59,21 +59,21 @@ class Experiment(BaseModel):
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
       val_share, test_share in (0, 1); a split that the data give is kept.
-    backbone, head, loss: parts by name, see `plures parts`; loss auto: chosen for the labels and the head, with the
+    backbone, head, loss: by name, see `plures components`; loss auto: chosen for the labels and the head, with the
       reason said (training/auto.py).
     mode: end_to_end; frozen (the backbone is fixed, its features are computed once); frozen_then_end_to_end.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip end to end.
-    batch_size: images a step learns from, over all processes; accumulate: in how many pieces, one after another, to
-      save memory (a loss that looks at a batch as a whole then sees a piece).
+    batch_size: images per step, over all processes; accumulate: in how many pieces, one after another, to save
+      memory (a loss that looks at a batch as a whole then sees a piece).
     optimizer: any name that timm or torch knows, or `exact` (no steps: a linear head on frozen features and the loss
-      least_squares are solved for each strength of its option l2); lr: of the backbone; head_lr: times lr for the head.
+      least_squares in closed form, for each strength of its option l2); lr: of the backbone; head_lr: times lr, head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
       alone), last; auto: see `runs/data.py`.
     patience: a phase stops after so many epochs in turn that were no better by it. history: keep the mean score of
-      every training cell over the epochs, for `plures suggest` (one more pass over the training images an epoch).
+      every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
     average_precision: the definition used for it. threshold: of the probability, to call a tag.
     """
 
@@ -138,10 +138,10 @@ class Experiment(BaseModel):
         from plures.models.backbones import backbones
         from plures.models.heads import heads
 
-        for shelf, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
+        for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
             _refuse_null(part)
-            if part.name != AUTO or shelf is not losses:
-                shelf.check(part.name, part.options, named=True)
+            if part.name != AUTO or registry is not losses:
+                registry.check(part.name, part.options, named=True)
             elif part.options:
                 raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
         if self.optimizer.name == EXACT:

@@ -133,7 +133,7 @@ def from_positives(targets: AnyTargets) -> AnyTargets:
 
 
 def mask_to_single_positive(labels: Labels, seed: int = 1200, weights: NDArray[np.floating] | None = None) -> Labels:
-    """Keep one present label an image and hide everything else (rows without a present label keep nothing).
+    """Keep one present label per image and hide everything else (rows without a present label keep nothing).
 
     weights None: uniform, drawn exactly as the official MLSPL code does (Cole et al. 2021, arXiv 2106.09708): one
     legacy generator for all rows; in each row the present columns are shuffled and the first is kept, then the other
@@ -176,7 +176,7 @@ def complete(labels: Labels) -> Labels:
     """The labels as they are, which must be complete. Raises PluresError if a cell is unknown."""
     if not labels.complete:
         raise PluresError(
-            f"supervision=full wants every label known, but {int(labels.unknown.sum()):,} of"
+            f"supervision=full requires complete labels, but {int(labels.unknown.sum()):,} of"
             f" {labels.values.size:,} are unknown; use supervision=as_given, or read the data as complete"
             " (data.complete=true) if an untagged class is really absent"
         )
@@ -191,7 +191,7 @@ class Counts:
     """What labels look like. Per class int [K]: present, absent, unknown; scalars as named.
 
     imbalance: images of the most frequent class per image of the least frequent one that occurs at all.
-    per_image: mean number of present labels an image; per_image_histogram[i]: images with i present labels.
+    per_image: mean number of present labels per image; per_image_histogram[i]: images with i present labels.
     """
 
     present: NDArray[np.int64]

@@ -29,7 +29,7 @@ SMALL = {"data": SCENES, "device": "cpu", "workers": 0, "lr": 2e-3, "loss": "wan
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with one positive a scene, whose best epoch was chosen by held-out positives."""
+    """A run with one positive per scene, whose best epoch was chosen by held-out positives."""
     experiment = Experiment(**SMALL, epochs=2, supervision="single_positive", select="val_positives")
     return train(experiment, tmp_path_factory.mktemp("runs") / "run").path
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_says_why(plures, run):
     for arguments, words in (
         (["--from", "positive"], "did you mean 'positives'"),
         (["--objective", "f2"], "objective 'f2' is unknown"),
-        (["--calibrate", "platt"], "there are: isotonic, none, temperature"),
+        (["--calibrate", "platt"], "choose from: isotonic, none, temperature"),
     ):
         code, _, err = plures("thresholds", run, *arguments)
         assert code == 2

@@ -120,7 +120,7 @@ def test_training_starts_from_imported_weights(plures, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("q2l", "other.pkl"), "is no Query2Label checkpoint"),
+        (("q2l", "other.pkl"), "is not a Query2Label checkpoint"),
         (("q2l", "cut.pkl"), "truncated"),
         (("q2l", "code.pkl"), "holds code or objects besides tensors"),
         (("q2l", "nowhere.pkl"), "no checkpoint file"),
@@ -128,13 +128,13 @@ def test_training_starts_from_imported_weights(plures, files, tmp_path):
         (("q2l", "whole.pkl", "--classes", "none.txt"), "names no class"),
         (("q2l", "whole.pkl", "--classes", "nowhere.txt"), "cannot read the class names"),
         (("q2l", "whole.pkl", "--config", "three.txt"), "cannot read the configuration"),
-        (("mlspl", "whole.pkl"), "is no MLSPL checkpoint"),
+        (("mlspl", "whole.pkl"), "is not an MLSPL checkpoint"),
         (("mlspl", "whole.pkl", "--config", "config.json"), "have no configuration"),
         (("timm", "whole.pkl"), "does not say which model it is"),
-        (("timm", "whole.pkl", "--config", "wrong.json"), "is no model of timm"),
+        (("timm", "whole.pkl", "--config", "wrong.json"), "is not a model of timm"),
         (("timm", "other.pkl", "--config", "resnet18.json"), "has no classifier 'fc'"),
         (("q2l", "whole.pkl", "--recipe", "liu2021:r50"), "recipe 'liu2021' has no row 'r50'"),
-        (("q3l", "whole.pkl"), "there are: q2l, mlspl, timm"),
+        (("q3l", "whole.pkl"), "choose from: q2l, mlspl, timm"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_no_folder(plures, files, tmp_path, monkeypatch, arguments, message):

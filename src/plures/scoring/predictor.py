@@ -1,4 +1,4 @@
-"""A run's model, ready to score images: on its device, in the wanted precision, with its thresholds."""
+"""A run's model, ready to score images: on its device, in the precision asked for, with its thresholds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from plures.errors import PluresError
 from plures.models.batch_halving import BatchHalver, joined
 from plures.models.model import Model, load
 from plures.models.outputs import Output, checked_logits
+from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
@@ -52,7 +53,7 @@ class Scorer:
     """Scores batches of images with a run's best weights.
 
     threshold: one for every class; None: those saved with the run, or else the experiment's. calibration: images for
-    int8. Raises PluresError where a precision cannot be had.
+    int8. Raises PluresError where a precision is not available.
     """
 
     def __init__(
@@ -104,17 +105,19 @@ class Scorer:
     ) -> Iterator[Scored]:
         """Score (part, image) one after another, in batches that never span two parts."""
         batches = loader(_Decode(self.transform), _batches(items, batch_size), workers, _collate)
-        for part, asked, rows, pixels, images, bad in batches:
-            weights = boxes = None
-            if pixels is None:
-                logits = np.empty((0, len(self.classes)), np.float32)
-            else:
-                output = self(arrived(pixels), maps)
-                logits = checked_logits(output.logits)
-                if maps and output.boxes is not None:
-                    weights = region_weights(output).float().cpu().numpy()
-                    boxes = output.boxes.float().cpu().numpy()
-            yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
+        with Pace("scoring") as pace:
+            for part, asked, rows, pixels, images, bad in batches:
+                weights = boxes = None
+                if pixels is None:
+                    logits = np.empty((0, len(self.classes)), np.float32)
+                else:
+                    output = self(arrived(pixels), maps)
+                    logits = checked_logits(output.logits)
+                    if maps and output.boxes is not None:
+                        weights = region_weights(output).float().cpu().numpy()
+                        boxes = output.boxes.float().cpu().numpy()
+                pace.step(len(asked))
+                yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding
@@ -155,7 +158,7 @@ def _batches(items: Iterable[tuple[int, Item]], batch_size: int) -> Iterator[lis
 
 
 def _collate(items: list[tuple[int, Item, Tensor | None, str]]) -> tuple[Any, ...]:
-    """One tensor a batch crosses from worker to main process, not one an image."""
+    """One tensor per batch crosses from worker to main process, not one per image."""
     asked = [item[0] for _, item, _, _ in items]
     rows = [row for row, (_, _, image, _) in enumerate(items) if image is not None]
     pixels = [items[row][2] for row in rows]

@@ -1,6 +1,6 @@
 """`loss=auto`: the loss that plures chooses for these labels and this model, and why.
 
-The choice rests on the tables of docs/choosing.md: one positive an image, three data sets, chosen on validation rows.
+The choice rests on the tables of docs/choosing.md: one positive per image, three data sets, chosen on validation rows.
 """
 
 from __future__ import annotations

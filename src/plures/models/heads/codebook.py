@@ -1,4 +1,4 @@
-"""One codebook a label attends to the patches; one shared classifier judges what each label gathered.
+"""One codebook per label attends to the patches; one shared classifier judges what each label gathered.
 
 Jouanneau et al., "A patch-based architecture for multi-label classification from single positive annotations",
 blocks 3 to 5, equations 1-3.
@@ -36,7 +36,7 @@ class Codebook(nn.Module):
         if logit not in ("margin", "sigmoid"):
             raise ValueError(f"logit is margin or sigmoid, got {logit}")
         if logit == "margin" and classes < 2:
-            raise ValueError("the margin logit compares classes and wants at least two; use logit=sigmoid")
+            raise ValueError("the margin logit compares classes and requires at least two; use logit=sigmoid")
         self.logit = logit
         self.project = nn.Linear(width, code_width) if width != code_width else nn.Identity()
         self.codebooks = nn.Parameter(torch.empty(classes, code_width))

@@ -240,7 +240,7 @@ def test_the_own_training_split_is_judged_and_called_that(plures, world):
     assert code == 0
     assert "42 photographs of split 'train': run was trained on these" in err
     code, out, err = plures("evaluate", "run", "--split", "val")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "next: plures report run\n")
     assert "of split 'val', on which the epoch and by default" in out
     code, _, err = plures("thresholds", "run", "--split", "train")
     assert (code, "do not hold for others" in err) == (2, True)

@@ -131,7 +131,8 @@ def review(
         finally:
             work.close()
     screen.print(f"{table} is up to date; journal: {work.decisions.journal.path}", highlight=False)
-    say_next("plures", "train", table, "--out", "runs/next" if run else "runs/first")
+    settings = [a for a in arguments or [] if SETTING.match(a)]
+    say_next("plures", "train", table, *settings, "--out", "runs/next" if run else "runs/first")
 
 
 def _table_in(folder: Path) -> Path:

@@ -84,7 +84,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
     assert code == 2
     assert "no report yet" in err
     plures("evaluate", run, files / "tags.csv", "--json", run / "report.json")
-    code, out, err = plures("table", run, "--out", tmp_path / "t.md")
+    code, _, err = plures("table", run, "--out", tmp_path / "t.md")
     assert code == 0, err
     assert "| 91.3 (coco14) |" in (tmp_path / "t.md").read_text()
     code, _, err = plures("evaluate", run)

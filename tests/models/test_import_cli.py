@@ -72,7 +72,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
     assert code == 0, err
     assert f"plures evaluate {run} DATA" in err
     assert json.loads((run / "imported.json").read_text())["checkpoint"] == "whole.pkl"
-    code, out, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json")
+    code, _, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json")
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["images"], report["classes_scored"], report["definition"]) == (6, 3, "voc")

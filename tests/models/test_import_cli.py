@@ -58,7 +58,7 @@ def files(tmp_path_factory):
 
 def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, files, tmp_path):
     run = tmp_path / "run"
-    code, out, err = plures(
+    code, _, err = plures(
         "import-weights",
         "q2l",
         files / "whole.pkl",

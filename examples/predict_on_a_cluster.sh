@@ -5,7 +5,7 @@
 #
 # RUN is a run folder here; it is uploaded with the job, and from there to the workers, so they need not share a disk.
 # Photos are read, and parts written, at addresses that every worker reaches (s3://, gs://, a shared folder).
-# A job that was stopped goes on: the same command again. What is there is not done again.
+# To resume a job that was stopped, run the same command again. What is there is not done again.
 set -euo pipefail
 run=${1:?a run folder} photos=${2:?a list of photos} out=${3:?a folder or address for the parts}
 here=$(mktemp -d)

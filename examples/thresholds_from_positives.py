@@ -13,7 +13,7 @@ def main(run):
     for c in choice.per_class:
         note = f"  (of all classes together: {c.pooled})" if c.pooled else ""
         print(f"{c.name}: from {c.threshold:.3f} on; about {100 * c.called:.0f} % of the photos{note}")
-    print(f"{choice.tags_called:.2f} tags a photo. {choice.thresholds.assumes} {choice.thresholds.guarantees}")
+    print(f"{choice.tags_called:.2f} tags per photo. {choice.thresholds.assumes} {choice.thresholds.guarantees}")
     print(f"kept in {run}/thresholds.json: predict, evaluate, export and the pages use it")
 
 

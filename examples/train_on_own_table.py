@@ -1,4 +1,4 @@
-"""The library on your own table: one tag a photo in, a trained and judged model out.
+"""The library on your own table: one tag per photo in, a trained and judged model out.
 
 python examples/train_on_own_table.py tags.csv runs/own
 """

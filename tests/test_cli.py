@@ -179,7 +179,7 @@ def test_doctor_and_parts(plures):
     code, out, _ = plures("doctor")
     assert code == 0
     assert "torch" in out
-    code, out, _ = plures("parts")
+    code, out, _ = plures("components")
     assert code == 0
     for name in ("role", "codebook", "small_conv", "voc", "cole2021"):
         assert name in out

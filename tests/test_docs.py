@@ -20,7 +20,7 @@ from plures.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = {name: one for name, one in typer.main.get_command(app).commands.items() if not one.hidden}
 # commands that are somebody else's, or that other tests or benchmarks run
 ELSEWHERE = {
     "pip": "installs packages",
@@ -251,11 +251,11 @@ def test_blocks_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
-        "# A\n\n    plures train tags.csv \\\n      --out r  # c\n    plures parts\n\n<!-- not run: far -->\n"
+        "# A\n\n    plures train tags.csv \\\n      --out r  # c\n    plures components\n\n<!-- not run: far -->\n"
         "```python\n1 / 0\n```\n\n    name  value\n"
     )
     found = blocks_of(page)
     assert [commands_of(b) for b in found] == [
-        [["plures", "train", "tags.csv", "--out", "r"], ["plures", "parts"]], [], [],
+        [["plures", "train", "tags.csv", "--out", "r"], ["plures", "components"]], [], [],
     ]  # fmt: skip
     assert [b.not_run for b in found] == ["", "far", ""]

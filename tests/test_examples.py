@@ -103,7 +103,7 @@ def test_lightning_module(run):
 
 
 def test_thresholds_from_positives(run):
-    assert "tags a photo" in run("thresholds_from_positives.py")
+    assert "tags per photo" in run("thresholds_from_positives.py")
     assert Path("runs/first/thresholds.json").is_file()
 
 

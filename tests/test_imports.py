@@ -13,6 +13,7 @@ PACKAGES = (
     "errors",
     "reprs",
     "system",
+    "pace",
     "files",
     "registry",
     "labels",

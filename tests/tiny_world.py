@@ -1,7 +1,7 @@
 """What the guides and examples speak of, tiny: photos/, tags.csv, runs/first, ... and training cut to one epoch.
 
 Pretrained weights are replaced by random ones of a small network, since tests have no network. A loss that a guide adds
-leaves the shelf with the test.
+leaves the registry with the test.
 """
 
 import csv
@@ -33,7 +33,7 @@ def _short(experiment, out, *, dataset=None, **others):
 
 
 def shrink(monkeypatch):
-    """Every training is one epoch of small pictures, every backbone a small one; the shelf of losses is a copy."""
+    """Every training is one epoch of small pictures, every backbone a small one; the registry of losses is a copy."""
     monkeypatch.setattr(losses, "_entries", {entry.name: entry for entry in losses})
     monkeypatch.setattr(timm_map, "create", _small)
     monkeypatch.setattr(training, "train", _short)

@@ -16,7 +16,7 @@ from rich.console import Console
 import plures
 from plures.analysis.evaluate import evaluate
 from plures.analysis.missing import Normalise, Suggestion, suggest, write_suggestions
-from plures.analysis.thresholds import Choice, Source, choose_thresholds
+from plures.analysis.thresholds import choose_thresholds
 from plures.config import Experiment
 from plures.console import Show
 from plures.data.dataset import Dataset
@@ -26,6 +26,7 @@ from plures.export.export import Exported, export
 from plures.export.formats import Format
 from plures.metrics.calibrating import Kind
 from plures.metrics.report import Report
+from plures.metrics.threshold_choice import Choice, Source
 from plures.models.model import Model
 from plures.report.page import write_report
 from plures.reprs import as_html, as_text

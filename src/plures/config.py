@@ -32,7 +32,7 @@ STEPPED = "adam"  # the optimizer whose options optimizer=auto takes, beside tho
 DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
 schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
 CUT = 0.5  # the probability from which a tag is called where nobody chose another one
-EXACT = "exact"  # the optimizer that solves for a linear head
+EXACT = "exact"  # the optimizer of the closed-form ridge
 EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
 
 
@@ -73,24 +73,24 @@ class Experiment(BaseModel):
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
       val_share, test_share in (0, 1); a split that the data give is kept.
-    backbone, head, loss: components by name, see `plures parts`; auto: chosen for the data, with the reason said
+    backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
       (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
       the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
     mode: end_to_end; frozen (the backbone is fixed, its features are computed once); frozen_then_end_to_end; auto:
       frozen for a pretrained backbone, else end_to_end.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip end to end.
-    batch_size: images a step learns from, over all processes; accumulate: in how many pieces, one after another, to
-      save memory (a loss that looks at a batch as a whole then sees a piece).
-    optimizer: any name that timm or torch knows, or `exact` (no steps: a linear head on frozen features and the loss
-      least_squares are solved for each strength of its option l2); auto: `exact` where backbone, head and mode are left
+    batch_size: images per step, over all processes; accumulate: in how many pieces, one after another, to save
+      memory (a loss that looks at a batch as a whole then sees a piece).
+    optimizer: any name that timm or torch knows, or `exact` (no steps: the closed-form ridge on frozen features, for
+      each strength of its option l2); auto: `exact` where backbone, head and mode are left
       to plures and photographs are given, else adam. lr: of the backbone; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
       alone), last; auto: see `runs/data.py`.
     patience: a phase stops after so many epochs in turn that were no better by it. history: keep the mean score of
-      every training cell over the epochs, for `plures suggest` (one more pass over the training images an epoch).
+      every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       plures chose for photographs, else 0.5.

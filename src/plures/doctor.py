@@ -1,4 +1,4 @@
-"""`plures doctor`: versions, device, what is broken, and the one line that mends it."""
+"""`plures doctor`: versions, device, what is broken, and the one line that fixes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def examine(folder: str | Path = ".") -> list[Finding]:
 
 def _python() -> Finding:
     what = f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return Finding(what, None if sys.version_info >= (3, 11) else "plures wants python 3.11 or newer")
+    return Finding(what, None if sys.version_info >= (3, 11) else "plures requires python 3.11 or newer")
 
 
 def _packages() -> list[Finding]:
@@ -87,7 +87,7 @@ def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     low = free < MIN_FREE_GB
     return Finding(
-        f"{free:.1f} GiB free on the disk of {folder.resolve()}", "make room for run folders" if low else None
+        f"{free:.1f} GiB free on the disk of {folder.resolve()}", "free some space for run folders" if low else None
     )
 
 

@@ -19,7 +19,7 @@ SHORT_OF_MEMORY = (
     "not enough memory",
     "out of memory",
     "bad_alloc",
-    "could not create a primitive",  # oneDNN, for want of room for it
+    "could not create a primitive",  # oneDNN, for want of memory
     "could not create a memory",
 )
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
@@ -103,7 +103,7 @@ class Problem:
 class BadData(PluresError):
     """The data have problems; `problems` holds every one of them, in the order found.
 
-    skippable: whether going on without the bad rows is a way out (it is not when the file itself cannot be read).
+    skippable: whether the bad rows can be dropped (not when the file itself cannot be read).
     """
 
     def __init__(self, problems: Iterable[Problem], skippable: bool = True) -> None:
@@ -114,7 +114,7 @@ class BadData(PluresError):
         others = sum(problem.times for problem in self.problems[1:])
         more = f" (and {others:,} more)" if others else ""
         wanted = f"; expected {first.expected}" if first.expected else ""
-        way_out = "; mend the data or use --skip-bad to go on without these rows" if skippable else ""
+        way_out = "; fix the data, or pass --skip-bad to drop these rows" if skippable else ""
         super().__init__(f"{where}: {first.what}{wanted}{more}{way_out}")
 
 
@@ -145,9 +145,9 @@ def grouped(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def require(what: str, extra: str, packages: Iterable[str]) -> None:
-    """Raise PluresError, with the one line that mends it, if a package that an extra brings is missing.
+    """Raise PluresError, with the one line that fixes it, if a package that an extra brings is missing.
 
-    what: who wants it, at the beginning of the message; packages: as they are imported.
+    what: what requires it, at the beginning of the message; packages: as they are imported.
     """
     for package in packages:
         if find_spec(package) is None:
@@ -160,4 +160,4 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; there are: {', '.join(names)}" if names else ""
+    return f"; choose from: {', '.join(names)}" if names else ""

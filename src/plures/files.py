@@ -1,4 +1,4 @@
-"""Writing files whole or not at all and not over a person's work; reading JSON and YAML of strangers."""
+"""Writing files atomically and not over a person's work; reading JSON and YAML of strangers."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def clear_left(folder: str | Path) -> None:
     for left in Path(folder).glob(f".*.{_HOST}.*.tmp"):
         process = re.search(rf"\.{_HOST}\.(\d+)(\.[0-9a-f]+)?\.tmp$", left.name)
         if process is not None and not alive(int(process[1])):
-            with suppress(OSError):  # a read-only disk: what wants to write there will say so
+            with suppress(OSError):  # a read-only disk: what has to write there will say so
                 left.unlink()
 
 
 def claim(file: int, size: int) -> None:
     """Take `size` bytes of disk for an open file that will be written through memory, where a full disk would end the
-    process without a word. Raises OSError if there is no room."""
+    process without a word. Raises OSError if there is no space."""
     os.ftruncate(file, size)
     if size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
@@ -188,7 +188,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number in JSON; null stands for an undefined one")
+    raise ValueError(f"{word} is not a number in JSON; null stands for an undefined one")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def read_as(kind: type[T], value: Any) -> T:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file with a JSON object a line. Raises PluresError if it is anything else."""
+    """The objects in a file with one JSON object per line. Raises PluresError if it is anything else."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -262,7 +262,7 @@ def _written_out(node: Any, sizes: dict[int, float]) -> float:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises PluresError if it cannot be read or is no mapping."""
+    """The mapping in a YAML file. Raises PluresError if it cannot be read or is not a mapping."""
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

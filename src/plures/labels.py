@@ -208,7 +208,7 @@ def complete(labels: Labels) -> Labels:
     """The labels as they are, which must be complete. Raises PluresError if a cell is unknown."""
     if not labels.complete:
         raise PluresError(
-            f"supervision=full wants every label known, but {int(labels.unknown.sum()):,} of"
+            f"supervision=full requires complete labels, but {int(labels.unknown.sum()):,} of"
             f" {labels.values.size:,} are unknown; use supervision=as_given, or read the data as complete"
             " (data.complete=true) if an untagged class is really absent"
         )
@@ -223,7 +223,7 @@ class Counts:
     """What labels look like. Per class int [K]: present, absent, unknown; scalars as named.
 
     imbalance: images of the most frequent class per image of the least frequent one that occurs at all.
-    per_image: mean number of present labels an image; per_image_histogram[i]: images with i present labels.
+    per_image: mean number of present labels per image; per_image_histogram[i]: images with i present labels.
     """
 
     present: NDArray[np.int64]

@@ -104,7 +104,7 @@ def test_mistakes(plures, run, tmp_path):
     (tmp_path / "t.csv").write_text("image,tags\n1.png,\n")
     code, _, err = plures("localise", run, tmp_path / "t.csv")
     assert code == 2
-    assert "no true boxes to judge by; --boxes FILE writes the found" in err
+    assert "no true boxes to judge by; --boxes FILE writes the boxes found" in err
     code, _, err = plures("localise", run, "--share", "2")
     assert code == 2
     assert "in (0, 1]" in err

@@ -29,7 +29,7 @@ SMALL = {"data": SCENES, "device": "cpu", "workers": 0, "lr": 2e-3, "loss": "wan
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with one positive a scene, whose best epoch was chosen by held-out positives."""
+    """A run with one positive per scene, whose best epoch was chosen by held-out positives."""
     experiment = Experiment(**SMALL, epochs=2, supervision="single_positive", select="val_positives")
     return train(experiment, tmp_path_factory.mktemp("runs") / "run").path
 
@@ -50,7 +50,7 @@ def test_best_epoch_is_the_one_whose_observed_labels_are_likeliest(run):
 
 def test_command_writes_a_table_two_sentences_and_a_file(plures, run):
     code, out, err = plures("thresholds", run, "--objective", "tags=2", "--global", "--calibrate", "temperature")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"next: plures predict {run} PHOTOS --out found.csv\n")
     assert "Assumes: " in out
     assert "Guarantees: On these 64 images" in out
     assert "estimated from positives" in out
@@ -91,7 +91,7 @@ def test_reviewed_table_with_unknown_cells(plures, run, tmp_path):
 
 def test_evaluation_with_positives_only(plures, run, tmp_path):
     code, out, err = plures("evaluate", run, "--positives-only", "--json", tmp_path / "report.json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"next: plures report {run}\n")
     assert "single-positive" in out
     assert "estimated" in out
     stored = json.loads((tmp_path / "report.json").read_text())
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_says_why(plures, run):
     for arguments, words in (
         (["--from", "positive"], "did you mean 'positives'"),
         (["--objective", "f2"], "objective 'f2' is unknown"),
-        (["--calibrate", "platt"], "there are: isotonic, none, temperature"),
+        (["--calibrate", "platt"], "choose from: isotonic, none, temperature"),
     ):
         code, _, err = plures("thresholds", run, *arguments)
         assert code == 2

@@ -66,7 +66,7 @@ def test_wrong_positives():
     with pytest.raises(PluresError, match=r"wrong is the share .* in \[0, 1\], got 20"):
         observe(given, "single_positive", wrong=20)
     positives = given.with_labels(Labels(np.where(given.labels.present, 1, -1).astype(np.int8)))
-    with pytest.raises(PluresError, match="wants classes known to be absent"):
+    with pytest.raises(PluresError, match="requires classes known to be absent"):
         observe(positives, "single_positive", wrong=0.1)
 
 
@@ -120,8 +120,8 @@ def test_mistakes_are_one_line():
         observe(data(3), "none", seed=1)
     with pytest.raises(PluresError, match="unknown bias 'centre'; did you mean 'center'"):
         observe(data(3), "single_positive", bias="centre")
-    with pytest.raises(PluresError, match="wants boxes"):
+    with pytest.raises(PluresError, match="requires boxes"):
         observe(data(3, boxes=False), "single_positive", bias="size")
     unknown = data(3).with_labels(Labels(np.full((3, 3), -1, np.int8)))
-    with pytest.raises(PluresError, match="supervision=full wants every label known"):
+    with pytest.raises(PluresError, match="supervision=full requires complete labels"):
         observe(unknown, "full")

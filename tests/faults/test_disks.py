@@ -116,7 +116,7 @@ def test_a_full_disk(plures, world, disk, name):
     fill(disk, 0)
     before = files_of(disk)
     line = refused(plures, world, disk, COMMANDS[name])
-    assert "the disk is full" in line or "no room" in line or "No space" in line
+    assert "the disk is full" in line or "no space" in line or "No space" in line
     assert files_of(disk) == before
 
 

@@ -137,10 +137,10 @@ def test_no_room_for_features_or_a_label_state_is_one_line(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(WorkFailed, match=r"no room for 0\.00 GB of features"):
+    with pytest.raises(WorkFailed, match=r"no space for 0\.00 GB of features"):
         train(Experiment(**SMALL, mode="frozen"), tmp_path / "run", dataset=photos(tmp_path))
     assert not list((tmp_path / "cache").rglob("*.part"))
-    with pytest.raises(WorkFailed, match="no room for a label state"):
+    with pytest.raises(WorkFailed, match="no space for a label state"):
         LabelMemory(torch.zeros(4, 3), learned=True, in_memory_at_most=0, folder=tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_evaluation_goes_on_in_halves_where_memory_is_short(trained, monkeypatch
     np.testing.assert_allclose(halved, whole, atol=1e-5)
     assert small.seen == [8, 8, 8, 8]  # 32 do not fit, nor do 16
     said = [r.getMessage() for r in caplog.records if r.name == "plures" and "memory" in r.getMessage()]
-    assert said == ["out of memory on a batch of 32 images; going on in halves, slower but with the same scores"]
+    assert said == ["out of memory on a batch of 32 images; continuing in halves, slower but with the same scores"]
 
 
 def test_predictions_go_on_in_halves_where_memory_is_short(trained, tmp_path, monkeypatch, caplog):
@@ -345,7 +345,7 @@ def test_nan_in_a_report_is_one_line(plures, trained):
     report.write_text(report.read_text().replace('"images"', '"other": NaN, "images"', 1))
     code, _, err = plures("table", run.path)
     assert (code, err.count("\n")) == (2, 1)
-    assert "NaN is no number in JSON" in err
+    assert "NaN is not a number in JSON" in err
 
 
 def test_a_name_that_is_not_utf8_is_one_line(plures, trained, tmp_path):

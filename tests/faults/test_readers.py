@@ -181,10 +181,10 @@ def test_a_list_may_hold_a_name_of_any_bytes(tmp_path):
 
 def test_a_spec_of_another_shape(tmp_path):
     (tmp_path / "s.yaml").write_text("sources: {a: x.csv}\nparents: cat\n")
-    with pytest.raises(PluresError, match="parents wants `name: other`"):
+    with pytest.raises(PluresError, match="parents requires `name: other`"):
         read_spec(tmp_path / "s.yaml")
     (tmp_path / "s.yaml").write_text("sources: {a: {data: x.csv, scope: {complete: 3}}}\n")
-    with pytest.raises(PluresError, match="complete wants a class"):
+    with pytest.raises(PluresError, match="complete requires a class"):
         read_spec(tmp_path / "s.yaml")
 
 

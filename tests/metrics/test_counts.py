@@ -110,7 +110,7 @@ def test_blocks_do_not_change_the_counts(monkeypatch):
 
 def test_bad_input_is_one_clear_line():
     labels = Labels(np.zeros((2, 3), np.int8))
-    with pytest.raises(PluresError, match=r"one a class \[3\], got shape \[2\]"):
+    with pytest.raises(PluresError, match=r"one per class \[3\], got shape \[2\]"):
         count_tags(np.zeros((2, 3)), labels, [0.1, 0.2])
     with pytest.raises(PluresError, match="threshold, a top-k, or both"):
         count_tags(np.zeros((2, 3)), labels, None)

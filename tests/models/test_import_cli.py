@@ -58,7 +58,7 @@ def files(tmp_path_factory):
 
 def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, files, tmp_path):
     run = tmp_path / "run"
-    code, out, err = plures(
+    code, _, err = plures(
         "import-weights",
         "q2l",
         files / "whole.pkl",
@@ -70,9 +70,9 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
         run,
     )
     assert code == 0, err
-    assert f"plures evaluate {run} DATA" in out
+    assert f"plures evaluate {run} DATA" in err
     assert json.loads((run / "imported.json").read_text())["checkpoint"] == "whole.pkl"
-    code, out, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json")
+    code, _, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json")
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["images"], report["classes_scored"], report["definition"]) == (6, 3, "voc")
@@ -84,7 +84,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
     assert code == 2
     assert "no report yet" in err
     plures("evaluate", run, files / "tags.csv", "--json", run / "report.json")
-    code, out, err = plures("table", run, "--out", tmp_path / "t.md")
+    code, _, err = plures("table", run, "--out", tmp_path / "t.md")
     assert code == 0, err
     assert "| 91.3 (coco14) |" in (tmp_path / "t.md").read_text()
     code, _, err = plures("evaluate", run)
@@ -120,7 +120,7 @@ def test_training_starts_from_imported_weights(plures, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("q2l", "other.pkl"), "is no Query2Label checkpoint"),
+        (("q2l", "other.pkl"), "is not a Query2Label checkpoint"),
         (("q2l", "cut.pkl"), "truncated"),
         (("q2l", "code.pkl"), "holds code or objects besides tensors"),
         (("q2l", "nowhere.pkl"), "no checkpoint file"),
@@ -128,13 +128,13 @@ def test_training_starts_from_imported_weights(plures, files, tmp_path):
         (("q2l", "whole.pkl", "--classes", "none.txt"), "names no class"),
         (("q2l", "whole.pkl", "--classes", "nowhere.txt"), "cannot read the class names"),
         (("q2l", "whole.pkl", "--config", "three.txt"), "cannot read the configuration"),
-        (("mlspl", "whole.pkl"), "is no MLSPL checkpoint"),
+        (("mlspl", "whole.pkl"), "is not an MLSPL checkpoint"),
         (("mlspl", "whole.pkl", "--config", "config.json"), "have no configuration"),
         (("timm", "whole.pkl"), "does not say which model it is"),
-        (("timm", "whole.pkl", "--config", "wrong.json"), "is no model of timm"),
+        (("timm", "whole.pkl", "--config", "wrong.json"), "is not a model of timm"),
         (("timm", "other.pkl", "--config", "resnet18.json"), "has no classifier 'fc'"),
         (("q2l", "whole.pkl", "--recipe", "liu2021:r50"), "recipe 'liu2021' has no row 'r50'"),
-        (("q3l", "whole.pkl"), "there are: q2l, mlspl, timm"),
+        (("q3l", "whole.pkl"), "choose from: q2l, mlspl, timm"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_no_folder(plures, files, tmp_path, monkeypatch, arguments, message):

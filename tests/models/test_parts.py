@@ -1,4 +1,4 @@
-"""What every backbone and every head on the shelves must do."""
+"""What every backbone and every head in the registries must do."""
 
 import json
 
@@ -154,8 +154,8 @@ def test_images_may_be_bytes_or_floats():
     ("damage", "message"),
     [
         (lambda run: (run / "model.json").unlink(), "no model in"),
-        (lambda run: (run / "model.json").write_text('{"plures"'), "is no model description"),
-        (lambda run: (run / "model.json").write_text("[]"), "is no model description"),
+        (lambda run: (run / "model.json").write_text('{"plures"'), "is not a model description"),
+        (lambda run: (run / "model.json").write_text("[]"), "is not a model description"),
         (lambda run: (run / "model.safetensors").unlink(), "cannot read the weights"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x" * 100), "cannot read the weights"),
         (

@@ -195,7 +195,7 @@ def without(*names):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (without("fc.W"), r"is no Query2Label checkpoint: it has no fc\.W"),
+        (without("fc.W"), r"is not a Query2Label checkpoint: it has no fc\.W"),
         (without("backbone.0.body.conv1.weight"), "its backbone is none of"),
         (without("transformer.encoder.layers.0.norm2.bias"), r"1 missing: head\.encoder\.0\.norm2\.bias$"),
         (lambda s: {**s, "fc.extra": torch.zeros(2)}, r"1 unexpected: head\.fc\.extra$"),
@@ -229,7 +229,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(checkpoint, tmp_p
     whole = checkpoint[1].read_bytes()
     for content in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-200]):
         file.write_bytes(content)
-        with pytest.raises(PluresError, match="is no PyTorch checkpoint") as caught:
+        with pytest.raises(PluresError, match="is not a PyTorch checkpoint") as caught:
             read_state(file)
         assert "\n" not in str(caught.value)
     for content in ([1, 2], {"epoch": 3}):
@@ -279,7 +279,7 @@ def test_mlspl_weights_of_another_kind_are_refused(tmp_path):
     with pytest.raises(PluresError, match="holds no backbone"):
         import_mlspl(file)
     torch.save({"weight": torch.zeros(20, 2048)}, file)
-    with pytest.raises(PluresError, match="is no MLSPL checkpoint"):
+    with pytest.raises(PluresError, match="is not an MLSPL checkpoint"):
         import_mlspl(file)
 
 

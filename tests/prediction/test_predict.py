@@ -146,7 +146,7 @@ def test_a_file_wants_every_image_or_skip_bad(run, photos, tmp_path):
         predict(run, photos, tmp_path / "p.csv")
     assert [os.path.basename(p.file) for p in caught.value.problems] == ["07.png", "19.png"]
     assert not (tmp_path / "p.csv").exists()
-    with pytest.raises(PluresError, match=r"--parts wants a folder of parts; use --out .*p$"):
+    with pytest.raises(PluresError, match=r"--parts requires a folder of parts; use --out .*p$"):
         predict(run, photos, tmp_path / "p.csv", parts=5)
 
 

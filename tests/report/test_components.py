@@ -1,17 +1,17 @@
-"""docs/parts.md is made from the shelves; `python -m plures.report.components > docs/parts.md` renews it."""
+"""docs/components.md is made from the registries: `python -m plures.report.components > docs/components.md`."""
 
 from pathlib import Path
 
 from plures.losses import losses
-from plures.report.components import markdown_shelves
+from plures.report.components import markdown_registries
 
 
 def test_the_documented_parts_are_the_parts():
-    documented = (Path(__file__).parents[2] / "docs" / "parts.md").read_text(encoding="utf-8")
-    assert documented == markdown_shelves()
+    documented = (Path(__file__).parents[2] / "docs" / "components.md").read_text(encoding="utf-8")
+    assert documented == markdown_registries()
 
 
 def test_every_loss_says_what_it_is_and_where_it_comes_from():
     for entry in losses:
         assert entry.title
-        assert f"`{entry.name}`" in markdown_shelves()
+        assert f"`{entry.name}`" in markdown_registries()

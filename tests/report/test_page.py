@@ -71,7 +71,7 @@ def test_the_page(plures, run, tmp_path):
     report = report_of_run(run)
     assert f"<b>{100 * report['map']:.1f}</b>" in text
     for words in (
-        "single-positive: one present tag an image",
+        "single-positive: one present tag per image",
         "complete: every class of every image is known",
         "AP definition",
         "Expected calibration error",

@@ -586,7 +586,7 @@ def test_any_free_port_is_said_and_options_are_taken(photos, plures, monkeypatch
     monkeypatch.setattr("uvicorn.Server.run", run)
     file = ask(photos, ("0.png", "cow"))
     code, out, err = plures("review", str(photos / "t.csv"), str(file), "data.separator=|", "--port", "0")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"next: plures train {photos / 't.csv'} 'data.separator=|' --out runs/first\n")
     assert ports[0] > 0
     assert f"open http://localhost:{ports[0]}/" in out
     assert (photos / "t.csv").read_text() == "image,tags\n0.png,cat|dog|cow\n"

@@ -49,7 +49,9 @@ def out_of_fold(
     Raises PluresError if there are fewer than two folds, or fewer images than folds.
     """
     if folds < 2 or len(dataset) < folds:
-        raise PluresError(f"cross-fitting wants 2 folds or more and an image in each, got {folds} for {len(dataset)}")
+        raise PluresError(
+            f"cross-fitting requires 2 folds or more and an image in each, got {folds} for {len(dataset)}"
+        )
     fold_of = divide(dataset.labels, folds, seed)
     first = copies(contents(dataset))
     if first is not None:  # a copy in another fold would bring its labels along

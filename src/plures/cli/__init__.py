@@ -16,7 +16,9 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors, screen
+from plures.console import Bar
 from plures.errors import BadData, PluresError, clipped, grouped, machine_failure
+from plures.pace import Pace
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -64,19 +66,21 @@ def main() -> None:
     said, lines = logging.getLogger("plures"), _Lines()
     said.setLevel(logging.INFO)
     said.addHandler(lines)
+    bar = Bar(errors)
+    Pace.shown = bar if errors.is_terminal else None
     try:
         app(prog_name="plures")  # ends with SystemExit: 0, or 2 for bad usage
     except SystemExit as end:
         if end.code != 130:
             raise
-        errors.print("plures: stopped; files are as they were before, or whole")  # by a signal; typer says nothing
+        errors.print("plures: stopped; no file is left half written")  # by a signal; typer says nothing
         sys.exit(1)
     except BadData as bad:
         _show_problems(bad)
         times = sum(problem.times for problem in bad.problems)
         count = f"{times:,} problem{'s' * (times > 1)}"
-        skip = ", or use --skip-bad to go on without these rows" if bad.skippable else ""
-        errors.print(f"plures: {count}; mend the data{skip}")
+        skip = ", or pass --skip-bad to drop these rows" if bad.skippable else ""
+        errors.print(f"plures: {count}; fix the data{skip}")
         sys.exit(bad.exit_code)
     except PluresError as error:
         errors.print(f"plures: {error}")
@@ -101,5 +105,7 @@ def main() -> None:
         errors.print(f"plures: unexpected failure: {line}; PLURES_TRACEBACK=1 shows where")
         sys.exit(1)
     finally:
+        bar.close()
+        Pace.shown = None
         said.removeHandler(lines)
         said.setLevel(logging.NOTSET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,33 @@ from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from plures.errors import PluresError, grouped, printable
 
+COMMANDS = {
+    "Data": ("init", "check", "merge"),
+    "Train": ("train", "sweep", "import-weights", "demo"),
+    "Judge": ("evaluate", "thresholds", "report", "compare", "localise", "table"),
+    "Improve the labels": ("suggest", "review"),
+    "Use the model": ("predict", "export", "serve"),
+    "Help": ("doctor", "components"),
+}
+
+
+class Grouped(TyperGroup):
+    """Commands in the order of the work, each with its whole first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, names in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=1000)) for name in names])
+
+
 app = typer.Typer(
+    cls=Grouped,
+    epilog="First steps: `plures init photos/`, then `plures review tags.csv` to tag them, `plures check tags.csv`, and"
+    " `plures train tags.csv --out runs/first`. `plures COMMAND --help` explains a command.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -66,9 +90,9 @@ screen = Screen()
 errors = Screen(stderr=True, highlight=False)
 
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
-Skip = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out and say how many.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file of that name that is there already.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
+Skip = Annotated[bool, typer.Option("--skip-bad", help="Drop unusable rows and report how many.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this JSON file.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,7 +109,7 @@ def program(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no model hub; take weights that are on this machine.")
+        bool, typer.Option("--offline", help="Contact no model hub; use only weights on this machine.")
     ] = False,
 ) -> None:
     """Learn all the labels of an image from training images that carry only one."""
@@ -126,6 +150,11 @@ def settings_values(data: str | None, recipe: str | None, settings: list[str]) -
         old = values.get("data")
         values["data"] = {**old, "name": data} if isinstance(old, dict) else data
     return apply_settings(values, settings)
+
+
+def say_next(*words: str | Path) -> None:
+    """The last line of a command, on stderr, so that pipes carry results alone: what to type next."""
+    errors.print(f"next: {shlex.join(map(str, words))}")
 
 
 def say_skipped(problems: tuple[Any, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, say_notices, say_skipped, screen, settings_values
+from plures.cli.app import Force, Skip, app, errors, say_next, say_notices, say_skipped, screen, settings_values
 from plures.files import mark_folder, refuse_folder, refuse_replacing
 from plures.system import free_memory
 
@@ -23,25 +23,27 @@ def init(
     skip_bad: Skip = False,
     force: Force = False,
 ) -> None:
-    """Write a table of images and tags to edit and to train from; one that is there gets the images it lacks."""
+    """Write a table of images and tags to edit and to train on; an existing table gets the images it lacks."""
     from plures.data.write import init_table
 
     listed = init_table(source, out, complete=complete, skip_bad=skip_bad, force=force)
     dataset = listed.dataset
     if listed.kept:
-        counts = f"{listed.added:,} images added, the {listed.kept:,} rows that were there are as they were"
+        counts = f"{listed.added:,} images added; {listed.kept:,} existing rows unchanged"
     else:
         counts = f"{len(dataset):,} images, {len(dataset.classes)} classes"
     screen.print(f"{out}: {counts}", highlight=False)
     say_skipped(dataset.problems)
     say_notices(dataset.problems)
+    tagged = bool(dataset.labels.present.any())
+    say_next("plures", "check" if tagged else "review", out)
 
 
 @app.command()
 def check(
     data: Annotated[str, typer.Argument(help="DATA as `train` takes it.")],
     settings: Annotated[list[str] | None, typer.Argument(help="supervision=..., data.OPTION=...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for pictures of examples and co-occurrence.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures of examples and of co-occurrence.")] = None,
     skip_bad: Skip = False,
 ) -> None:
     """Read the data, list every problem, and describe the labels."""
@@ -76,6 +78,7 @@ def check(
         mark_folder(out, "check")
         for path in pictures(dataset, description, out):
             screen.print(f"wrote {path}", highlight=False)
+    say_next("plures", "train", data, *(settings or []), "--out", "runs/first")
 
 
 @app.command()
@@ -109,3 +112,4 @@ def convert(
     say_notices(dataset.problems)
     for notice in written.notices:
         errors.print(f"{out}: {notice}")
+    say_next("plures", "check", f"{out}")

@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, app, screen
+from plures.cli.app import Force, app, say_next, screen
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino or torch.")],
+    to: Annotated[str, typer.Option(help="Format: onnx, openvino or torch.")],
     out: Annotated[Path, typer.Option(help="The file to write: .onnx, .xml (and .bin beside it) or .pt2.")],
     int8: Annotated[str | None, typer.Option(help="dynamic: linear layers in 8 bits; static: all layers.")] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Images for --int8 static: a folder or DATA; otherwise the training images.")
     ] = None,
-    maps: Annotated[bool, typer.Option("--maps", help="Give attention maps, too.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Export attention maps as well.")] = False,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference from the model; ten times that on resized images.")
+        float, typer.Option(help="Largest allowed difference from the model; ten times that on resized images.")
     ] = 1e-3,
     force: Force = False,
 ) -> None:
@@ -59,3 +59,4 @@ def export(
         )
     elif int8:
         screen.print("8 bits: loss of mAP not measured, the run has no data of its own", highlight=False)
+    say_next("plures", "serve", run)

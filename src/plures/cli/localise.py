@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plures.cli.app import Force, Json, Skip, app, data_and_options, screen
+from plures.cli.app import Force, Json, Skip, app, data_and_options, say_next, screen
 from plures.errors import PluresError
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ def localise(
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
     boxes: Annotated[Path | None, typer.Option(help="Write the boxes found to this COCO JSON file.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
-    share: Annotated[float, typer.Option(help="A box holds what is this share of the hottest pixel or more.")] = 0.2,
+    split: Annotated[str | None, typer.Option(help="Split to judge (default: test if there is one, else val).")] = None,
+    share: Annotated[
+        float, typer.Option(help="A box encloses pixels of at least this share of the hottest one.")
+    ] = 0.2,
     json: Json = None,
     skip_bad: Skip = False,
     force: Force = False,
@@ -38,13 +40,13 @@ def localise(
 
     data, options = data_and_options(arguments or [])
     if not 0 < share <= 1:
-        raise PluresError(f"--share {share:g}: a share of the hottest pixel in (0, 1] was expected")
+        raise PluresError(f"--share {share:g}: expected a share of the hottest pixel, in (0, 1]")
     for path in filter(None, (boxes, json)):
         refuse_replacing(path, force=force, inputs=Run(run).reads(data))
     found = run_localise(run, data, split=split, share=share, options=options, skip_bad=skip_bad)
     if found.scores is None and boxes is None:
         raise PluresError(
-            f"{found.dataset.name or 'the data'}: no true boxes to judge by; --boxes FILE writes the found"
+            f"{found.dataset.name or 'the data'}: no true boxes to judge by; --boxes FILE writes the boxes found"
         )
     if found.scores is not None and found.flat is not None:
         screen.print(_table(found.scores, found.flat))
@@ -61,6 +63,7 @@ def localise(
     if boxes is not None:
         write_coco(found, boxes)
         screen.print(f"{boxes}: {len(found.found):,} boxes in {len(found.dataset):,} images", highlight=False)
+    say_next("plures", "report", run)
 
 
 def _table(scores: Localisation, flat: Localisation) -> Table:

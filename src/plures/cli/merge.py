@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, say_skipped, screen
+from plures.cli.app import Force, Skip, app, errors, say_next, say_skipped, screen
 from plures.errors import PluresError
 from plures.files import refuse_replacing
 
@@ -15,7 +15,8 @@ from plures.files import refuse_replacing
 @app.command()
 def merge(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=]DATA...", help="Data; its name is the file's unless given.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]DATA...", help="Data to merge; named after the file unless given."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The table to write: .csv, .tsv or .parquet.")] = Path("merged.csv"),
     scope: Annotated[
@@ -24,8 +25,8 @@ def merge(
     ] = None,
     synonyms: Annotated[Path | None, typer.Option(help="YAML: name kept: [other names of the same class].")] = None,
     parents: Annotated[Path | None, typer.Option(help="YAML: child: parent, or child: [parents].")] = None,
-    spec: Annotated[Path | None, typer.Option(help="YAML with all of this: sources, synonyms, parents, match.")] = None,
-    match: Annotated[str, typer.Option(help="The same image has the same: path, or name.")] = "path",
+    spec: Annotated[Path | None, typer.Option(help="YAML file with sources, synonyms, parents and match.")] = None,
+    match: Annotated[str, typer.Option(help="What identifies an image: path or name.")] = "path",
     skip_bad: Skip = False,
     force: Force = False,
 ) -> None:
@@ -71,6 +72,7 @@ def merge(
             absent = f", absent in {'; '.join(c.absent)}" if c.absent else ""
             errors.print(f"  {c.image}: {what} {'; '.join(c.present)}{absent}")
     screen.print(f"provenance: {', '.join(path.name for path in paths[1:])}", highlight=False)
+    say_next("plures", "check", out)
 
 
 def _named(source: str) -> tuple[str, str]:

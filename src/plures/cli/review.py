@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import SETTING, Force, Skip, app, data_and_options, screen
+from plures.cli.app import SETTING, Force, Skip, app, data_and_options, say_next, screen
 from plures.errors import PluresError, require
 from plures.files import mark_folder, refuse_folder, refuse_replacing
 
@@ -19,14 +19,16 @@ def suggest(
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write: .csv or .tsv.")] = Path("review.csv"),
-    top: Annotated[int, typer.Option(min=1, help="At most so many of each kind.")] = 1000,
+    top: Annotated[int, typer.Option(min=1, help="At most this many of each kind.")] = 1000,
     cross_fit: Annotated[
         int | None,
-        typer.Option(min=0, help="Score training images by models that did not see them, in so many folds; 0: do not."),
+        typer.Option(
+            min=0, help="Score training images with models that did not see them, in this many folds; 0: off."
+        ),
     ] = None,
-    by_class: Annotated[bool, typer.Option("--by-class", help="Take each class's usual score out first.")] = False,
-    with_wrong: Annotated[bool, typer.Option("--with-wrong", help="Known tags that look wrong, too.")] = False,
-    heatmaps: Annotated[Path | None, typer.Option(help="Folder for a picture of each suggestion.")] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Correct for each class's usual score first.")] = False,
+    with_wrong: Annotated[bool, typer.Option("--with-wrong", help="Also list known tags that look wrong.")] = False,
+    heatmaps: Annotated[Path | None, typer.Option(help="Folder for one heat map per suggestion.")] = None,
     skip_bad: Skip = False,
     force: Force = False,
 ) -> None:
@@ -67,6 +69,8 @@ def suggest(
     screen.print(f"{out}: {counts} ({found[0].method})", highlight=False)
     for tag, times in Counter(s.tag for s in found if s.kind == "missing").most_common(5):
         screen.print(f"  {tag}: {times:,}", highlight=False)
+    table = Path((data or Run(run).experiment.data.name).removeprefix("table:"))
+    say_next("plures", "review", table if table.is_file() else "TABLE", out, "--run", run)
 
 
 @app.command()
@@ -83,12 +87,14 @@ def review(
         Path | None, typer.Option(help="A run folder: its model draws heat maps, its own table is read as it was.")
     ] = None,
     sample: Annotated[
-        int, typer.Option(min=0, help="Ask every class of so many random images: a clean validation set.")
+        int, typer.Option(min=0, help="Label every class of this many random images: a clean validation set.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8765,
-    allow_host: Annotated[list[str] | None, typer.Option(help="A name by which others may call the page.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8765,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host name by which others may reach the page.")
+    ] = None,
 ) -> None:
     """Open a page on this machine to answer suggestions (keys y n ? u), label a sample (--sample), or give the images
     of a folder or table their first tags; answers are kept at once."""
@@ -125,6 +131,8 @@ def review(
         finally:
             work.close()
     screen.print(f"{table} is up to date; journal: {work.decisions.journal.path}", highlight=False)
+    settings = [a for a in arguments or [] if SETTING.match(a)]
+    say_next("plures", "train", table, *settings, "--out", "runs/next" if run else "runs/first")
 
 
 def _table_in(folder: Path) -> Path:

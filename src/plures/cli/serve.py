@@ -16,17 +16,17 @@ from plures.errors import require
 def serve(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name by which the server may be called; may be repeated.")
+        list[str] | None, typer.Option(help="A host name by which the server may be reached; repeatable.")
     ] = None,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of one request.")] = 32,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one photo.")] = 50,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of one request, its upload included.")] = 30,
-    max_queue: Annotated[int, typer.Option(min=1, help="Photos that may wait.")] = 256,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 32,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Largest photo, in megapixels.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Longest request, upload included.")] = 30,
+    max_queue: Annotated[int, typer.Option(min=1, help="Photos that may wait in the queue.")] = 256,
     max_batch: Annotated[int, typer.Option(min=1, help="Photos scored at once.")] = 16,
 ) -> None:
-    """Answer requests with scores, tags and heat maps, and show a page to drop photos on."""
+    """Serve scores, tags and heat maps over HTTP, with a page to drop photos on."""
     require("serving", "web", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
     from plures.web.connections import listen, run_server
     from plures.web.guard import allowed_hosts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, experiment_values, screen
+from plures.cli.app import Skip, app, experiment_values, say_next, screen
 from plures.errors import PluresError, WorkFailed
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    out: Annotated[Path, typer.Option(help="The folder of all its runs and of sweep.csv.")],
+    out: Annotated[Path, typer.Option(help="Folder for all runs and sweep.csv.")],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...")] = None,
     grid: Annotated[
         list[str] | None, typer.Option(help="key=A,B,C: values to combine; with --search also key=LOW..HIGH.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of every combination, with seeds from seed= on.")] = 1,
-    search: Annotated[int | None, typer.Option(help="Try this many settings picked by optuna, not all.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs per combination, with consecutive seeds.")] = 1,
+    search: Annotated[int | None, typer.Option(help="Try this many settings chosen by optuna instead of all.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs (or groups of runs trained together) at the same time.")] = 1,
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, name:row, or a YAML file.")] = None,
     skip_bad: Skip = False,
 ) -> None:
-    """Train with every combination of settings and seeds; validation chooses. The same command goes on after a kill."""
+    """Train with every combination of settings and seeds; validation chooses. Run it again to resume."""
     from plures.sweeps.sweep import sweep as run_sweep
 
     values = experiment_values(arguments or [], recipe)
@@ -39,7 +39,7 @@ def sweep(
             skip_bad=skip_bad, say=lambda line: screen.print(line, highlight=False),
         )  # fmt: skip
     except KeyboardInterrupt:
-        raise WorkFailed(f"stopped; the same command goes on with what {out} holds") from None
+        raise WorkFailed(f"stopped; the same command continues with what {out} holds") from None
     _show(found)
 
 
@@ -77,3 +77,5 @@ def _show(found: Sweep) -> None:
         screen.print(f"chosen by validation: {' '.join(found.chosen.settings)}; its best run: {found.chosen.folder}",
                      highlight=False)  # fmt: skip
     screen.print(f"all cells: {found.folder / 'sweep.csv'}", highlight=False)
+    if found.chosen is not None and found.chosen.folder is not None:
+        say_next("plures", "report", found.chosen.folder)

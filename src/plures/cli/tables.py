@@ -1,4 +1,4 @@
-"""`plures table`, `parts` and `doctor`: what was measured, what there is, and whether it works here."""
+"""`plures table`, `components` and `doctor`: what was measured, what can be chosen, and whether it works here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, app, screen
+from plures.cli.app import Force, app, say_next, screen
 from plures.files import refuse_replacing
 
 
 @app.command()
 def table(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Show the rows of this recipe that are missing, too.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Also show the rows of this recipe that were not run.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, with all columns: .md, .csv or .html.")] = None,
     force: Force = False,
 ) -> None:
@@ -27,20 +27,24 @@ def table(
     if out is not None:
         write_table(rows, out)
     screen.print(render_table(rows))
+    if runs:
+        say_next("plures", "report", runs[0])
 
 
+@app.command("parts", hidden=True)  # its name in 0.1
 @app.command()
-def parts() -> None:
-    """List the losses, heads, backbones, data formats, schedules and recipes there are."""
-    from plures.report.components import render_shelves
+def components() -> None:
+    """List the losses, heads, backbones, data formats, schedules and recipes, with their options."""
+    from plures.report.components import render_registries
 
-    for table in render_shelves():
+    for table in render_registries():
         screen.print(table)
+    say_next("plures", "train", "DATA", "--out", "RUN", "loss=NAME", "head=NAME")
 
 
 @app.command()
 def doctor() -> None:
-    """Print versions and device, what is broken, and how to mend it."""
+    """Print versions and device, what is broken, and how to fix it."""
     from plures.doctor import examine
 
     findings = examine()
@@ -49,3 +53,4 @@ def doctor() -> None:
         screen.print(f"{mark}{finding.what}" + ("" if finding.fix is None else f"; {finding.fix}"), highlight=False)
     if any(finding.fix is not None for finding in findings):
         raise typer.Exit(1)
+    say_next("plures", "init", "photos/", "--out", "tags.csv")

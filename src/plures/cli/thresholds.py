@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Skip, app, data_and_options, screen
+from plures.cli.app import Skip, app, data_and_options, say_next, screen
 
 
 @app.command()
@@ -20,15 +20,17 @@ def thresholds(
     source: Annotated[
         str, typer.Option("--from", help="clean (all labels known), positives (observed tags alone) or reviewed.")
     ] = "positives",
-    objective: Annotated[str, typer.Option(help="f1, precision=0.9, recall=0.9 or tags=1.5 (an image).")] = "f1",
-    per_class: Annotated[bool, typer.Option("--per-class/--global", help="One for each class, or one for all.")] = True,
+    objective: Annotated[str, typer.Option(help="f1, precision=0.9, recall=0.9 or tags=1.5 (per image).")] = "f1",
+    per_class: Annotated[
+        bool, typer.Option("--per-class/--global", help="One threshold per class, or one for all classes.")
+    ] = True,
     calibrate: Annotated[
-        str, typer.Option(help="none, temperature (one scale and shift) or isotonic (a curve a class).")
+        str, typer.Option(help="none, temperature (one scale and shift) or isotonic (one curve per class).")
     ] = "none",
-    split: Annotated[str, typer.Option(help="Which split.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to choose on.")] = "val",
     skip_bad: Skip = False,
 ) -> None:
-    """Choose thresholds on held-out images and save them in the run: predict and evaluate then use them."""
+    """Choose thresholds on held-out images and save them in the run, for predict and evaluate."""
     from rich.table import Table
 
     from plures.analysis.thresholds import choose_thresholds
@@ -66,3 +68,4 @@ def thresholds(
     screen.print(f"Assumes: {choice.thresholds.assumes}", highlight=False)
     screen.print(f"Guarantees: {choice.thresholds.guarantees}", highlight=False)
     screen.print(f"saved: {run / 'thresholds.json'}", highlight=False)
+    say_next("plures", "predict", run, "PHOTOS", "--out", "found.csv")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Json, Skip, app, data_and_options, experiment_values, screen, show_report
+from plures.cli.app import Force, Json, Skip, app, data_and_options, experiment_values, say_next, screen, show_report
 from plures.errors import PluresError, WorkFailed
 from plures.files import refuse_replacing
 
@@ -23,14 +23,15 @@ def demo(
     from plures.report.demo import run_demo
 
     run_demo(out, screen, images=images, epochs=epochs)
+    say_next("plures", "init", "photos/", "--out", "tags.csv")
 
 
 @app.command()
 def train(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[DATA] [KEY=VALUE]...")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to create.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, name:row, or a YAML file.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the interrupted run in this folder.")] = None,
     skip_bad: Skip = False,
 ) -> None:
     """Train and evaluate a model. DATA: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes."""
@@ -39,7 +40,7 @@ def train(
     from plures.training.train import train as run_training
 
     if (out is None) == (resume is None):
-        raise PluresError("say --out RUN for a new run, or --resume RUN to go on with one")
+        raise PluresError("say --out RUN for a new run, or --resume RUN to continue one")
     if resume is not None and (arguments or recipe):
         raise PluresError("--resume takes everything from the run's own experiment; give no DATA, recipe or settings")
     where: Path = out or resume  # type: ignore[assignment]
@@ -49,12 +50,13 @@ def train(
         run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, watch=watch)
     except KeyboardInterrupt:
         begun = (where / "experiment.yaml").exists()
-        hint = f"; go on with `plures train --resume {where}`" if begun else " before training began"
+        hint = f"; resume with `plures train --resume {where}`" if begun else " before training began"
         raise WorkFailed(f"stopped{hint}") from None
     finally:
         watch.close()
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         show_report(run.path)
+        say_next("plures", "report", run.path)
 
 
 @app.command()
@@ -63,7 +65,7 @@ def evaluate(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[DATA] [data.OPTION=VALUE]...", help="Other data than the run's own.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split; test where there is one, else val.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to score (default: test if there is one, else val).")] = None,
     definition: Annotated[str | None, typer.Option(help="Definition of AP: plain, voc, voc07, mlspl, ...")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
     positives_only: Annotated[
@@ -90,6 +92,7 @@ def evaluate(
         if json is not None:
             estimates.save(json)
         screen.print(estimates.render())
+        say_next("plures", "report", run)
         return
     report = run_evaluation(
         run, data, split=split, definition=definition, threshold=threshold, options=options, skip_bad=skip_bad
@@ -97,16 +100,17 @@ def evaluate(
     if json is not None:
         report.save(json)
     screen.print(report.render())
+    say_next("plures", "report", run)
 
 
 @app.command("import-weights")
 def import_weights(
     kind: Annotated[str, typer.Argument(help="The program they come from: q2l, mlspl or timm.")],
     checkpoint: Annotated[Path, typer.Argument(help="Its checkpoint: .pkl, .pt, .pth or .safetensors.")],
-    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    out: Annotated[Path, typer.Option(help="The run folder to create.")],
     config: Annotated[Path | None, typer.Option(help="Its options as JSON.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
-    reinitialise: Annotated[bool, typer.Option(help="Other classes: keep those known by name.")] = False,
+    classes: Annotated[Path | None, typer.Option(help="A text file with one class per line.")] = None,
+    reinitialise: Annotated[bool, typer.Option(help="For other classes: keep those known by name.")] = False,
     recipe: Annotated[str | None, typer.Option(help="The recipe:row whose weights these are, for `table`.")] = None,
 ) -> None:
     """Make a run folder of weights that Query2Label, MLSPL or timm published or trained; no code in them is run."""
@@ -115,4 +119,4 @@ def import_weights(
     run = run_import(kind, checkpoint, out, config=config, classes=classes, reinitialise=reinitialise, recipe=recipe)
     e = run.experiment
     screen.print(f"run folder: {run.path} ({e.backbone.name} and {e.head.name})", highlight=False)
-    screen.print(f"next: plures evaluate {run.path} DATA", highlight=False)
+    say_next("plures", "evaluate", run.path, "DATA")

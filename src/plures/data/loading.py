@@ -64,7 +64,7 @@ class Order:
 
     A batch is what one optimizer step learns from. `accumulate` divides it into pieces that are loaded one after
     another (less memory), `processes` divides each piece among as many processes, of which this one is `rank`; neither
-    changes which rows a step sees.
+    changes the rows that each step sees.
     """
 
     rows: int
@@ -222,7 +222,7 @@ def _say_full() -> None:
 class ImageBatches:
     """Batches of images, decoded by worker processes (workers 0: in this process).
 
-    In training, workers go on with the next epoch while this one is judged, so that nothing waits between epochs.
+    In training, workers begin the next epoch while this one is judged, so that nothing waits between epochs.
     unread: where to note images that cannot be read, {path: reason}. In a shuffled order, which is for training,
     another image of the batch stands in for each, with its own row and labels; in row order a grey one, so that the
     rows keep their places. Without `unread`, or where no image of a batch can be read, raises Unreadable, naming the

@@ -34,7 +34,7 @@ def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
     probability; sources (options sources, shared, known, seed): each image from one of several sources that knows
     only its own classes.
     Pass the whole official training set, before a validation split is cut off, to draw as the MLSPL code does.
-    Raises PluresError for an unknown mode or option, and for a bias that wants boxes where there are none.
+    Raises PluresError for an unknown mode or option, and for a bias that requires boxes where there are none.
     """
     check(mode, options)
     return MODES[mode](dataset, **options)
@@ -91,7 +91,7 @@ def _sources(
     if not 0 <= shared < 1:
         raise PluresError(f"shared is the share of classes that all sources know, in [0, 1), got {shared!r}")
     if known not in ("one", "all"):
-        raise PluresError(f"known is 'one' (one present class an image) or 'all', got {known!r}")
+        raise PluresError(f"known is 'one' (one present class per image) or 'all', got {known!r}")
     vocabulary, source = vocabularies(len(dataset), dataset.labels.classes, sources, shared, seed)
     inside = Labels(np.where(vocabulary[source], dataset.labels.values, np.int8(UNKNOWN)))
     return inside if known == "all" else mask_to_single_positive(inside, seed)
@@ -116,7 +116,9 @@ def mistake(observed: Labels, truth: Labels, wrong: float, seed: int = 1200) -> 
     if not 0 <= wrong <= 1:
         raise PluresError(f"wrong is the share of images with a wrong positive, in [0, 1], got {wrong!r}")
     if not truth.absent.any():
-        raise PluresError("supervision.wrong wants classes known to be absent, to name falsely; these data have none")
+        raise PluresError(
+            "supervision.wrong requires classes known to be absent, to name falsely; these data have none"
+        )
     generator = np.random.default_rng([seed, 1])
     chance = generator.random(len(observed))
     scores = generator.random((2, *observed.values.shape), dtype=np.float32)  # by lot: what is lost, what is said
@@ -145,7 +147,7 @@ def vocabularies(
 
 
 def bias_weights(dataset: Dataset, bias: Bias) -> NDArray[np.floating]:
-    """Weights [N, K] by which one present label an image is drawn (Arroyo, Perona & Cole 2023, Understanding Label
+    """Weights [N, K] by which one present label per image is drawn (Arroyo, Perona & Cole 2023, Understanding Label
     Bias in Single Positive Multi-Label Learning, arXiv 2305.15584).
 
     size: the area of the class's boxes in the image, summed. center: the sum over the class's boxes of 1 / distance
@@ -161,7 +163,7 @@ def bias_weights(dataset: Dataset, bias: Bias) -> NDArray[np.floating]:
         return np.broadcast_to(counts, dataset.labels.values.shape)  # [N, K]
     if dataset.boxes is None or not len(dataset.boxes.row):
         raise PluresError(
-            f"bias={bias} wants boxes, which {dataset.name or 'the data'} do not have; use uniform or frequency"
+            f"bias={bias} requires boxes, which {dataset.name or 'the data'} do not have; use uniform or frequency"
         )
     weights = np.zeros(dataset.labels.values.shape, np.float32)
     each = _area(dataset.boxes) if bias == "size" else 1 / np.maximum(_distance(dataset.boxes), NEAREST)

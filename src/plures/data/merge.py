@@ -120,7 +120,7 @@ def merge(
 
 def _check_sources(sources: Sequence[Source]) -> None:
     if not sources:
-        raise PluresError("merging wants one source or more")
+        raise PluresError("merging requires one source or more")
     for name, times in Counter(source.name for source in sources).items():
         if times > 1:
             raise PluresError(f"{times} sources are called '{name}'; give them names of their own, as in NAME=PATH")

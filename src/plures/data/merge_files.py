@@ -47,16 +47,16 @@ def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, li
     for name, value in sources.items():
         values = {"data": value} if isinstance(value, str) else value
         if not isinstance(values, dict) or not isinstance(values.get("data"), str):
-            raise PluresError(f"{path}: source '{name}' wants `data: FILE`")
+            raise PluresError(f"{path}: source '{name}' requires `data: FILE`")
         for key in values:
             if key not in ("data", "scope", "rename"):
-                raise PluresError(f"{path}: source '{name}' has no '{key}'; there are: data, scope, rename")
+                raise PluresError(f"{path}: source '{name}' has no '{key}'; choose from: data, scope, rename")
         data = values["data"]
         beside = Path(path).parent / data
         scope = _scope(values.get("scope", "as_given"), f"{path}: source '{name}'")
         rename = values.get("rename") or {}
         if not isinstance(rename, dict):
-            raise PluresError(f"{path}: source '{name}' wants `rename: {{its name: name meant}}`")
+            raise PluresError(f"{path}: source '{name}' requires `rename: {{its name: name meant}}`")
         read_sources[str(name)] = {
             "data": str(beside) if os.path.exists(beside) else data,
             "scope": scope,
@@ -171,7 +171,7 @@ def _scope(value: Any, where: str) -> Scope:
     """`complete`, or `{complete: [dog, cat], positive: rest}`."""
     entries = {value: "rest"} if isinstance(value, str) else value
     if not isinstance(entries, dict):
-        raise PluresError(f"{where} wants `scope: complete`, or `scope: {{complete: [dog, cat], positive: rest}}`")
+        raise PluresError(f"{where} requires `scope: complete`, or `scope: {{complete: [dog, cat], positive: rest}}`")
     rest, by_class = "as_given", dict[str, Any]()
     for kind, classes in entries.items():
         if kind not in KINDS:
@@ -180,7 +180,7 @@ def _scope(value: Any, where: str) -> Scope:
             rest = kind
             continue
         if not isinstance(classes, str | list):
-            raise PluresError(f"{where}: {kind} wants a class, a list of classes or `rest`, got {classes!r}")
+            raise PluresError(f"{where}: {kind} requires a class, a list of classes or `rest`, got {classes!r}")
         for name in [classes] if isinstance(classes, str) else classes:
             if by_class.setdefault(str(name), kind) != kind:
                 raise PluresError(f"{where}: '{name}' is both {by_class[str(name)]} and {kind}")
@@ -189,11 +189,11 @@ def _scope(value: Any, where: str) -> Scope:
 
 def _names(content: Any, where: str) -> dict[str, list[str]]:
     if not isinstance(content, Mapping):
-        raise PluresError(f"{where} wants `name: other` lines, got {content!r}")
+        raise PluresError(f"{where} requires `name: other` lines, got {content!r}")
     result: dict[str, list[str]] = {}
     for name, others in content.items():
         others = [others] if isinstance(others, str) else others
         if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
-            raise PluresError(f"{where}: '{name}' wants a name or a list of names, got {others!r}")
+            raise PluresError(f"{where}: '{name}' requires a name or a list of names, got {others!r}")
         result[str(name)] = others
     return result

@@ -175,7 +175,7 @@ def open_header(path: str | Path | BytesIO, max_pixels: int | None = None) -> It
         source = opened(path)
         with Image.open(source) as image:
             if image.format == "EPS":  # which Pillow would let Ghostscript run
-                raise Unreadable(f"{name}: PostScript, which is a program and no image")
+                raise Unreadable(f"{name}: PostScript, which is a program, not an image")
             if image.width * image.height > most:
                 raise Unreadable(
                     f"{name}: {image.width} x {image.height} pixels; at most {most:,} are read, so it is too large"
@@ -332,7 +332,7 @@ class Transform:
 
     @property
     def decoding_size(self) -> int:
-        """The fewest pixels a side that a scaled image must have before this transform, see `open_image`: twice as many
+        """The fewest pixels per side that a scaled image needs before this transform, see `open_image`: twice as many
         as come out, and for crops so many that the smallest crop still has as many as come out."""
         whole = DECODED_OVER_WANTED * self.size
         if self.augment != "crop":

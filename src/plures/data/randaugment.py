@@ -1,4 +1,4 @@
-"""Cutout and RandAugment, as Query2Label trains (Liu et al. 2021, arXiv 2107.10834), from one generator an image.
+"""Cutout and RandAugment, as Query2Label trains (Liu et al. 2021, arXiv 2107.10834), from one generator per image.
 
 Cutout: DeVries and Taylor 2017, arXiv 1708.04552. The released Query2Label code passes it a length of -1, which draws
 nothing or fails; here it is what its option `--cut_fact 0.5` means in the code of Ridnik et al. (arXiv 2009.14119): a

@@ -1,4 +1,4 @@
-"""Splitting: the cut of the official MLSPL code, and a seeded stratified one for several labels an image."""
+"""Splitting: the cut of the official MLSPL code, and a seeded stratified one for several labels per image."""
 
 from __future__ import annotations
 

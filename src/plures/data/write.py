@@ -93,7 +93,7 @@ def write_table(
 
     Image paths are relative to the table's folder where that is possible. A tag that is not given is unknown, unless
     `complete`: then every class that is not among an image's tags is written as absent. A class of which nothing is
-    known anywhere leaves no trace. extra: further columns, a cell a row, which readers pass over. The kind of table
+    known anywhere leaves no trace. extra: further columns, one cell per row, which readers pass over. The kind of table
     follows from the suffix; the file is complete or absent, never half written. Raises PluresError for names that a
     table cannot hold, WorkFailed where the file cannot be written.
     """
@@ -146,11 +146,11 @@ def _refuse_names(dataset: Dataset, path: Path, separator: str) -> None:
 
 def _refuse_other_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
-        raise PluresError(f"'{path}' is no table; expected a name that ends in {', '.join(SUFFIXES)}")
+        raise PluresError(f"'{path}' is not a table; expected a name that ends in {', '.join(SUFFIXES)}")
 
 
 def _write_whole(table: Any, path: Path) -> None:
-    """Write the table in the form that its suffix names: whole or not at all."""
+    """Write the table in the form that its suffix names, atomically."""
     with writing(path) as place:
         if path.suffix.lower() == ".parquet":
             pq.write_table(table, place)

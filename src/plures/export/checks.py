@@ -118,7 +118,7 @@ def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8
 
 
 def pixels_of(model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    """Batches uint8 [B, 3, S, S] of these images, resized as the model wants them."""
+    """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
     for start in range(0, len(images), batch_size):

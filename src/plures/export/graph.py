@@ -42,7 +42,7 @@ class Interpolated(nn.Module):
 
 
 class Squashed(nn.Module):
-    """Logits [B, K] -> sigmoid(scale * logit + offset), scale and offset a class each; without them the sigmoid."""
+    """Logits [B, K] -> sigmoid(scale * logit + offset), one scale and offset per class; without them the sigmoid."""
 
     def __init__(self, calibration: Calibration | None) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ class Loss(nn.Module):
                 setattr(cls, name, False)
 
     def extra_repr(self) -> str:
-        """The options, also of a loss that is no dataclass."""
+        """The options, also of a loss that is not a dataclass."""
         hidden = ("training", "unobserved")
         return ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_") and k not in hidden)
 

@@ -3,8 +3,8 @@
 "Multi-Label Learning from Single Positive Labels", Cole, Mac Aodha, Lorieul, Perona, Morris, Jojic, 2021,
 arXiv 2106.09708 (L_BCE, its label smoothing, and L_IU); the official code adds 1e-5 inside the logarithm (`eps`), and
 divides by all B K cells, not by the known ones. The paper's oracle variant L_IUN, which is told the true negatives, is
-`iu` on labels of which only single positives and all absent cells were kept; `bce` refuses unknown labels. What assumes
-negatives is in assume_negative.py.
+`iu` on labels of which only single positive labels and all absent cells were kept; `bce` refuses unknown labels. What
+assumes negatives is in assume_negative.py.
 """
 
 from __future__ import annotations

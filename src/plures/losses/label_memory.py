@@ -111,7 +111,7 @@ class LabelMemory(nn.Module):
                 claim(file.fileno(), cells * dtype.itemsize)
         except OSError as error:
             size = cells * dtype.itemsize / 1e9
-            raise WorkFailed(f"{self._path}: no room for a label state of {size:.2f} GB ({error.strerror})") from None
+            raise WorkFailed(f"{self._path}: no space for a label state of {size:.2f} GB ({error.strerror})") from None
         return torch.from_file(str(self._path / name), shared=True, size=cells, dtype=dtype).view(shape)
 
     @property

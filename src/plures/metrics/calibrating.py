@@ -16,7 +16,7 @@ from plures.metrics.thresholds import Calibration, Floats, sigmoid
 
 Kind = Literal["none", "temperature", "isotonic"]
 KINDS = ("none", "temperature", "isotonic")
-ENOUGH = 10.0  # present and absent cells that a class wants for a curve of its own; else it takes the common one
+ENOUGH = 10.0  # present and absent cells that a class requires for a curve of its own; else it takes the common one
 
 
 def calibrate(

@@ -26,7 +26,7 @@ ALWAYS = float("-inf")  # every score reaches it
 @dataclass(frozen=True)
 class Objective:
     """What thresholds are chosen for. f1: the best F1; precision: the most tags at this precision or more; recall: the
-    fewest tags at this recall or more; tags: this many tags an image on average."""
+    fewest tags at this recall or more; tags: this many tags per image on average."""
 
     kind: Kind
     value: float | None = None

@@ -91,7 +91,7 @@ def predict_tags(
 ) -> NDArray[np.bool_]:
     """Which tags the scores [N, K] mean. Returns bool [N, K].
 
-    threshold: scalar or one a class [K]: score >= threshold; None for no threshold. top: only the `top` best of an
+    threshold: scalar or one per class [K]: score >= threshold; None for no threshold. top: only the `top` best of an
     image, whatever their score if threshold is None (forced), or among them those over the threshold (the "top-3" of
     ML-GCN and its followers is top=3, threshold=0.5). among: bool [N, K], the cells that compete for the top (the
     known ones); None for all. Equal scores go to the class that comes first.
@@ -180,7 +180,7 @@ def averages(counts: TagCounts, convention: Convention = "textbook", lost: Avera
 def _thresholds(threshold: ArrayLike, classes: int) -> NDArray[np.floating[Any]]:
     values = np.asarray(threshold, np.float64)
     if values.shape not in ((), (classes,)):
-        raise PluresError(f"a threshold is one number or one a class [{classes}], got shape {list(values.shape)}")
+        raise PluresError(f"a threshold is one number or one per class [{classes}], got shape {list(values.shape)}")
     return values
 
 

@@ -85,7 +85,7 @@ class PositivesReport:
         return {"unit": "fraction in [0, 1]", "estimated_from": "positives only", **values}
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file whole or not at all."""
+        """Write the JSON file atomically."""
         with writing(path) as temporary:
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -128,7 +128,7 @@ def evaluate_positives(
 ) -> PositivesReport:
     """Judge logits [N, K] by what is observed of the labels [N, K] of images that the model was not trained on.
 
-    cut_logits: the logit from which a class is called, one or one a class [K]. Images without an observed positive
+    cut_logits: the logit from which a class is called, one or one per class [K]. Images without an observed positive
     are left out. Raises PluresError if no image has one.
     """
     curve = fit_uniform_choice(logits, observed)
@@ -213,8 +213,8 @@ def most_favourable(logits: Floats, presence: Floats, observed: Labels, tags: fl
     not observed are shared out to the classes as the estimate does, and lie on the highest scores there."""
     flattering = observed.present.astype(np.float64)
     extra = np.where(observed.unknown, presence, 0).sum(0)  # [K]
-    room = max(tags * len(logits) - flattering.sum(), 0.0)
-    counts = np.round(room * extra / max(float(extra.sum()), 1e-12)).astype(np.int64)
+    space = max(tags * len(logits) - flattering.sum(), 0.0)
+    counts = np.round(space * extra / max(float(extra.sum()), 1e-12)).astype(np.int64)
     for k, count in enumerate(counts):
         free = np.flatnonzero(observed.unknown[:, k])
         flattering[free[np.argsort(-logits[free, k], kind="stable")][:count], k] = 1

@@ -72,10 +72,10 @@ class Report:
 
     map: mean AP over the classes scored, in [0, 1], nan if there are none, in the named `definition`; interval: its
     bootstrap interval over images, or None. images: how many were scored, each once; labels: what the evaluation
-    labels were ("complete"; "partial": some cells unknown; "single-positive": at most one present label an image and
+    labels were ("complete"; "partial": some cells unknown; "single-positive": at most one present label per image and
     nothing known to be absent); classes_scored: how many; left_out: the others' names, each with the reason.
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
-    an image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
+    per image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
     estimates: where labels are not complete, else None; warning: for people, or nothing.
 
     Example:
@@ -124,13 +124,13 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file whole or not at all. Raises WorkFailed if it cannot be written."""
+        """Write the JSON file atomically. Raises WorkFailed if it cannot be written."""
         with writing(path) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
-        """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is no report."""
+        """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is not a report."""
         since_0_2 = {"estimates": None, "warning": ""}
         values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
         values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
@@ -141,7 +141,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read what `save` wrote (further keys in the file are ignored). Raises PluresError if it is no report."""
+        """Read what `save` wrote (further keys in the file are ignored). Raises PluresError if it is not a report."""
         try:
             return cls.from_dict(parse_json(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -209,7 +209,7 @@ def evaluate_scores(
 ) -> Report:
     """Judge scores [N, K] by labels [N, K] of the named classes: arrays or tensors; labels as Labels or codes.
 
-    threshold: score from which on a tag is given, scalar or one a class [K]; bootstrap: resamples for the interval, 0
+    threshold: score from which on a tag is given, scalar or one per class [K]; bootstrap: resamples for the interval, 0
     for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
     A class without a known positive is left out of the mean, and so is one without a known negative: any scores
     would rank it perfectly, and its precision and F1 are nan as well. (Definitions of published codes keep in what

@@ -111,7 +111,7 @@ class Thresholds:
         return cls(classes, np.full(len(classes), value), "given", "none", "nothing", "nothing")
 
     def save(self, folder: str | Path) -> None:
-        """Write `thresholds.json` into a run folder, whole or not at all."""
+        """Write `thresholds.json` into a run folder, atomically."""
         calibration: dict[str, Any] | None = None
         if self.calibration is not None:
             c = self.calibration

@@ -1,4 +1,4 @@
-"""What one observed label an image says of the labels that were not observed: the uniform-choice likelihood.
+"""What one observed label per image says of the labels that were not observed: the uniform-choice likelihood.
 
 A label that is present is observed with chance 1 / k(x), where k(x) is the number of labels present, so positives are
 not "selected completely at random" (Elkan & Noto 2008): they come more often from images with few labels. Here the
@@ -95,7 +95,7 @@ def fit_uniform_choice(logits: NDArray[np.floating], observed: Labels, seed: int
 
 
 def most_tags(logits: NDArray[np.floating], observed: Labels) -> float:
-    """An upper bound on the mean number of labels an image, 2 E[rank of the observed label] - 1, and at least 1.
+    """An upper bound on the mean number of labels per image, 2 E[rank of the observed label] - 1, and at least 1.
 
     Holds for any scores: k labels have ranks of mean (k + 1) / 2 or more, and the observed one is any of them with the
     same chance. Sharp where present classes rank above absent ones. Ties count against the observed label.

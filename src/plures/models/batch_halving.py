@@ -61,7 +61,7 @@ class BatchHalver(Generic[T]):
 @cache
 def _say(rows: int) -> None:
     logging.getLogger("plures").warning(
-        "out of memory on a batch of %d images; going on in halves, slower but with the same scores", rows
+        "out of memory on a batch of %d images; continuing in halves, slower but with the same scores", rows
     )
 
 

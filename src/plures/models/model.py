@@ -44,7 +44,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parts a model was built of: names on the shelves and the options that were set."""
+    """Which parts a model was built of: names in the registries and the options that were set."""
 
     backbone: str
     head: str
@@ -117,13 +117,13 @@ def build_model(
 def assemble(backbone: Backbone, parts: Parts, classes: tuple[str, ...], preprocessing: Preprocessing) -> Model:
     """Put the head that `parts` names on a backbone."""
     if len(set(classes)) != len(classes) or not classes:
-        raise PluresError(f"a model wants one class or more, each named once, got {list(classes)[:20]}")
+        raise PluresError(f"a model requires one class or more, each named once, got {list(classes)[:20]}")
     given = {"width": backbone.width, "classes": len(classes)}
     return Model(backbone, heads.make(parts.head, given, **parts.head_options), classes, preprocessing, parts)
 
 
 def save(model: Model, folder: str | Path) -> None:
-    """Write `model.safetensors` and `model.json`, each whole or not at all."""
+    """Write `model.safetensors` and `model.json`, each atomically."""
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with writing(folder / WEIGHTS) as new:
@@ -185,4 +185,4 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PluresError(f"{path} is no model description ({type(error).__name__}: {error})") from None
+        raise PluresError(f"{path} is not a model description ({type(error).__name__}: {error})") from None

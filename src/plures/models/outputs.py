@@ -1,4 +1,4 @@
-"""The nouns between the rooms: Tokens (what a backbone says of an image) and Output (what a head says of it)."""
+"""The nouns between the packages: Tokens (what a backbone says of an image) and Output (what a head says of it)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What predictions are written to: one file, or a folder of parts that a killed run goes on with.
+"""What predictions are written to: one file, or a folder of parts that a killed run continues with.
 
 A folder holds `part-00000.parquet`, ... (with shards `part-2of8-00000.parquet`), each a fixed stretch of the images in
-their order, written whole or not at all; beside a part, `part-00000.bad.csv` with the images of that stretch that could
+their order, written atomically; beside a part, `part-00000.bad.csv` with the images of that stretch that could
 not be read, if any; and `prediction.json`, the settings that all parts share.
 """
 
@@ -69,7 +69,7 @@ def names_from(folder: str | Path, here: str | None) -> Callable[[str], str]:
 
 
 def schema_of(classes: tuple[str, ...]) -> Any:
-    """image, tags (joined by ";"), and a float32 column a class."""
+    """image, tags (joined by ";"), and a float32 column per class."""
     scores = [(name, pa.float32()) for name in columns_of(classes)]
     return pa.schema([("image", pa.string()), ("tags", pa.string()), *scores])
 
@@ -151,7 +151,7 @@ class Parts:
             refuse_folder(folder)
 
     def begin(self, settings: dict[str, Any], resume: bool) -> None:
-        """Make the folder, or go on with one. Raises PluresError if that would mix predictions of two kinds."""
+        """Make the folder, or continue one. Raises PluresError if that would mix predictions of two kinds."""
         self.refuse_other(self.folder)
         known = self._read(SETTINGS)
         if known is None:
@@ -166,7 +166,7 @@ class Parts:
                     " use the same settings, or another --out"
                 )
         if not resume and self.numbers():
-            raise PluresError(f"{self.folder} already holds parts; go on with --resume, or choose another --out")
+            raise PluresError(f"{self.folder} already holds parts; continue with --resume, or choose another --out")
         if self.local:
             clear_left(self.root)  # of a run that was killed while writing
 

@@ -1,7 +1,7 @@
-"""`plures.predict`: every image's scores and tags, one row an image, written as it goes; heat maps on request.
+"""`plures.predict`: every image's scores and tags, one row per image, written as it goes; heat maps on request.
 
 Images stream through: memory does not grow with their number. Into a folder, predictions go in parts, each written
-whole, so that a run that was killed goes on without a lost or doubled row, and several machines share the work.
+whole, so that a run that was killed resumes without a lost or doubled row, and several machines share the work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEPT_PROBLEMS = 1000  # of unreadable images, for the message; the rest is only 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a prediction run did. images: scored (in all parts, also those of the run that this one went on with);
+    """What a prediction run did. images: scored (in all parts, also those of the run that this one continued);
     tags_per_image: mean; problems: the first images that could not be read; skipped: how many of these there were;
     notices: of photographs that a folder holds and that nothing here reads."""
 
@@ -62,11 +62,11 @@ def predict(
 ) -> Summary:
     """Score the images of `source`: an image, a folder, a list (.txt), a table, or data as `train` takes them.
 
-    out: one file, .csv or .tsv (image, tags, a column a class), .jsonl or .parquet, in which relative paths of images
-    start from the file's own folder, so that it can be read as a table; or a folder, which gets a Parquet
+    out: one file, .csv or .tsv (image, tags, one column per class), .jsonl or .parquet, in which relative paths of
+    images start from the file's own folder, so that it can be read as a table; or a folder, which gets a Parquet
     file for every `parts` images (10,000 unless given). A file needs every image to be readable (else BadData, and
-    nothing is written), or skip_bad; a folder gets a list of unreadable images beside the part, and goes on.
-    resume: go on with the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
+    nothing is written), or skip_bad; a folder gets a list of unreadable images beside the part, and continues.
+    resume: compute only the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
     heatmaps: a folder that gets a picture for each tag of each image. threshold in (0, 1): the run's own unless given.
     precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
     force: replace a file `out` that is there. A folder of parts or heat maps must be new, empty or of plures' making.
@@ -111,7 +111,7 @@ def _refuse(out: str, into_folder: bool, parts: int | None, resume: bool) -> Non
         )
     if not into_folder and (parts is not None or resume):
         what = "--parts" if parts is not None else "--resume"
-        raise PluresError(f"{what} wants a folder of parts; use --out {Path(out).with_suffix('')}")
+        raise PluresError(f"{what} requires a folder of parts; use --out {Path(out).with_suffix('')}")
 
 
 def _into_file(

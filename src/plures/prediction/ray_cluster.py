@@ -1,7 +1,7 @@
 """Prediction on a Ray cluster: parts of the images go to workers, each of which holds the model once.
 
-The parts are those of `plures predict` into a folder, so that a killed job goes on with `--resume`, and a job that was
-begun on one machine goes on on a cluster.
+The parts are those of `plures predict` into a folder, so that a killed job resumes with `--resume`, and a job that was
+begun on one machine continues on a cluster.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ BEYOND = {  # public, but not worth a place in `plures` itself: module, names, o
 HEAD = """# API reference
 
 Made from the docstrings by `python -m plures.report.api > docs/api.md`. N images, K classes, B images of a batch, P
-regions, D numbers a region. Settings of a run: `plures.Experiment` below; parts and their options: [parts](parts.md).
+regions, D numbers per region. Settings of a run: `plures.Experiment` below; their options: [components](components.md).
 """
 
 
@@ -67,7 +67,7 @@ def describe(name: str, thing: Any) -> list[str]:
 
 
 def signature(name: str, thing: Any, width: int = 110) -> str:
-    """`name(arguments) -> result`, an argument a line where that is longer than `width`.
+    """`name(arguments) -> result`, one argument per line where that is longer than `width`.
 
     The name alone for exceptions and protocols, and for an Experiment, whose fields its docstring explains.
     """

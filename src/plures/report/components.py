@@ -1,4 +1,4 @@
-"""The shelves as tables: what losses, heads, backbones, formats, schedules and recipes there are, with options."""
+"""The registries as tables: losses, heads, backbones, formats, schedules and recipes, with their options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plures.recipes import load_recipe, recipe_names
 from plures.registry import Registry
 from plures.training.schedules import schedules
 
-SHELVES: tuple[tuple[str, Registry[Any]], ...] = (
+REGISTRIES: tuple[tuple[str, Registry[Any]], ...] = (
     ("Losses", losses),
     ("Heads", heads),
     ("Backbones", backbones),
@@ -24,24 +24,24 @@ SHELVES: tuple[tuple[str, Registry[Any]], ...] = (
 )
 
 
-def options_of(shelf: Registry[Any], name: str) -> str:
-    """The options of a part as `name=default, ...`, without those that the program fills in."""
+def options_of(registry: Registry[Any], name: str) -> str:
+    """The options of a component as `name=default, ...`, without those that the program fills in."""
     shown = []
-    for option, parameter in shelf[name].options.items():
-        if option in shelf.given:
+    for option, parameter in registry[name].options.items():
+        if option in registry.given:
             continue
         default = "" if parameter.default is inspect.Parameter.empty else f"={parameter.default}"
         shown.append(f"{option}{default}")
     return ", ".join(shown)
 
 
-def render_shelves() -> list[Table]:
-    """A rich table for each shelf, and one of the recipes."""
+def render_registries() -> list[Table]:
+    """A rich table for each registry, and one of the recipes."""
     tables = []
-    for title, shelf in SHELVES:
+    for title, registry in REGISTRIES:
         table = Table("name", "what", "source", "options", title=title, title_justify="left", box=None)
-        for entry in shelf:
-            table.add_row(entry.name, entry.title, entry.source, options_of(shelf, entry.name))
+        for entry in registry:
+            table.add_row(entry.name, entry.title, entry.source, options_of(registry, entry.name))
         tables.append(table)
     table = Table("name", "what", "paper", "rows", title="Recipes", title_justify="left", box=None)
     for name in recipe_names():
@@ -50,17 +50,22 @@ def render_shelves() -> list[Table]:
     return [*tables, table]
 
 
-def markdown_shelves() -> str:
-    """The same as Markdown, for docs/parts.md (`python -m plures.report.components` prints it)."""
-    lines = ["# Parts", "", "Made from the shelves by `python -m plures.report.components > docs/parts.md`.", ""]
-    for title, shelf in SHELVES:
+def markdown_registries() -> str:
+    """The same as Markdown, for docs/components.md (`python -m plures.report.components` prints it)."""
+    lines = [
+        "# Components",
+        "",
+        "Made from the registries by `python -m plures.report.components > docs/components.md`.",
+        "",
+    ]
+    for title, registry in REGISTRIES:
         lines += [f"## {title}", "", "| name | what | source | options |", "|---|---|---|---|"]
-        for entry in shelf:
-            options = options_of(shelf, entry.name).replace("|", "\\|")
+        for entry in registry:
+            options = options_of(registry, entry.name).replace("|", "\\|")
             lines.append(f"| `{entry.name}` | {entry.title} | {entry.source} | {options} |")
         lines.append("")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(markdown_shelves(), end="")
+    print(markdown_registries(), end="")

@@ -57,7 +57,7 @@ def _svg(figure: Figure, name: str, says: str) -> str:
 
 
 def training_curves(log: Records) -> str | None:
-    """Loss and validation mAP by epoch, or by strength of a head that was solved for; None without a log."""
+    """Loss and validation mAP by epoch, or by strength of a closed-form head; None without a log."""
     if not log:
         return None
     x = np.arange(1, len(log) + 1)

@@ -32,7 +32,7 @@ PHOTOS = 6  # of the best, and of the worst
 KINDS = {
     "complete": "complete: every class of every image is known",
     "partial": "partial: some classes of some images are unknown, and do not count",
-    "single-positive": "single-positive: one present tag an image and nothing known to be absent",
+    "single-positive": "single-positive: one present tag per image and nothing known to be absent",
 }
 
 

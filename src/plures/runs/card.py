@@ -24,7 +24,7 @@ FEW = 10  # positives in the evaluation below which the AP of a class says littl
 KINDS = {
     "complete": "every label of every image is known",
     "partial": "some labels are unknown; unknown is not absent",
-    "single-positive": "at most one tag an image, and nothing is known to be absent",
+    "single-positive": "at most one tag per image, and nothing is known to be absent",
 }
 
 
@@ -195,7 +195,7 @@ def _limits(report: Report | None, environment: dict[str, Any]) -> list[str]:
         "- It was not examined for fairness. Decisions about people should not rest on it.",
     ]
     if environment.get("train_labels", {}).get("kind") in ("partial", "single-positive"):
-        lines.append("- Absence was not fully observed, so a probability is no frequency of presence by itself.")
+        lines.append("- Absence was not fully observed, so a probability is not a frequency of presence by itself.")
     if report is not None:
         few = [_plain(c.name) for c in report.per_class if c.positives < FEW]
         if few:

@@ -208,19 +208,19 @@ def selection(experiment: Experiment, prepared: Prepared) -> Select:
     """The rule that picks the best epoch, with `auto` resolved: by the known labels of the validation rows where
     these say what is absent as well as what is present, else by the observed ones; `last` without such rows.
 
-    Raises PluresError if the data cannot give what the rule, or patience, wants.
+    Raises PluresError if the data cannot give what the rule, or patience, requires.
     """
     if experiment.patience is not None and (experiment.select == "last" or prepared.val is None):
         why = "select=last compares no epochs" if experiment.select == "last" else "the data have no validation split"
         raise PluresError(f"patience={experiment.patience} waits for a better validation score, but {why}")
     if experiment.select != "auto":
         if experiment.select != "last" and prepared.val is None:
-            raise PluresError(f"select={experiment.select} wants a validation split, and the data have none")
+            raise PluresError(f"select={experiment.select} requires a validation split, and the data have none")
         if experiment.select == "val_positives":
             assert prepared.val_observed is not None
             if not prepared.val_observed.present.any() or prepared.val_observed.complete:
                 raise PluresError(
-                    "select=val_positives wants validation images of which some labels are present and some unknown"
+                    "select=val_positives requires validation images of which some labels are present and some unknown"
                     f" under supervision={experiment.supervision.name}; use select=val_map"
                 )
         return experiment.select

@@ -48,7 +48,7 @@ def import_weights(
     elif kind == "timm":
         model = import_timm(checkpoint, config, names, reinitialise)
     else:
-        raise PluresError(f"unknown kind of checkpoint '{kind}'; there are: q2l, mlspl, timm")
+        raise PluresError(f"unknown kind of checkpoint '{kind}'; choose from: q2l, mlspl, timm")
     run = Run.create(out, _experiment(model, kind, recipe))
     save(model, run.path)
     origin = {"kind": kind, "checkpoint": Path(checkpoint).name, "sha256": _sha256(Path(checkpoint))}
@@ -57,14 +57,14 @@ def import_weights(
 
 
 def read_classes(file: str | Path) -> tuple[str, ...]:
-    """The names in a text file, one a line; blank lines do not count. Raises PluresError if it cannot be read."""
+    """The names in a text file, one per line; blank lines do not count. Raises PluresError if it cannot be read."""
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PluresError(f"cannot read the class names in {file}: {error}") from None
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise PluresError(f"{file} names no class; expected one name a line")
+        raise PluresError(f"{file} names no class; expected one name per line")
     return names
 
 

@@ -3,7 +3,7 @@
 experiment.yaml     the Experiment, enough to run it again
 photos.parquet      every photograph by name and content, and its split (see photos.py)
 model.safetensors   the best weights so far; model.json: parts, classes, preprocessing
-checkpoint.pt       everything needed to go on after the last whole epoch
+checkpoint.pt       everything needed to resume after the last whole epoch
 log.jsonl, log.csv  one record an epoch
 report.json         the final evaluation
 environment.json    versions, machine, command, where the data lie, what the training labels are, hashes of both
@@ -74,7 +74,7 @@ class Run:
         """Raise PluresError if a run is in this folder already, or anything that plures did not make."""
         if (Path(path) / "experiment.yaml").exists():
             raise PluresError(
-                f"{path} already holds a run; go on with `plures train --resume {path}`, or choose another --out"
+                f"{path} already holds a run; resume with `plures train --resume {path}`, or choose another --out"
             )
         refuse_folder(path)
 

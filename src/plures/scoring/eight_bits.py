@@ -28,7 +28,9 @@ def to_int8(model: Model, images: Tensor | None) -> None:
     Raises PluresError if there are no images or the network cannot be traced.
     """
     if images is None:
-        raise PluresError("--precision int8 wants readable images at the beginning of the source, to measure ranges on")
+        raise PluresError(
+            "--precision int8 requires readable images at the beginning of the source, to measure ranges on"
+        )
     backbone = cast(Any, model.backbone)
     place = next((name for name in ("backbone", "cnn") if hasattr(backbone, name)), None)
     if place is None:

@@ -28,6 +28,7 @@ from plures.models.backbones.features import Features
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import STARTING_POINT, Model
 from plures.models.outputs import grid_boxes
+from plures.pace import Pace
 from plures.runs.photos import contents
 from plures.system import lock
 
@@ -169,7 +170,7 @@ def _alone(path: Path) -> Iterator[None]:
 def _compute(
     model: Model, dataset: Dataset, path: Path, pooled: bool, device: torch.device, workers: int, batch_size: int
 ) -> None:
-    """Fill a table beside `path` and put it in its place; what a killed process had filled is gone on with."""
+    """Fill a table beside `path` and put it in its place; what a killed process had filled is continued."""
     part, progress = path.with_suffix(".part"), path.with_suffix(".rows")
     table, done = _begun(part, progress, len(dataset))
     preprocessing = model.preprocessing
@@ -184,15 +185,17 @@ def _compute(
         return (features.mean(1, keepdim=True).float() if pooled else features.half()).cpu()
 
     compute = BatchHalver(run, torch.cat)
-    for batch in batches.epoch(0) if len(left) else ():
-        rows = compute(batch.inputs).numpy()
-        if table is None:
-            table = _claimed(part, rows.dtype, (len(dataset), *rows.shape[1:]))
-        table[done : done + len(rows)] = rows
-        done += len(rows)
-        if time.monotonic() - saved > SAVED_EVERY:
-            _save_progress(table, progress, done)
-            saved = time.monotonic()
+    with Pace("computing features", len(left)) as pace:
+        for batch in batches.epoch(0) if len(left) else ():
+            rows = compute(batch.inputs).numpy()
+            if table is None:
+                table = _claimed(part, rows.dtype, (len(dataset), *rows.shape[1:]))
+            table[done : done + len(rows)] = rows
+            done += len(rows)
+            pace.step(len(rows))
+            if time.monotonic() - saved > SAVED_EVERY:
+                _save_progress(table, progress, done)
+                saved = time.monotonic()
     table.flush()
     progress.unlink(missing_ok=True)  # first: left behind by a kill, it would vouch for the next table begun here
     os.replace(part, path)
@@ -208,7 +211,7 @@ def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
         part.unlink()
         size = math.prod(shape) * dtype.itemsize / 1e9
         raise WorkFailed(
-            f"{part.parent}: no room for {size:.2f} GB of features ({error.strerror}); make room or set PLURES_CACHE"
+            f"{part.parent}: no space for {size:.2f} GB of features ({error.strerror}); free some or set PLURES_CACHE"
         ) from None
     return table
 

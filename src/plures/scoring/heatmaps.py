@@ -54,7 +54,7 @@ def paint(weights: Floats, boxes: Floats, height: int, width: int) -> NDArray[np
     a level that ends before the image does falls to 0 towards its end. Levels are summed; a grid is simply one level.
     """
     if weights.ndim != 1 or boxes.shape != (len(weights), 4):
-        raise ValueError(f"a heat map wants weights [P] and boxes [P, 4], got {weights.shape} and {boxes.shape}")
+        raise ValueError(f"a heat map requires weights [P] and boxes [P, 4], got {weights.shape} and {boxes.shape}")
     values, corners = weights.astype(np.float64), boxes.astype(np.float64)
     level_of = _levels(corners)
     heat = np.zeros((height, width), np.float32)
@@ -93,7 +93,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures in rows on white, each within `side` x `side` pixels, keeping its proportions; captions below them."""
     if not pictures:
-        raise PluresError("a contact sheet wants at least one picture")
+        raise PluresError("a contact sheet requires at least one picture")
     gap, strip = 8, 22 if captions else 0
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)

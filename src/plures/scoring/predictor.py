@@ -23,6 +23,7 @@ from plures.models.batch_halving import BatchHalver, joined
 from plures.models.model import Model
 from plures.models.model import load as load_model
 from plures.models.outputs import Output, checked_logits
+from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
@@ -176,17 +177,19 @@ class Predictor(Model):
         """Score (part, image) one after another, in batches that never span two parts."""
         if maps:
             refuse_maps(self)
-        for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
-            weights = boxes = None
-            if pixels is None:
-                logits = np.empty((0, len(self.classes)), np.float32)
-            else:
-                output = self.score(arrived(pixels), maps)
-                logits = checked_logits(output.logits)
-                if maps and output.boxes is not None:
-                    weights = region_weights(output).float().cpu().numpy()
-                    boxes = output.boxes.float().cpu().numpy()
-            yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
+        with Pace("scoring") as pace:
+            for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
+                weights = boxes = None
+                if pixels is None:
+                    logits = np.empty((0, len(self.classes)), np.float32)
+                else:
+                    output = self.score(arrived(pixels), maps)
+                    logits = checked_logits(output.logits)
+                    if maps and output.boxes is not None:
+                        weights = region_weights(output).float().cpu().numpy()
+                        boxes = output.boxes.float().cpu().numpy()
+                pace.step(len(asked))
+                yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
 
 
 def load(
@@ -279,7 +282,7 @@ def _batches(items: Iterable[tuple[int, Item]], batch_size: int) -> Iterator[lis
 
 
 def _collate(items: list[tuple[int, Item, Tensor | None, str]]) -> tuple[Any, ...]:
-    """One tensor a batch crosses from worker to main process, not one an image."""
+    """One tensor per batch crosses from worker to main process, not one per image."""
     asked = [item[0] for _, item, _, _ in items]
     rows = [row for row, (_, _, image, _) in enumerate(items) if image is not None]
     pixels = [items[row][2] for row in rows]

@@ -46,7 +46,7 @@ def images_of(source: str | Path, skip_bad: bool = False) -> Callable[[], Iterat
     if path.is_dir():
         return _not_empty(lambda: _named(_walk(text)), no_images(text))
     if path.is_file() and suffix in LISTS:
-        return _not_empty(lambda: _named(_lines(path)), f"{source}: no image in this list; expected a path a line")
+        return _not_empty(lambda: _named(_lines(path)), f"{source}: no image in this list; expected one path per line")
     if path.is_file() and suffix in TABLES and not holds_images(path):
         return _not_empty(lambda: _named(_cells(path)), f"{source}: no image in this table")
     dataset = read(text, skip_bad=skip_bad, labelled=False)
@@ -147,7 +147,7 @@ def _lines(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:  # a file's name may be of any bytes
         for number, line in enumerate(lines, 1):
             if "\0" in line:
-                raise BadData([Problem(str(file), number, "not text", "a path a line")], skippable=False)
+                raise BadData([Problem(str(file), number, "not text", "one path per line")], skippable=False)
             if line.strip():
                 yield place(line.strip())
 

@@ -109,7 +109,7 @@ class SharedData:
         return self._prepared[key]
 
     def head_run(self, e: Experiment) -> HeadRun:
-        """The run as the engine wants it, its first weights from its seed as in `train`."""
+        """The run as the engine expects it, its first weights from its seed as in `train`."""
         prepared, model = self.prepared(e), self._model(e)
         shared = self._data(e, model, prepared)
         linear = cast(nn.Linear, cast(nn.Module, model.head).classifier)

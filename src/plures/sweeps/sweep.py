@@ -1,7 +1,7 @@
 """`plures sweep`: a grid or a search of settings times seeds, each run a run folder, and what validation picks.
 
 Runs of a linear head on frozen features are trained together (`together.py`); all others one by one or in processes.
-A run that is finished is never trained again, so the same command goes on after a kill, and a grid can grow.
+A run that is finished is never trained again, so the same command resumes after an interruption, and a grid can grow.
 """
 
 from __future__ import annotations
@@ -179,11 +179,11 @@ class Plan:
         else:
             stopped = self._in_processes(tasks, runs)
         if stopped:
-            raise WorkFailed(f"{len(stopped)} of {len(runs)} runs could not be finished, the first: {stopped[0]}; mend"
+            raise WorkFailed(f"{len(stopped)} of {len(runs)} runs could not be finished, the first: {stopped[0]}; fix"
                              " that, and the same command tries them again")  # fmt: skip
 
     def _in_processes(self, tasks: Sequence[Task], runs: Sequence[SweepRun]) -> list[str]:
-        """As `_count`. However this ends, no process goes on."""
+        """As `_count`. However this ends, no process is left running."""
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), EndsWithParent())
         try:
@@ -244,7 +244,7 @@ def _choose(out: Path, cells: Sequence[Cell]) -> Sweep:
 
 def _search(plan: Plan, spaces: Mapping[str, Sequence[str] | tuple[float, float]], trials: int) -> list[Cell]:
     """optuna's picks, TRIALS_AT_ONCE at a time. Its sampler is seeded and told the same numbers on every way through,
-    so a search that was killed goes on to the same end."""
+    so a search that was killed resumes to the same end."""
     require("--search", "search", ["optuna"])
     import optuna
 

@@ -26,7 +26,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A run that the sweep wants: its experiment and its folder."""
+    """A run that the sweep requires: its experiment and its folder."""
 
     folder: Path
     experiment: Experiment

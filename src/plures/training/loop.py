@@ -230,7 +230,7 @@ def _look_back(epoch: int, phase: Stage, machine: TrainState, fabric: Fabric) ->
 
 
 def _state(phase: Stage, epoch: int, machine: TrainState, fabric: Fabric) -> dict[str, Any]:
-    """Everything that decides how the phase goes on after this epoch."""
+    """Everything that decides how the phase continues after this epoch."""
     return {
         "phase": phase.number,
         "epoch": epoch,
@@ -245,7 +245,7 @@ def _state(phase: Stage, epoch: int, machine: TrainState, fabric: Fabric) -> dic
 
 
 def _load_state(state: dict[str, Any], phase: Stage, machine: TrainState, fabric: Fabric) -> int:
-    """Put a saved state back; returns the epoch to go on with."""
+    """Put a saved state back; returns the epoch to continue with."""
     phase.best = Best(**state["best"])
     phase.net.load_state_dict(state["net"])
     machine.optimizer.load_state_dict(state["optimizer"])

@@ -1,6 +1,6 @@
 """What a run thinks of the labels that were hidden from it, epoch by epoch: probabilities.jsonl in the run folder.
 
-Only where hidden labels are known (simulated single positives or fractions): after each epoch the probabilities of a
+Only where hidden labels are known (simulated single-label data or fractions): after each epoch the probabilities of a
 sample of training rows, apart for observed positives, hidden positives and negatives, as in Figure 2 of Cole et al.
 (2021, Multi-Label Learning from Single Positive Labels, arXiv 2106.09708). A loss that assumes negatives pushes the
 hidden positives down with the negatives; one that copes keeps them apart.
@@ -53,7 +53,7 @@ class HiddenLabels:
         self.records.append({"phase": phase, "epoch": epoch, "rows": len(self.rows), **groups})
 
     def read(self, run: Run, kept: list[dict[str, Any]]) -> None:
-        """Go on with the records of the epochs that a resumed run keeps."""
+        """Continue the records of the epochs that a resumed run keeps."""
         epochs = {(record["phase"], record["epoch"]) for record in kept}
         self.records = [r for r in read_probabilities(run) if (r["phase"], r["epoch"]) in epochs]
 

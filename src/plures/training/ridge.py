@@ -98,7 +98,7 @@ class Rows:
 def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Weights [L, K, D] and biases [L, K] for every l2, and the loss [L] that each leaves (mean over the classes).
 
-    Raises Diverged if a feature is no number.
+    Raises Diverged if a feature is not a number.
     """
     N, K, D = len(labels), labels.classes, int(rows.features.shape[2])
     lightly = loss.unknown_weight(K)
@@ -114,7 +114,7 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[fl
         total += w.sum(0)
         total_target += wt.sum(0)
     if not bool(gram.isfinite().all()):
-        raise Diverged("some feature of a training image is not a number; optimizer=exact cannot solve for a head")
+        raise Diverged("some feature of a training image is not a number; optimizer=exact cannot compute the head")
     values, vectors = torch.linalg.eigh(gram)  # [D], [D, D]; below, everything is in these eigenvectors
     values = values.clamp(min=0)
     total = total.clamp(min=1e-9)

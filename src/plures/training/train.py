@@ -69,17 +69,17 @@ def train(
     """Train as the experiment says, into the folder `out`, and evaluate the best epoch on the test split.
 
     dataset: images in hand instead of `experiment.data`; an experiment that names no data then says `in_memory`.
-    resume: go on after the last whole epoch of the run that `out` holds (its own experiment counts, the given one is
+    resume: continue after the last whole epoch of the run that `out` holds (its own experiment counts, the given one is
     ignored). skip_bad: leave unusable rows out.
     Under torchrun all processes train one model, and the first of them writes (`scoring/distributed.py`).
-    Raises PluresError on bad input, WorkFailed if training cannot go on; what was kept before stays intact.
+    Raises PluresError on bad input, WorkFailed if training cannot continue; what was kept before stays intact.
     """
     watch = watch or Quiet()
     if resume:
         run = Run(out)
         if run.imported:
             raise PluresError(
-                f"{out} holds imported weights and no training to go on with; start a run from them:"
+                f"{out} holds imported weights and no training to resume; start a run from them:"
                 f" plures train DATA --recipe {out}/experiment.yaml start={out} --out RUN"
             )
         experiment, prepared = run.experiment, _begun(run, dataset, skip_bad)
@@ -129,7 +129,7 @@ def train(
 
 
 def _begun(run: Run, dataset: Dataset | None, skip_bad: bool) -> Prepared:
-    """The data that a run began with. Photographs that are new since are left out: it goes on as it began."""
+    """The data that a run began with. Photographs that are new since are left out: it continues as it began."""
     if not (run.path / ENVIRONMENT).is_file():  # it was killed before it began
         return prepare(run.experiment, dataset, skip_bad=skip_bad)
     whole, place = recalled(run, {}, skip_bad, dataset)
@@ -199,7 +199,7 @@ def _tensorboard() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise PluresError('tensorboard=true wants the tensorboard package: pip install "plures[track]"') from None
+        raise PluresError('tensorboard=true requires the tensorboard package: pip install "plures[track]"') from None
     return SummaryWriter
 
 
@@ -266,7 +266,7 @@ class Training:
             run.refuse_other_labels(self.prepared.train)
         elif self.fabric.is_global_zero:
             record_data(run, self.prepared, self.loss_name)
-        self.prepared = replace(self.prepared, photos=None)  # room for the training
+        self.prepared = replace(self.prepared, photos=None)  # memory for the training
         if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
             self.watch.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
         names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])

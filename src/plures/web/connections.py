@@ -1,7 +1,7 @@
 """How a server listens and how long a connection may stay idle or half-sent: what no request of the app is told.
 
 A connection on which no request is being answered ends after some seconds, whatever trickles in (a "slow loris" sends
-a header every minute). Where all connections are taken, the one that has been idle longest makes room for a new one,
+a header every minute). Where all connections are taken, the one that has been idle longest is closed for a new one,
 so that the server stays reachable. What goes wrong is logged, but never more than a few lines in some seconds.
 """
 
@@ -60,7 +60,7 @@ def run_server(app: Any, listening: socket.socket, seconds: float) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, with more room for those who wait to be taken than are taken at once."""
+    """uvicorn's, with a longer queue for those who wait to be taken than are taken at once."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

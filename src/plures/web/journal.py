@@ -62,7 +62,7 @@ class Journal:
                     raise ValueError("no object")
             except ValueError as error:
                 raise PluresError(
-                    f"{self.path}, line {number}: not a journal entry ({error}); mend or remove the line"
+                    f"{self.path}, line {number}: not a journal entry ({error}); fix or remove the line"
                 ) from None
             entries.append(entry)
         return entries

@@ -128,7 +128,7 @@ class Review:
             self.of_tag.setdefault(question.tag, []).append(question)
 
     def _sample(self, size: int, seed: int) -> list[int]:
-        """The rows of the sample; those drawn before come first, so that a review goes on where it was left."""
+        """The rows of the sample; those drawn before come first, so that a review continues where it was left."""
         if not self.dataset.classes:
             raise PluresError(f"{self.table}: no image carries a tag yet, so there are no classes to ask for")
         place = {key_of(str(image), self.table): row for row, image in enumerate(self.dataset.images)}

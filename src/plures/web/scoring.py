@@ -1,4 +1,4 @@
-"""A run's model as the server asks it: batches of pixels in, one answer a photo out."""
+"""A run's model as the server asks it: batches of pixels in, one answer per photo out."""
 
 from __future__ import annotations
 

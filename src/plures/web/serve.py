@@ -57,7 +57,7 @@ class Limits:
 
 
 class Answer(BaseModel):
-    """One entry a photo, in the order of the request."""
+    """One entry per photo, in the order of the request."""
 
     photos: list[PhotoAnswer]
 
@@ -84,7 +84,7 @@ class Meters:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("plures_requests", "Requests answered", ["path", "status"], registry=self.registry)
-        self.seconds = Histogram("plures_request_seconds", "Seconds a /predict request", registry=self.registry)
+        self.seconds = Histogram("plures_request_seconds", "Seconds per /predict request", registry=self.registry)
         self.photos = Counter("plures_photos", "Photos scored", registry=self.registry)
         self.batches = Histogram(
             "plures_batch_photos", "Photos scored at once", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry

@@ -27,7 +27,7 @@ class Refused(PluresError):
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A decoded upload. pixels: uint8 [3, S, S] as the model wants it; width, height: of the photo, upright."""
+    """A decoded upload. pixels: uint8 [3, S, S] as the model expects it; width, height: of the photo, upright."""
 
     name: str
     width: int

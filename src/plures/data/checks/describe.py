@@ -122,7 +122,7 @@ def _overview(d: Description) -> RenderableType:
         f"{strongest}",
         "class imbalance": f"{counts.imbalance:,.1f} images of the most frequent class for one of the rarest"
         f" ({present[0] if len(present) else 0:,} to {present[present > 0].min() if present.any() else 0:,})",
-        "sparse supervision": f"{counts.per_image:.2f} tags an image, {100 * counts.known_share:.1f} % of the labels"
+        "sparse supervision": f"{counts.per_image:.2f} tags per image, {100 * counts.known_share:.1f} % of the labels"
         f" known, {d.without_tag:,} images without a tag",
     }
     lines += [_text(f"  {name:<19} {fact}") for name, fact in facts.items()]

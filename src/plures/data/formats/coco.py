@@ -168,7 +168,7 @@ def _negatives(
     """The categories that LVIS says are absent from an image. shown: those that are annotated."""
     lists = [image.get(name) or [] for name in ("neg_category_ids", "not_exhaustive_category_ids")]
     if not all(isinstance(ids, list) and all(isinstance(i, int | float | str) for i in ids) for ids in lists):
-        what = f"image {image['id']}: neg_category_ids or not_exhaustive_category_ids is no list of ids"
+        what = f"image {image['id']}: neg_category_ids or not_exhaustive_category_ids is not a list of ids"
         problems.append(Problem(str(file), None, what, "lists of category ids", "notice"))
         return []
     negative, open_ended = ({_key(identity) for identity in ids} for ids in lists)

@@ -179,7 +179,7 @@ def parse(
     except pa.ArrowInvalid as error:
         raise BadData([Problem(str(path), None, f"not a table ({error})", "delimited text")], False) from error
     if count != table.num_rows + len(skipped):
-        broken = Problem(str(path), None, "a cell contains a line end or a carriage return", "one line a row")
+        broken = Problem(str(path), None, "a cell contains a line end or a carriage return", "one line per row")
         raise BadData([broken], False)
     numbers = np.delete(np.arange(line, line + count), skipped)
     return numbers, table.combine_chunks(), problems

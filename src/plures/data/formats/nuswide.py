@@ -42,7 +42,7 @@ class NusWide:
 
     def __init__(self, *, variant: Variant | None = None, images: str = "") -> None:
         if variant is not None and variant not in get_args(Variant):
-            raise PluresError(f"nuswide: no variant '{variant}'; there are: {', '.join(get_args(Variant))}")
+            raise PluresError(f"nuswide: no variant '{variant}'; choose from: {', '.join(get_args(Variant))}")
         self.variant, self.images = variant, images
 
     def recognises(self, path: str) -> bool:
@@ -150,7 +150,7 @@ def _mlspl(root: Path, problems: list[Problem]) -> Read:
         listed, cells = _array(images), _array(labels)
         if cells.ndim != 2 or len(cells) != len(listed):
             what = f"labels of shape {cells.shape} for {len(listed):,} images"
-            raise BadData([Problem(str(labels), None, what, "a row an image")], skippable=False)
+            raise BadData([Problem(str(labels), None, what, "one row per image")], skippable=False)
         if not np.isin(cells, (0, 1)).all():
             raise BadData([Problem(str(labels), None, "a label is neither 0 nor 1", "0 or 1")], skippable=False)
         names += [str(name) for name in listed]

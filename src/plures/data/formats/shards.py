@@ -106,7 +106,7 @@ class Shards:
             word = str(said.get("split") or "")
             split = split_name(word) if word else ""
             if split is None:
-                raise ValueError(f"'{word}' is no split; expected {UNDERSTOOD}")
+                raise ValueError(f"'{word}' is not a split; expected {UNDERSTOOD}")
             sample.split = split
             both = set(sample.tags) & set(sample.absent)
             if both:

@@ -258,7 +258,7 @@ def gather(
         what = f"{tags.nulls + absent.nulls:,} cells of tags say nan, None or the like, and are read as blank"
         problems.append(Problem(str(file), None, what, severity="notice"))
     if not gathered.images and not problems:
-        problems.append(Problem(str(file), None, "the table has no rows", "an image a row"))
+        problems.append(Problem(str(file), None, "the table has no rows", "one image per row"))
     if layout.classes:
         return gathered, _stack(gathered.codes, len(layout.classes)), tuple(layout.classes)
     return gathered, *_scatter(tags, absent, gathered, file, problems)

@@ -33,7 +33,7 @@ class Voc:
         self, *, variant: Literal["mlspl", "query2label"] = "mlspl", official_val_is_test: bool = True
     ) -> None:
         if variant not in ("mlspl", "query2label"):
-            raise PluresError(f"voc: no variant '{variant}'; there are: mlspl, query2label")
+            raise PluresError(f"voc: no variant '{variant}'; choose from: mlspl, query2label")
         self.variant, self.official_val_is_test = variant, official_val_is_test
 
     def recognises(self, path: str) -> bool:

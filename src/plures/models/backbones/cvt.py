@@ -147,7 +147,7 @@ class CvT(nn.Module):
     ) -> None:
         super().__init__()
         if not len(widths) == len(depths) == len(attention_heads) == 3:
-            raise ValueError("widths, depths and attention_heads have three entries, one a stage")
+            raise ValueError("widths, depths and attention_heads have three entries, one per stage")
         self.image_size, self.width, self.mean, self.std = image_size, widths[-1], mean, std
         self.stage0, self.stage1, self.stage2 = (
             Stage(PatchEmbed(before, width, *window), width, depth, heads, token)

@@ -150,7 +150,7 @@ class Patches(nn.Module):
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         """The images and their downsized copies, as far as these still hold a patch."""
         if min(images.shape[2:]) < self.patch:
-            raise ValueError(f"a patch has {self.patch} pixels a side, the images only {tuple(images.shape[2:])}")
+            raise ValueError(f"a patch has {self.patch} pixels per side, the images only {tuple(images.shape[2:])}")
         levels = [images]
         for _ in range(self.levels):
             size = [int(side / self.ratio) for side in levels[-1].shape[2:]]

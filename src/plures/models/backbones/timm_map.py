@@ -118,7 +118,7 @@ def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
     except FileNotFoundError:
         raise PluresError(f"backbone.weights: there is no file {path}") from None
     except (SafetensorError, OSError) as error:
-        raise PluresError(f"backbone.weights: {path} is no readable safetensors file ({error})") from None
+        raise PluresError(f"backbone.weights: {path} is not a valid safetensors file ({error})") from None
     classifier = backbone.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier or ()))
     expected = backbone.state_dict()

@@ -17,7 +17,7 @@ class Head(Protocol):
     gives: which optional fields of Output it fills ("attention", "region_logits", "embeddings").
     mean_is_enough (optional, True): the mean of an image's tokens gives the same logits as the tokens themselves, so
     that frozen features can be kept pooled.
-    maps: whether `attention` and `region_logits` are wanted. Without them a head leaves out the work that only heat
+    maps: whether `attention` and `region_logits` are asked for. Without them a head leaves out the work that only heat
     maps need and may leave these two fields None; logits and embeddings are the same either way.
     """
 
@@ -28,7 +28,7 @@ class Head(Protocol):
 
 @runtime_checkable
 class FitsFeatures(Protocol):
-    """A head that wants to know the frozen features it will be trained on: mean and standard deviation [D] over the
+    """A head that needs to know the frozen features it will be trained on: mean and standard deviation [D] over the
     training images (of each image's mean token), given once before training."""
 
     def fit_features(self, mean: Tensor, deviation: Tensor) -> None: ...

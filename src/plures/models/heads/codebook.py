@@ -1,4 +1,4 @@
-"""One codebook a label attends to the patches; one shared classifier judges what each label gathered.
+"""One codebook per label attends to the patches; one shared classifier judges what each label gathered.
 
 Jouanneau et al., "A patch-based architecture for multi-label classification from single positive annotations",
 blocks 3 to 5, equations 1-3.

@@ -17,7 +17,7 @@ from plures.models.outputs import Output, Tokens
 class MLDecoder(nn.Module):
     """Tokens [B, P, D] -> logits [B, K] and, if maps are wanted, attention [B, K, P]: that of the label's group.
 
-    groups: how many queries, at most K. With one query a label also embeddings [B, K, hidden].
+    groups: how many queries, at most K. With one query per label also embeddings [B, K, hidden].
     hidden, attention_heads, feedforward, dropout: of the single decoder layer. The queries are random and not trained.
     """
 

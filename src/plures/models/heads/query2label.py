@@ -132,7 +132,7 @@ class Query2Label(nn.Module):
         if position not in ("sine", "fixed", "none"):
             raise ValueError(f"position is sine, fixed or none, got {position}")
         if (position == "fixed") != (positions is not None):
-            raise ValueError("position=fixed wants the number of its positions, and only it does")
+            raise ValueError("position=fixed requires the number of its positions, and only it does")
 
     def forward(self, tokens: Tokens | Tensor, maps: bool = True) -> Output:
         tokens = Tokens.of(tokens)

@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2)), shares.mean(1)
 
     def _unprojected(self, query: Tensor, key: Tensor, value: Tensor, maps: bool) -> tuple[Tensor, Tensor | None]:
-        """The same, by multiplying the projections of keys and values with what has K rows an image instead of P."""
+        """The same, by multiplying the projections of keys and values with what has K rows per image instead of P."""
         to_query, to_key, to_value = self.in_proj_weight.chunk(3)
         query_bias, _, value_bias = self.in_proj_bias.chunk(3)  # one bias on all keys does not change a softmax
         width, each = key.shape[2], key.shape[2] // self.heads
@@ -107,7 +107,7 @@ def sine_code(boxes: Tensor, width: int) -> Tensor:
     lower right corner of a cell stands for it; the 1e-6 is theirs.
     """
     if width % 4:
-        raise ValueError(f"the sine position code wants a width that 4 divides, got {width}")
+        raise ValueError(f"the sine position code requires a width that 4 divides, got {width}")
     x1, y1, x2, y2 = boxes.to(torch.float64).unbind(1)
     half = width // 2
     rate = 10000 ** (2 * torch.arange(half // 2, device=boxes.device, dtype=torch.float64) / half)

@@ -50,7 +50,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise PluresError(f"{path} is no readable safetensors file ({error})") from None
+        raise PluresError(f"{path} is not a valid safetensors file ({error})") from None
 
 
 def _pickle(path: Path) -> Any:
@@ -60,13 +60,13 @@ def _pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise PluresError(f"{path} is no PyTorch checkpoint of tensors alone, or a damaged one") from None
+            raise PluresError(f"{path} is not a PyTorch checkpoint of tensors alone, or a damaged one") from None
         raise PluresError(
             f"{path} holds code or objects besides tensors ({named[1]}), which plures never loads; save its state dict"
             " alone with the program that made it"
         ) from None
     except Exception:  # torch raises many kinds on a damaged file
-        raise PluresError(f"{path} is no PyTorch checkpoint, or a truncated one; fetch it again") from None
+        raise PluresError(f"{path} is not a PyTorch checkpoint, or a truncated one; fetch it again") from None
 
 
 def to_safetensors(checkpoint: str | Path, out: str | Path) -> None:

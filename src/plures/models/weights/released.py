@@ -68,12 +68,12 @@ def import_q2l(
     standard deviation). classes: their names in the checkpoint's order; default those of MS-COCO or VOC for 80 or 20.
     reinitialise: `classes` may be others, in any number and order; those that the checkpoint knows by name (80: the
     names of MS-COCO, 20: VOC) keep their query and classifier, the rest start anew.
-    Raises PluresError if the file is no such checkpoint, or names what is missing, unexpected or of another shape.
+    Raises PluresError if the file is not such a checkpoint, or names what is missing, unexpected or of another shape.
     """
     state, options = read_state(checkpoint), read_config(config)
     absent = [name for name in ("query_embed.weight", "fc.W", "fc.b") if name not in state]
     if absent:
-        raise PluresError(f"{checkpoint} is no Query2Label checkpoint: it has no {', '.join(absent)}")
+        raise PluresError(f"{checkpoint} is not a Query2Label checkpoint: it has no {', '.join(absent)}")
     known, wanted = class_names(len(state["query_embed.weight"]), classes, reinitialise, str(checkpoint))
     backbone, backbone_options, prefix = _backbone(state, str(checkpoint))
     code = state.pop("backbone.1.pe", None)
@@ -108,7 +108,7 @@ def import_mlspl(
             f"{checkpoint} was trained on frozen features and holds no backbone; only end-to-end weights are imported"
         )
     if "linear_classifier.weight" not in state or "feature_extractor.0.weight" not in state:
-        raise PluresError(f"{checkpoint} is no MLSPL checkpoint: it has no feature_extractor and linear_classifier")
+        raise PluresError(f"{checkpoint} is not an MLSPL checkpoint: it has no feature_extractor and linear_classifier")
     known, wanted = class_names(len(state["linear_classifier.weight"]), classes, reinitialise, str(checkpoint))
     model = build(Parts("timm", "linear", {"model": "resnet50", "image_size": image_size}), wanted)
     places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -138,7 +138,7 @@ def read_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     except (OSError, ValueError) as error:
         raise PluresError(f"cannot read the configuration {config}: {error}") from None
     if not isinstance(content, dict):
-        raise PluresError(f"the configuration {config} is no JSON object")
+        raise PluresError(f"the configuration {config} is not a JSON object")
     return content
 
 

@@ -28,7 +28,7 @@ def import_timm(
 
     config: JSON with `architecture` (timm's name; timm's published config.json has it) and, if they differ from
     timm's defaults, `image_size`, `mean`, `std` and `model_args` (passed on to timm.create_model).
-    classes, reinitialise: as in `import_q2l`; a checkpoint without classifier wants both.
+    classes, reinitialise: as in `import_q2l`; a checkpoint without classifier requires both.
     Raises PluresError if the tensors do not fit, or if the model pools in a way that the linear head does not.
     """
     state, options = read_state(checkpoint), read_config(config)
@@ -36,7 +36,7 @@ def import_timm(
     if not name or not timm.is_model(name):
         raise PluresError(
             f"{checkpoint}: a timm checkpoint does not say which model it is; give --config with a JSON file such as"
-            f' {{"architecture": "resnet50"}}' + (f", where '{name}' is no model of timm" if name else "")
+            f' {{"architecture": "resnet50"}}' + (f", where '{name}' is not a model of timm" if name else "")
         )
     backbone: dict[str, Any] = {"model": name}
     backbone |= {key: options[key] for key in ("image_size", "mean", "std") if key in options}

@@ -24,7 +24,7 @@ from plures.runs.data import Select
 
 Features = NDArray[np.floating[Any]]
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own
-AT_ONCE = 2**20  # weights whose gradient is computed and then applied, as room is needed for it
+AT_ONCE = 2**20  # weights whose gradient is computed and then applied, as memory is needed for it
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""mAP of many runs on the same validation rows at once: one sort a class for all of them."""
+"""mAP of many runs on the same validation rows at once: one sort per class for all of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Validation:
 
 
 class Curves:
-    """mAP of many sets of scores against the same labels [M, K]: one sort a class for all sets."""
+    """mAP of many sets of scores against the same labels [M, K]: one sort per class for all sets."""
 
     def __init__(self, labels: Labels, definition: str) -> None:
         self.average = find_definition(definition).average

@@ -1,4 +1,4 @@
-"""Many linear heads on the same frozen features, trained together: one matrix product a step for all of them.
+"""Many linear heads on the same frozen features, trained together: one matrix product per step for all of them.
 
 Runs that differ in loss, learning rate, batch size, seed or observed labels share the features, the gather of each
 batch (where they share its order) and one Adam step. The results are those of `train`, one run after another, up to
@@ -88,7 +88,7 @@ def train_together(
     A run whose weights are no longer numbers stops with its reason in `failed`; the others go on.
     """
     found: dict[int, TrainedHead] = {}
-    stopped = Event()  # by Ctrl-C, or a group that failed: no thread goes on then
+    stopped = Event()  # by Ctrl-C, or a group that failed: no thread continues then
 
     def train_group(places: list[int]) -> None:
         with denormals_as_zero():

@@ -93,7 +93,7 @@ class Experiment(BaseModel):
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
-      plures chose for photographs, else 0.5.
+      is the default for photographs, else 0.5.
 
     Example:
         >>> Experiment(data="tags.csv", recipe="quick", seed=1).loss.name

@@ -4,11 +4,11 @@ import pytest
 import torch
 from timm.layers import BatchNormAct2d
 
+from plures.config import recipe_settings
 from plures.errors import PluresError
 from plures.models import build_model
 from plures.models.backbones import backbones
 from plures.models.backbones.patches import Patches, folded
-from plures.recipes import recipe_settings
 
 
 def test_the_papers_setting_has_130_patches_and_248850_parameters():

@@ -92,7 +92,7 @@ def test_a_head_that_was_solved_for(plures, tmp_path, monkeypatch):
     code, _, err = plures("report", tmp_path / "run", "--out", tmp_path / "r.html", "--resamples", "20")
     assert code == 0, err
     text = (tmp_path / "r.html").read_text()
-    assert "trained with the loss least_squares (auto)" in text
+    assert "trained with the loss least_squares" in text
     assert "frozen, solved exactly for 2 strengths of l2" in text
     assert "strength l2" in text
 

@@ -6,12 +6,11 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from plures.config import Experiment, Part
+from plures.config import Experiment, Part, recipe_settings
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.thresholds import Thresholds
-from plures.recipes import recipe_settings
 from plures.training.auto import choose_model
 from plures.training.progress import Quiet
 from plures.training.train import train

@@ -246,7 +246,7 @@ def test_nothing_known_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"optimizer": "adamm"}, "unknown optimizer 'adamm'"),
-        ({"optimizer": {"name": "adam", "speed": 3}}, "optimizer 'adam' with {'speed': 3}"),
+        ({"optimizer": {"name": "adam", "speed": 3}}, "optimizer 'adam' has no option 'speed'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"device": "gpu"}, "device 'gpu' is unknown"),
         ({"batch_size": 500, "drop_last": True}, "make no batch of 500"),

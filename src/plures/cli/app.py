@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from plures.errors import PluresError, grouped, printable
 
 COMMANDS = {
-    "Data": ("init", "check", "merge"),
+    "Data": ("init", "check", "merge", "convert"),
     "Train": ("train", "sweep", "import-weights", "demo"),
     "Judge": ("evaluate", "thresholds", "report", "compare", "localise", "table"),
     "Improve the labels": ("suggest", "review"),

@@ -91,7 +91,7 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     if not recognised:
         raise PluresError(
             f"'{spec}' is of no known format; expected a table (.csv, .tsv, .parquet), an export of an annotation tool"
-            " (`plures parts` lists the formats), a VOC devkit or a folder per class; name it as in table:FILE"
+            " (`plures components` lists the formats), a VOC devkit or a folder per class; name it as in table:FILE"
         )
     last = ("table", "folder")  # other formats are tables, too, and any data lie in folders
     return min(recognised, key=lambda name: last.index(name) if name in last else -1), spec

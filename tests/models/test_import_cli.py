@@ -72,7 +72,7 @@ def test_a_checkpoint_becomes_a_run_that_evaluates_predicts_and_draws(plures, fi
     assert code == 0, err
     assert f"plures evaluate {run} DATA" in err
     assert json.loads((run / "imported.json").read_text())["checkpoint"] == "whole.pkl"
-    code, _, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json")
+    code, _, err = plures("evaluate", run, files / "tags.csv", "--json", tmp_path / "r.json", "--force")
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["images"], report["classes_scored"], report["definition"]) == (6, 3, "voc")
@@ -194,7 +194,7 @@ def test_the_coco_sample_in_both_conventions_and_both_definitions(plures, tmp_pa
     for variant, images in (("mlspl", 175), ("query2label", 177)):
         for definition in ("plain", "voc"):
             arguments = (f"coco:{COCO}", f"data.variant={variant}", "--definition", definition)
-            code, _, err = plures("evaluate", run, *arguments, "--json", tmp_path / "r.json")
+            code, _, err = plures("evaluate", run, *arguments, "--json", tmp_path / "r.json", "--force")
             assert code == 0, err
             report = json.loads((tmp_path / "r.json").read_text())
             assert (report["images"], report["definition"]) == (images, definition)

@@ -277,6 +277,7 @@ def test_a_sample_with_keys_alone_on_a_phone(browser, folder, sample):
     page.wait_for_selector("#tags .tag")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 21)"
+    page.wait_for_function("document.querySelector('#photo').naturalHeight > 0")
     bottom, top = (page.locator(name).bounding_box() for name in ("#photo", "#find"))
     assert top["y"] - bottom["y"] - bottom["height"] < 20  # no gap under the photo
     photo = page.get_attribute("#photo", "alt")

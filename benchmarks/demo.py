@@ -2,7 +2,7 @@
 
 A seed changes the first weights, the order of the images and which tag of a scene is observed (supervision.seed).
 
-    OMP_NUM_THREADS=1 python benchmarks/demo.py --seeds 5 --runs /tmp/demo-runs
+    OMP_NUM_THREADS=1 python benchmarks/demo.py --seeds 5 --runs DIR
 
 Runs are added to what demo_runs.csv has; those that are there are not trained again. Writes demo.csv: n, mean and sd.
 """

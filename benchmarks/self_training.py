@@ -7,7 +7,7 @@ closed form on standardised features; `wan`, `an`, `gr`: AdamW, weight decay 10.
 The threshold is chosen from observed positives alone, except where it is named.
 
     PLURES_SHARED=... OMP_NUM_THREADS=1 python benchmarks/self_training.py --data voc12,miml_scene --seeds 5
-    OMP_NUM_THREADS=1 python benchmarks/self_training.py --data scenes --seeds 3 --runs /tmp/demo-runs
+    OMP_NUM_THREADS=1 python benchmarks/self_training.py --data scenes --seeds 3 --runs DIR
 
 Adds to self_training_runs.csv; writes self_training.csv: n, means, and the mean and sd of the paired difference.
 """

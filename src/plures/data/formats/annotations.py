@@ -16,6 +16,7 @@ from xml.parsers import expat
 import numpy as np
 
 from plures.data.dataset import Dataset
+from plures.data.formats.joined import joined
 from plures.data.formats.repeated_rows import merge_duplicates
 from plures.data.formats.split_names import split_name
 from plures.data.paths import Search
@@ -270,3 +271,13 @@ def load_xml(file: Path, expected: str) -> Node:
         return parse_xml(file.read_bytes())
     except (OSError, ValueError) as error:
         raise BadData([Problem(str(file), None, f"cannot be read as XML ({error})", expected)], False) from error
+
+
+def read_exports(
+    files: list[tuple[str, Path]], read: Callable[[Path], Export], name: str, images: str, *, complete: bool
+) -> tuple[Dataset, list[Problem]]:
+    """The data of one file, or of several in split folders, each as (split, file); name: of several together."""
+    exports = [(read(file), split) for split, file in files]
+    parts = [(export.dataset(images, complete=complete), split) for export, split in exports]
+    problems = [problem for export, _ in exports for problem in export.problems]
+    return parts[0][0] if len(parts) == 1 and not parts[0][1] else joined(parts, name), problems

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plures.data.dataset import Dataset, formats
-from plures.data.formats.annotations import Export, Node, Photo, exports_at, holds, load_xml, tails
-from plures.data.formats.joined import joined
+from plures.data.formats.annotations import Export, Node, Photo, exports_at, holds, load_xml, read_exports, tails
 from plures.data.formats.split_names import split_name
 from plures.errors import BadData, PluresError, Problem
 
@@ -37,12 +36,7 @@ class Cvat:
         files = _files(path) or ([("", Path(path))] if Path(path).is_file() else [])
         if not files:
             raise PluresError(f"cvat: no XML with annotations of images at '{path}'; expected {EXPECTED}")
-        read, problems = [], list[Problem]()
-        for split, file in files:
-            export = _read(file)
-            read.append((export.dataset(self.images, complete=self.complete), split))
-            problems += export.problems
-        return read[0][0] if len(read) == 1 and not read[0][1] else joined(read, Path(path).name), problems
+        return read_exports(files, _read, Path(path).name, self.images, complete=self.complete)
 
 
 def _files(path: str) -> list[tuple[str, Path]]:

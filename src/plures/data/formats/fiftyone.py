@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plures.data.dataset import Dataset, distinct, formats
-from plures.data.formats.annotations import Export, Photo, exports_at, holds, load_json
+from plures.data.formats.annotations import Export, Photo, exports_at, holds, load_json, read_exports
 from plures.data.formats.datumaro import SUFFIXES
-from plures.data.formats.joined import joined
 from plures.errors import BadData, PluresError, Problem
 
 EXPECTED = 'FiftyOne\'s labels.json: {"classes": [...], "labels": {"1": 0, "2": [0, 3]}}'
@@ -38,12 +37,7 @@ class FiftyOne:
         files = _files(path) or ([("", Path(path))] if Path(path).is_file() else [])
         if not files:
             raise PluresError(f"fiftyone: no JSON with classes and labels at '{path}'; expected {EXPECTED}")
-        read, problems = [], list[Problem]()
-        for split, file in files:
-            export = _read(file)
-            read.append((export.dataset(self.images, complete=self.complete), split))
-            problems += export.problems
-        return read[0][0] if len(read) == 1 and not read[0][1] else joined(read, Path(path).name), problems
+        return read_exports(files, _read, Path(path).name, self.images, complete=self.complete)
 
 
 def _files(path: str) -> list[tuple[str, Path]]:

@@ -5,11 +5,10 @@
     python benchmarks/gpu.py --tiny --out /tmp/gpu             # the rehearsal: all of it, tiny, on a CPU
 
 Writes OUT/gpu.csv anew after every row: what was measured, machine, date, commit. A job has a process of its own: one
-that fails is a row that says why, and the others run all the same. A job that does not fit into what is left of the budget is
-skipped, one that is still running at its end is stopped; both are rows that say so. The same command again continues:
-jobs whose rows are all `ok` in OUT/gpu.csv are not repeated. OUT/profile.txt: where the patch model's step spends its
-time. Timings run alone; trainings run `--processes` at once, and their images per second are then those of a shared
-card.
+that fails is a row that says why, and the others run all the same. A job that does not fit into what is left of the
+budget is skipped, one that is still running at its end is stopped; both are rows that say so. The same command again
+does what is not yet `ok` in OUT/gpu.csv. OUT/profile.txt: where the patch model's step spends its time. Timings run
+alone; trainings run `--processes` at once, and their images per second are then those of a shared card.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ COMMANDS = {
     "Train": ("train", "sweep", "import-weights", "demo"),
     "Judge": ("evaluate", "thresholds", "report", "compare", "localise", "table"),
     "Improve the labels": ("suggest", "review"),
-    "Use the model": ("predict", "export", "serve"),
+    "Use the model": ("predict", "undo", "export", "serve"),
     "Help": ("doctor", "components"),
 }
 

@@ -150,7 +150,7 @@ def convert(
 
 def refuse_form(to: str, out: str | Path, *, branch: str | None = None, dry_run: bool = False) -> str:
     """The name of the form (label-studio is label_studio). Raises PluresError if there is no such form, the file's
-    suffix is not one of its, or options of xmp are given to another."""
+    suffix is not one of its, options of xmp are given to another, or a journal is there already."""
     to = to.replace("-", "_")
     if to not in FORMS:
         raise PluresError(f"no form '{to}' to convert to; choose from: {', '.join(FORMS)}")
@@ -162,6 +162,8 @@ def refuse_form(to: str, out: str | Path, *, branch: str | None = None, dry_run:
         raise PluresError(f"--branch and --dry-run are of --to xmp, which edits sidecars; --to {to} writes one file")
     if branch:
         way_of(branch)
+    if to == "xmp" and os.path.lexists(out):
+        raise PluresError(f"{out} is there already; a journal is never replaced, as it alone can undo; choose another")
     return to
 
 

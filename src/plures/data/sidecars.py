@@ -338,7 +338,7 @@ def write_sidecars(
         done.keywords += max(map(len, change.added.values()), default=0)
     if done.kept and not skip_bad:
         raise BadData(done.kept)
-    if dry_run or not done.sidecars:
+    if dry_run:
         return done
     spelt = paths_from(journal.parent)
     with writing(journal) as temporary, temporary.open("w", encoding="utf-8") as lines:

@@ -47,6 +47,7 @@ def check(
     skip_bad: Skip = False,
 ) -> None:
     """Read the data, list every problem, and describe the labels."""
+    from plures.analysis.neighbours import across_splits, find_copies
     from plures.data.checks.describe import describe, pictures, render
     from plures.data.masking import observe
     from plures.data.read import read, reason
@@ -62,7 +63,9 @@ def check(
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
     named = {problem.file for problem in dataset.problems}  # by the reader of folders
-    across = tuple(problem for problem in copies_across(dataset) if problem.file not in named)
+    across = [problem for problem in copies_across(dataset) if problem.file not in named]
+    if dataset.splits is not None and not dataset.in_memory:
+        across += across_splits(dataset, [g for g in find_copies(dataset) if any(m.kind != "exact" for m in g[1:])])
     description = describe(replace(dataset, problems=(*dataset.problems, *across)))
     for part in render(description):
         screen.print(part)

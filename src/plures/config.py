@@ -91,7 +91,8 @@ class Experiment(BaseModel):
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
-      val_share, test_share in (0, 1); a split that the data give is kept.
+      val_share, test_share in (0, 1); a split that the data give is kept. group_near_copies: a photograph that is
+      another one but for its size or encoding goes into the same split, where plures divides (never with mlspl).
     backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
       (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
       the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
@@ -135,6 +136,7 @@ class Experiment(BaseModel):
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
     test_share: Share = 0.2
+    group_near_copies: bool = True
 
     backbone: PartField = Part(name="auto")
     head: PartField = Part(name="auto")

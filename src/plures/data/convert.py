@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
+from plures.data.formats.safe_cells import bare
 from plures.data.formats.table import SUFFIXES, image_paths
 from plures.data.formats.table_layout import RESERVED
 from plures.data.formats.xmp import OWN
@@ -183,11 +184,15 @@ def scores_of(source: str, dataset: Dataset) -> NDArray[np.float64] | None:
         table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pacsv.read_csv(
             path, parse_options=pacsv.ParseOptions(delimiter=delimiter)
         )  # fmt: skip
+        if path.suffix.lower() != ".parquet":
+            table = table.rename_columns([bare(name.strip()) for name in table.column_names])
         kinds = [table.schema.field(column).type for column in columns.values()]
         if "tags" not in table.column_names or not kinds or not all(map(pa.types.is_floating, kinds)):
             return None
         cells = np.stack([table[column].to_numpy() for column in columns.values()], 1).astype(np.float64)
         names = table["image"].to_pylist()
+        if path.suffix.lower() != ".parquet":
+            names = list(map(bare, names))
     except (pa.ArrowException, OSError, KeyError):
         return None
     rows = {os.path.realpath(place): row for row, place in enumerate(image_paths(path, names))}

@@ -62,6 +62,7 @@ def predict(
     shard: str | None = None,
     precision: Precision = "float32",
     force: bool = False,
+    safe_csv: bool = True,
 ) -> Summary:
     """Score the images of `source`: an image, a folder, a list (.txt), a table, or data as `train` takes them.
 
@@ -72,6 +73,8 @@ def predict(
     resume: compute only the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
     heatmaps: a folder that gets a picture for each tag of each image. threshold in (0, 1): the run's own unless given.
     precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
+    safe_csv: in .csv and .tsv, an apostrophe before names that a spreadsheet would take for a formula (=, +, -, @);
+    readers of tables know it.
     force: replace a file `out` that is there. A folder of parts or heat maps must be new, empty or of plures' making.
     """
     run = run if isinstance(run, Run) else Run(run)
@@ -93,7 +96,8 @@ def predict(
     items = sharded(open_(), number, of)
     here = os.getcwd() if isinstance(next(open_())[1], str) else None
     if not into_folder:
-        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source))
+        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source),
+                          safe_csv)  # fmt: skip
     rows = parts or ROWS_A_PART
     folder = Parts(str(out), scorer.classes, (number, of), here)
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
@@ -188,9 +192,10 @@ def _into_file(
     skip_bad: bool,
     pictures: _Pictures | None,
     tally: Tally,
+    safe_csv: bool,
 ) -> Summary:
     named = names_from(out.parent, here)
-    with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
+    with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes, safe_csv) as write:
         stretch = ((0, item) for item in items)
         for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
             rows = rows_of(scorer, scored)

@@ -29,11 +29,13 @@ from plures.labels import PRESENT, UNKNOWN
 from plures.runs.photos import contents_of
 from plures.runs.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
+from plures.web.front import Front
 from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures
 from plures.web.questions import Question, draw_sample, read_suggestions
 from plures.web.table_edit import Key, key_of
 
+REQUESTS, SECONDS = 256, 60.0  # in flight at most, and how long one may take, with its body
 STATIC = Path(__file__).parent / "static"
 FILES = {"review.js": "text/javascript", "tagging.js": "text/javascript", "review.css": "text/css"}
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
@@ -378,6 +380,7 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
     """The page and what it calls. hosts: the names by which it may be called."""
     app = FastAPI(title="plures review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, hosts=hosts)
+    app.add_middleware(Front, max_requests=REQUESTS, seconds=SECONDS, watch=lambda *_: None)
     page = Environment(loader=PackageLoader("plures.web"), autoescape=select_autoescape())
     template = page.get_template("review.html")
 

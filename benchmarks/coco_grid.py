@@ -46,7 +46,7 @@ def measure(loss: str, share: float, epochs: int, threads: int, device: str) -> 
     head = torch.nn.Linear(D, K)
     runs = [
         HeadRun(
-            Experiment(mode="frozen", head="linear", optimizer="adam", epochs=epochs, batch_size=batch, lr=lr,
+            Experiment(stages="probe", head="linear", optimizer="adam", epochs=epochs, batch_size=batch, lr=lr,
                        device="cpu"),
             shared, observed, losses.make(loss), head.weight.detach(), head.bias.detach(), "val_map",
         )

@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from plures.config import Experiment, Part
+from plures.data.formats.safe_cells import guarded
 from plures.errors import PluresError
 from plures.files import PAGE, read_json, writing
 from plures.metrics.report import Report
@@ -235,7 +236,7 @@ def as_csv(rows: Sequence[Cells]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: guarded(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 

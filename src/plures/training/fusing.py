@@ -26,7 +26,7 @@ SHOWN = 5  # names in a line
 def prior_of(experiment: Experiment, model: Model, prepared: Prepared) -> Prior | None:
     """The experiment's prior, filled, before training begins; None if it has none.
 
-    Raises PluresError in one line if it cannot be had, or lacks some of the images.
+    Raises PluresError in one line if it cannot be loaded, or lacks some of the images.
     """
     part = experiment.prior
     if part.name == NONE:

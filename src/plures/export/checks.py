@@ -17,6 +17,7 @@ from plures.metrics.report import evaluate_scores
 from plures.metrics.thresholds import Thresholds, sigmoid
 from plures.models.model import Model
 from plures.models.outputs import checked_logits
+from plures.pace import Pace
 from plures.scoring.heatmaps import region_weights
 
 BATCHES = (1, 3)  # images
@@ -117,13 +118,17 @@ def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8
 # ------------------------------------------------------------------------------------------------- real photographs
 
 
-def pixels_of(model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them."""
+def pixels_of(
+    model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int, what: str = "reading"
+) -> Iterator[NDArray[np.uint8]]:
+    """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them; what: the work, for its pace."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
+    with Pace(what, len(images)) as pace:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
+            pace.step(len(batch))
 
 
 def some(count: int, most: int) -> NDArray[np.int64]:
@@ -136,7 +141,7 @@ def cost(run: Runner, model: Model, thresholds: Thresholds, dataset: Dataset, sp
     """mAP of the model and of the file on (at most MOST_IMAGES of) the dataset's images."""
     dataset = dataset.take(some(len(dataset), MOST_IMAGES))
     before, after = [], []
-    for pixels in pixels_of(model, dataset.images, 16):
+    for pixels in pixels_of(model, dataset.images, 16, "measuring what 8 bits cost"):
         logits = model(torch.from_numpy(pixels), maps=False).logits
         before.append(thresholds.probabilities(checked_logits(logits)))
         after.append(run(pixels)["scores"].astype(np.float64))

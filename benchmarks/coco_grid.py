@@ -52,7 +52,7 @@ def main() -> None:
     head = torch.nn.Linear(D, K)
     runs = [
         HeadRun(
-            Experiment(mode="frozen", head="linear", optimizer="adam", epochs=args.epochs, batch_size=batch, lr=lr,
+            Experiment(stages="probe", head="linear", optimizer="adam", epochs=args.epochs, batch_size=batch, lr=lr,
                        device="cpu"),
             shared, observed, losses.make(args.loss), head.weight.detach(), head.bias.detach(), "val_map",
         )

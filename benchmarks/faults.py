@@ -390,7 +390,7 @@ def attacked(name: str, kills: int, root: Path) -> list[dict[str, Any]]:
             for file in sorted((root / "classes" / kind).iterdir()):
                 Image.open(file).point(lambda v, i=i: v // (i + 1)).save(file)
         small |= {"backbone": {"name": "small_conv", "image_size": 32}, "loss": "bce", "supervision": "full"}
-        made = Experiment(data={"name": str(root / "classes"), "complete": True}, mode="frozen", epochs=2, **small)
+        made = Experiment(data={"name": str(root / "classes"), "complete": True}, stages="probe", epochs=2, **small)
         return [killed("frozen features", training(made.to_settings()), kills, True, root)]
     if name == "review":
         return [reviewing(kills, root)]

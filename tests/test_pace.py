@@ -120,7 +120,7 @@ cli.main()
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pace")
     experiment = plures.Experiment(
-        data={"name": "scenes", "train": 24, "val": 12, "test": 4}, mode="end_to_end", epochs=1, image_size=32,
+        data={"name": "scenes", "train": 24, "val": 12, "test": 4}, stages="finetune", epochs=1, image_size=32,
         backbone={"name": "small_conv", "width": 16}, supervision="single_positive", device="cpu", workers=0,
     )  # fmt: skip
     plures.train(experiment, folder / "run", progress=False)

@@ -63,7 +63,7 @@ def train(
         options: of the data's reader, such as {"separator": ","}.
         classes: the K names of the columns of a torch Dataset's targets; "0", "1", ... unless given.
         dataset: images in hand for an Experiment.
-        callbacks: objects with any of the methods of `plures.training.progress.Callback`: phase, step, epoch, say.
+        callbacks: objects with any of the methods of `plures.training.progress.Callback`: stage, step, epoch, say.
         progress: show a progress bar in a terminal or notebook, lines elsewhere (on stderr); False: nothing.
         resume: go on after the last whole epoch of the run in `out`, whose own settings count.
         skip_bad: leave unusable rows out.

@@ -14,7 +14,7 @@ LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
 
 
 class Show:
-    """A Callback that shows phases, epochs, images/s and the time left."""
+    """A Callback that shows stages, epochs, images/s and the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -23,7 +23,7 @@ class Show:
         self._name, self._epochs, self._steps, self._epoch = "", 0, 0, 0
         self._epoch_started = self._last_line = time.monotonic()
 
-    def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
+    def stage(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
         self.close()
         self._name, self._epochs, self._steps, self._epoch = name, epochs, steps, first_epoch
         self._epoch_started = self._last_line = time.monotonic()

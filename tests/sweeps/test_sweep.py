@@ -36,7 +36,7 @@ def coloured(n=64):
 
 
 FROZEN = {
-    "backbone": {"name": "small_conv", "image_size": 24}, "head": "linear", "mode": "frozen", "epochs": 3,
+    "backbone": {"name": "small_conv", "image_size": 24}, "head": "linear", "stages": "probe", "epochs": 3,
     "batch_size": 8, "supervision": "single_positive", "loss": "an", "device": "cpu", "workers": 0,
 }  # fmt: skip
 GRID = {"lr": ["1e-2", "1e-3"], "loss": ["an", "role"]}

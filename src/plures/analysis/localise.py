@@ -150,7 +150,7 @@ def _outputs(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator
     workers = default_workers(dataset) if experiment.workers is None else experiment.workers
     order = Order(len(dataset), 32)
     net: nn.Module = model
-    if experiment.mode == "frozen":
+    if experiment.frozen:
         features = frozen_features(model, dataset, pooled=False, device=fabric.device, workers=workers)
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, False)).to(fabric.device).eval()
         batches: FeatureBatches | ImageBatches = FeatureBatches(features, dataset.labels.values, order)

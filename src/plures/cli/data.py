@@ -71,7 +71,7 @@ def check(
     if free is not None and likely > free:
         screen.print(
             f"training on frozen features is likely to take {likely / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB"
-            " are free; use fewer images, a machine with more of it, or mode=end_to_end",
+            " are free; use fewer images, a machine with more of it, or stages=finetune",
             highlight=False,
         )
     if out is not None:

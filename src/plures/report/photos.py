@@ -81,7 +81,7 @@ def show(
 
 def look_at(model: Model, dataset: Dataset, experiment: Experiment) -> list[Seen] | None:
     """Where the model saw what in a few photos; None where its head gives no maps."""
-    whole = experiment.model_copy(update={"mode": "end_to_end"})  # a few photos are not worth a file of features
+    whole = experiment.change(["stages=finetune"])  # a few photos are not worth a file of features
     try:
         return list(look(model, dataset, whole))
     except PluresError as error:

@@ -81,7 +81,7 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
     """Logits [N, K] of every image in row order; through the cached features where the run has a frozen backbone."""
     workers = default_workers(dataset) if experiment.workers is None else experiment.workers
     order = Order(len(dataset), 64, rank=fabric.global_rank, processes=fabric.world_size)
-    if dataset.features is not None or experiment.mode == "frozen":
+    if dataset.features is not None or experiment.frozen:
         pooled = needs_only_mean(model)
         with fabric.rank_zero_first(local=True):  # one process computes them, the others read
             features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)

@@ -115,7 +115,7 @@ class SharedData:
         linear = cast(nn.Linear, cast(nn.Module, model.head).classifier)
         labels = self._one(prepared.train.labels)
         run = HeadRun(
-            experiment=e,
+            experiment=e.of(e.stages[0]),
             data=shared.data,
             labels=labels,
             loss=make_loss(e, labels, cast(nn.Module, model.head)),

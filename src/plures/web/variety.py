@@ -1,9 +1,9 @@
 """In which order photographs get their first tags: the most different first, near-duplicates together.
 
-Farthest-first traversal (Gonzalez 1985, k-centre clustering): each next photograph is the one that differs most from all
-before it, those that have tags included; so the first hundred show what there is, and the order is the same whenever the
-review is opened again. Photographs differ by the features of a pretrained backbone where its weights are on this disk,
-else by their colours in 8 x 8 places. What looks the same as one before comes right behind it.
+Farthest-first traversal (Gonzalez 1985, k-centre clustering): each next photograph is the one that differs most from
+all before it, those that have tags included; so the first hundred show what there is, and the order is the same
+whenever the review is opened again. Photographs differ by the features of a pretrained backbone where its weights are
+on this disk, else by their colours in 8 x 8 places. What looks the same as one before comes right behind it.
 """
 
 from __future__ import annotations

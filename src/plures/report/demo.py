@@ -157,6 +157,7 @@ PAGE = """<!doctype html>
 <title>plures demo</title>
 <style>
 :root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
+html {{ background: Canvas; color: CanvasText; }}
 body {{ margin: 1.5rem auto; max-width: 80rem; padding: 0 1rem; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }} th, td {{ text-align: left; vertical-align: top; padding: .5rem; }}

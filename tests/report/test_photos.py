@@ -1,4 +1,4 @@
-"""Photos of the report: a tag that is ranked rightly but below its threshold is not called missed; labels of figures."""
+"""Photos of the report: a tag ranked rightly but below its threshold is not called missed; labels of figures."""
 
 import re
 

@@ -23,13 +23,13 @@ from plures.report.demo import run_demo
 
 pytest.importorskip("fastapi", reason='the pages need the web packages: pip install "plures[web]"')
 pytest.importorskip("prometheus_client", reason='needs pip install "plures[web]"')
-playwright = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 import uvicorn
 
 from plures.web.front import listen
 from plures.web.review import Review, create_app
 from plures.web.serve import make_app
 
+playwright = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 IN_CHECKOUT = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 AXE = Path(os.environ.get("PLURES_AXE", IN_CHECKOUT))

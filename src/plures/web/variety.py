@@ -46,7 +46,7 @@ def most_different_first(dataset: Dataset, rows: list[int]) -> list[int]:
         return rows
     vectors = _places(small) if file is None else _features(dataset.take(kept), file)
     order = farthest_first(vectors, small.reshape(len(small), -1).astype(np.float32), before)
-    first = kept[order].tolist()
+    first: list[int] = kept[order].tolist()
     done = set(first)
     return first + [row for row in rows if row not in done]
 
@@ -118,4 +118,4 @@ def _features(dataset: Dataset, file: str) -> Floats:
     options = {**PRESETS["fast"], "weights": file}
     model = build_model("timm", "linear", ("-",), options)
     found = np.asarray(frozen_features(model, dataset, pooled=True, device=torch.device("cpu")), np.float32)[:, 0]
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6), np.float32)

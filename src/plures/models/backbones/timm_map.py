@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import to_2tuple
+from timm.layers.helpers import to_2tuple
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.utils.model import freeze
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
 
 def _of_whole_patches(backbone: Any, image_size: int | None) -> Any:
     """The backbone. Raises PluresError where its patches do not divide the image."""
-    side = max(to_2tuple(getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)))  # type: ignore[no-untyped-call]
+    side = max(to_2tuple(getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)))
     if image_size and image_size % side:
         low = image_size // side * side
         fits = f"{low} or {low + side}" if low else f"{side}"

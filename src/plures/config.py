@@ -109,7 +109,8 @@ class Experiment(BaseModel):
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
-      val_share, test_share in (0, 1); a split that the data give is kept.
+      val_share, test_share in (0, 1); a split that the data give is kept. group_near_copies: a photograph that is
+      another one but for its size or encoding goes into the same split, where plures divides (never with mlspl).
     backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
       (training/auto.py). backbone: one of plures, or fast, balanced or best (models/backbones/presets.py), or any name
       of timm, pretrained. backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
@@ -132,6 +133,8 @@ class Experiment(BaseModel):
       alone), last; auto: see `runs/data.py`.
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
+    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`) and
+      there are 1,000 images or more, else torch; they agree within 1e-4 of the largest feature (scoring/engines.py).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.
@@ -152,6 +155,7 @@ class Experiment(BaseModel):
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
     test_share: Share = 0.2
+    group_near_copies: bool = True
 
     backbone: BackboneField = Part(name="auto")
     head: PartField = Part(name="auto")
@@ -183,6 +187,7 @@ class Experiment(BaseModel):
 
     seed: int = 0
     device: str = "auto"
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
     tensorboard: bool = False
 

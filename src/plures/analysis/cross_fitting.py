@@ -85,7 +85,14 @@ class _HeadOnly:
         loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
-        self.features = frozen_features(self.model, dataset, pooled=pooled, device=self.fabric.device, workers=workers)
+        self.features = frozen_features(
+            self.model,
+            dataset,
+            pooled=pooled,
+            device=self.fabric.device,
+            workers=workers,
+            engine=run.experiment.engine,
+        )
         log = run.log
         self.epoch = int(log[-1]["best_epoch"]) if log else self.experiment.epochs - 1
 

@@ -151,7 +151,9 @@ def _outputs(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator
     order = Order(len(dataset), 32)
     net: nn.Module = model
     if experiment.frozen:
-        features = frozen_features(model, dataset, pooled=False, device=fabric.device, workers=workers)
+        features = frozen_features(
+            model, dataset, pooled=False, device=fabric.device, workers=workers, engine=experiment.engine
+        )
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, False)).to(fabric.device).eval()
         batches: FeatureBatches | ImageBatches = FeatureBatches(features, dataset.labels.values, order)
     else:

@@ -63,6 +63,7 @@ def main() -> None:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _terminated)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large scans, which are read all the same
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its tries are told in one line of ours
     said, lines = logging.getLogger("plures"), _Lines()
     said.setLevel(logging.INFO)
     said.addHandler(lines)

@@ -84,7 +84,9 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
     if dataset.features is not None or experiment.frozen:
         pooled = needs_only_mean(model)
         with fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
+            features = frozen_features(
+                model, dataset, pooled=pooled, device=fabric.device, workers=workers, engine=experiment.engine
+            )
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
         return logits_of(net, FeatureBatches(features, dataset.labels.values, order), fabric)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from plures.config import AUTO, CHOSEN, Experiment, Part
@@ -339,10 +340,12 @@ class Training:
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers
         with self.fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(
-                self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers
-            )
+            features = self._features(dataset, workers)
         return FeatureBatches(features, dataset.labels.values, self._mine(order))
+
+    def _features(self, dataset: Dataset, workers: int) -> NDArray[np.floating[Any]]:
+        device, engine = self.fabric.device, self.experiment.engine
+        return frozen_features(self.model, dataset, pooled=self._pooled, device=device, workers=workers, engine=engine)
 
     def _mine(self, order: Order) -> Order:
         """This process's share of the order."""
@@ -351,7 +354,7 @@ class Training:
     def _some_features(self, train: Dataset, hidden: HiddenLabels) -> Batches:
         """The sample's rows of the features that are there already."""
         workers = default_workers(train) if self.experiment.workers is None else self.experiment.workers
-        features = frozen_features(self.model, train, pooled=self._pooled, device=self.fabric.device, workers=workers)
+        features = self._features(train, workers)
         rows = hidden.rows
         return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], self._mine(Order(len(rows), 64)))
 

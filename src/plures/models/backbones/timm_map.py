@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from plures.errors import PluresError, did_you_mean
 from plures.models.backbones import backbones
 from plures.models.outputs import Tokens, grid_boxes
-from plures.models.weights.hub_access import hub_or_cache
+from plures.models.weights.hub_access import ask_hub
 
 
 @backbones.register("timm", title="Feature map of a timm backbone")
@@ -113,15 +113,14 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
         options.setdefault("img_size", image_size)
     if not pretrained:
         return _of_whole_patches(timm.create_model(name, num_classes=0, **options), image_size)
-    with hub_or_cache():
-        try:
-            made = timm.create_model(name, pretrained=True, num_classes=0, **options)
-            return _of_whole_patches(made, image_size)
-        except OSError as error:
-            raise PluresError(
-                f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
-                " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone=small_conv"
-            ) from error
+    try:
+        made = ask_hub(lambda: timm.create_model(name, pretrained=True, num_classes=0, **options))
+    except OSError as error:
+        raise PluresError(
+            f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
+            " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone=small_conv"
+        ) from error
+    return _of_whole_patches(made, image_size)
 
 
 def _of_whole_patches(backbone: Any, image_size: int | None) -> Any:

@@ -62,8 +62,8 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
     sizes = sizes_to_check(side)
     worst = {True: 0.0, False: 0.0}  # by whether the image has the model's own size
     calibrated, tags, images = 0.0, 0, 0
-    for number, (height, width) in enumerate(sizes):
-        for batch in BATCHES:
+    with Pace("comparing the file with the model", len(sizes) * sum(BATCHES)) as pace:
+        for number, (height, width), batch in ((n, size, b) for n, size in enumerate(sizes) for b in BATCHES):
             pictures = patterns(batch, height, width, seed=number)
             logits, weights = expected(model, pictures)
             got = run(pictures)
@@ -74,6 +74,7 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
             calibrated = max(calibrated, _largest(got["scores"] - thresholds.probabilities(got["logits"])))
             tags += int((got["tags"] != thresholds.called(got["logits"])).sum())
             images += batch
+            pace.step(batch)
     return Agreement(worst[True], worst[False], calibrated, tags, images, sizes)
 
 

@@ -154,7 +154,8 @@ def predict_to(
     open_ = images_of(source, skip_bad)
     scorer = load(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
     tally, found = Tally(source), list[Rows]()
-    for scored in scorer.stream(((0, item) for item in open_()), batch_size, workers):
+    total = sum(1 for _ in open_())
+    for scored in scorer.stream(((0, item) for item in open_()), batch_size, workers, total=total):
         rows = rows_of(scorer, scored)
         found.append(replace(rows, scores=rows.scores.astype(np.float32)))
         tally.add(PartRecord("", "", len(scored.asked), len(rows.names), len(scored.bad), int(rows.called.sum())),

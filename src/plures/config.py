@@ -80,6 +80,23 @@ def _write_part(part: Part) -> Any:
     return {"name": part.name, **part.options} if part.options else part.name
 
 
+def _read_backbone(value: Any) -> Any:
+    """A preset or a name of timm is the backbone `timm` with this model, so that a run names the model itself."""
+    part = _read_part(value)
+    if not isinstance(part, Part) or part.name == AUTO or ":" in part.name:
+        return part
+    from plures.models.backbones import backbones
+    from plures.models.backbones.presets import PRESETS, timm_options
+
+    if part.name in backbones.names():
+        return part
+    options = timm_options(part.name, part.options)
+    if options is None:
+        hint = did_you_mean(part.name, [*PRESETS, *backbones.names(), AUTO])
+        raise PluresError(f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too")
+    return Part(name=BACKBONE, options=options)
+
+
 def _read_stages(value: Any) -> Any:
     if isinstance(value, str):
         return [name.strip() for name in value.split(",")]
@@ -91,6 +108,7 @@ def _write_stages(stages: tuple[Part, ...]) -> Any:
 
 
 PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
+BackboneField = Annotated[Part, BeforeValidator(_read_backbone), PlainSerializer(_write_part)]
 StagesField = Annotated[tuple[PartField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
 PriorField = Annotated[Part, BeforeValidator(_read_prior), PlainSerializer(_write_part)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -112,7 +130,8 @@ class Experiment(BaseModel):
       val_share, test_share in (0, 1); a split that the data give is kept. group_near_copies: a photograph that is
       another one but for its size or encoding goes into the same split, where plures divides (never with mlspl).
     backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
-      (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
+      (training/auto.py). backbone: one of plures, or fast, balanced or best (models/backbones/presets.py), or any name
+      of timm, pretrained. backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
       the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
     stages: what is trained, one after another, each from the best weights of the one before. ridge: a linear head on
       the features of the frozen backbone, in closed form, for each strength of its option l2; probe: a head on those
@@ -161,7 +180,7 @@ class Experiment(BaseModel):
     test_share: Share = 0.2
     group_near_copies: bool = True
 
-    backbone: PartField = Part(name="auto")
+    backbone: BackboneField = Part(name="auto")
     head: PartField = Part(name="auto")
     loss: PartField = Part(name="auto")
     stages: StagesField = (Part(name="auto"),)
@@ -474,6 +493,8 @@ def _text_option(field: str, name: str, option: str) -> bool | None:
         return found[0] if found else None
     registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "prior": priors}
     names = {"backbone": (BACKBONE,), "head": AUTO_HEADS}.get(field, ()) if name == AUTO else (name,)
+    if field == "backbone" and ":" not in name and name not in backbones.names():
+        names = (BACKBONE,)
     known = [registries[field][one] for one in names if field in registries and one in registries[field].names()]
     return next((entry.text_options[option] for entry in known if option in entry.text_options), None)
 

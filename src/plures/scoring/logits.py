@@ -19,6 +19,7 @@ from plures.models.model import Model, load, weighed, without_prior
 from plures.models.outputs import Output, Tokens, checked_logits
 from plures.models.priors import Fused
 from plures.models.priors.file import FromFile
+from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.distributed import gather
@@ -50,8 +51,8 @@ class HeadOnFeatures(nn.Module):
 
 
 @torch.inference_mode()
-def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
-    """Logits [N, K] float32 of every row exactly once, in row order, in evaluation mode."""
+def logits_of(net: nn.Module, batches: Batches, fabric: Fabric, pace: Pace | None = None) -> Scores:
+    """Logits [N, K] float32 of every row exactly once, in row order, in evaluation mode; pace: told of every batch."""
     was_training = net.training
     net.eval()
     table: Scores | None = None
@@ -69,6 +70,8 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
         table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits
         seen += len(logits)
+        if pace is not None:
+            pace.step(len(logits))
     net.train(was_training)
     assert table is not None
     if seen != batches.order.rows:
@@ -94,7 +97,11 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
         return logits_of(net, FeatureBatches(features, dataset.labels.values, order), fabric)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
-    return logits_of(model, ImageBatches(dataset, transform, order, workers), fabric)
+    batches = ImageBatches(dataset, transform, order, workers)
+    if fabric.global_rank:
+        return logits_of(model, batches, fabric)
+    with Pace("scoring", len(dataset)) as pace:
+        return logits_of(model, batches, fabric, pace)
 
 
 def by_name(model: Model) -> Fused | None:

@@ -155,8 +155,9 @@ class Experiment(BaseModel):
       alone), last; auto: see `runs/data.py`.
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
-    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`) and
-      there are 1,000 images or more, else torch; they agree within 1e-4 of the largest feature (scoring/engines.py).
+    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`), the
+      network has batch norms and there are 1,000 images or more; else torch. They agree within 1e-4 of the largest
+      feature (scoring/engines.py).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.

@@ -31,7 +31,8 @@ from plures.models.outputs import grid_boxes
 from plures.models.priors import Fused, Prior
 from plures.pace import Pace
 from plures.runs.photos import contents
-from plures.scoring import engines
+from plures.scoring import cache, engines
+from plures.scoring.cache import cache_folder
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
@@ -78,12 +79,6 @@ def token_boxes(model: Model, pooled: bool) -> Tensor:
     size = model.preprocessing.image_size
     blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=next(model.parameters()).device)
     return model.eval().tokens(blank).boxes.clone()
-
-
-def cache_folder() -> Path:
-    """Where features are kept: $PLURES_CACHE, or plures in the user's cache folder."""
-    root = os.environ.get("PLURES_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plures"
 
 
 def feature_key(
@@ -181,7 +176,7 @@ def frozen_features(
     def kept(by: engines.Engine) -> Path:
         return cache_folder() / "features" / f"{_joined(backbone, *engines.made_by(by), images)}.npy"
 
-    chosen = engines.chosen(engine, device, len(dataset))
+    chosen = engines.chosen(engine, model, device, len(dataset))
     path, plain = kept(chosen), kept("torch")
     if engine == "auto" and not path.is_file() and plain.is_file():
         path = plain  # of a network that cannot be exported
@@ -198,6 +193,9 @@ def frozen_features(
                     same: Any = {"pooled": pooled, "device": device, "workers": workers, "batch_size": batch_size}
                     return frozen_features(model, dataset, **same, engine="torch")
                 _compute(model, dataset, path, compute, pooled, workers, batch_size)
+                network = model.parts.backbone_options.get("model", model.parts.backbone)
+                cache.describe(path, data=dataset.name, backbone=network, engine=chosen)
+    cache.touch(path)
     try:
         features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
     except (OSError, ValueError, EOFError) as error:
@@ -259,6 +257,7 @@ def _compute(
 
 def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """A new table whose place on the disk is sure. Raises WorkFailed if there is not enough."""
+    cache.make_room(math.prod(shape) * dtype.itemsize, part)
     table = np.lib.format.open_memmap(part, "w+", dtype, shape)
     try:
         with part.open("r+b") as handle:

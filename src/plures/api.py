@@ -114,7 +114,7 @@ def _experiment(
     if data is None or isinstance(data, str | os.PathLike):
         if data is None and not may_lack_data and recipe is None and "data" not in settings:
             raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, a Dataset, or scenes")
-        named = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
+        named: dict[str, Any] = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
         named |= {} if classes is None else {"classes": classes}
         return Experiment(**{**given, **named}), None
     if options:

@@ -35,7 +35,7 @@ def table(
 @app.command("parts", hidden=True)  # its name in 0.1
 @app.command()
 def components() -> None:
-    """List the losses, heads, backbones, data formats, schedules and recipes, with their options."""
+    """List the losses, heads, backbones, priors, data formats, schedules and recipes, with their options."""
     from plures.report.components import render_registries
 
     for table in render_registries():

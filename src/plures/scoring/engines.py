@@ -143,7 +143,7 @@ def folded(model: Model, example: Tensor) -> Model | None:
     for convolution, norm in pairs:
         conv, bn = cast(Any, model.get_submodule(convolution)), cast(Any, model.get_submodule(norm))
         numbers = [None if t is None else t.double() for t in (conv.bias, bn.running_mean, bn.running_var)]
-        weight, bias = fuse_conv_bn_weights(conv.weight.double(), *numbers, bn.eps, bn.weight, bn.bias)  # type: ignore[arg-type]
+        weight, bias = fuse_conv_bn_weights(conv.weight.double(), *numbers, bn.eps, bn.weight, bn.bias)  # type: ignore[arg-type,call-arg]
         conv.weight, conv.bias = nn.Parameter(weight.to(conv.weight.dtype)), nn.Parameter(bias.to(conv.weight.dtype))
         parent, _, own = norm.rpartition(".")
         rest = [getattr(bn, part) for part in ("drop", "act") if isinstance(getattr(bn, part, None), nn.Module)]

@@ -28,6 +28,7 @@ from plures.models.backbones.features import Features
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import STARTING_POINT, Model
 from plures.models.outputs import grid_boxes
+from plures.models.priors import Fused, Prior
 from plures.pace import Pace
 from plures.runs.photos import contents
 from plures.scoring import cache, engines
@@ -35,6 +36,7 @@ from plures.scoring.cache import cache_folder
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
+NETWORK = ("model", "model_options", "shared", "config")  # options of a prior that its own features depend on
 SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
 
@@ -105,8 +107,13 @@ def backbone_key(model: Model, pooled: bool, device: str) -> str:
         "versions": {name: version(name) for name in COMPUTED_BY},
         "computed": [device, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, "folded"],
     }
+    state = dict(backbone.state_dict())
+    network = cast(Prior, model.head.prior).network if isinstance(model.head, Fused) else None
+    if network is not None:  # its features lie beside
+        said["prior"] = [model.parts.prior, {k: model.parts.prior_options.get(k) for k in NETWORK}]
+        state |= {f"prior.{name}": value for name, value in network.state_dict().items()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    for name, value in sorted(backbone.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -10,10 +10,9 @@ that is resumed does not ask its teacher again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from plures.config import Experiment
@@ -29,6 +28,9 @@ from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.logits import Scores, logits_of_dataset
 from plures.training.progress import Callback
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TAGS = "added_tags.parquet"
 PRECISION = 0.95  # that the tags added together must have by the estimate, which is optimistic (docs/choosing.md)
@@ -47,6 +49,8 @@ class Added:
     @classmethod
     def load(cls, run: Run) -> Added | None:
         """What lies in the run folder; None where that is nothing yet."""
+        import pandas as pd
+
         if not (run.path / SELF_TRAINING).is_file():
             return None
         path = run.path / TAGS
@@ -128,6 +132,8 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
     sure = train.labels.unknown & (scores >= threshold)
     rows, columns = np.nonzero(sure)
     names = np.array(train.classes, dtype=object)[columns]
+    import pandas as pd  # here: slow to load, and most trainings have no teacher
+
     tags = pd.DataFrame({"row": rows, "class": names.astype(str), "probability": scores[rows, columns]})
     summary: dict[str, Any] = {
         "teacher": str(experiment.teacher), "threshold": threshold, "added": len(rows),

@@ -1,4 +1,4 @@
-"""What a prior adds to one tag per photograph: fused, head alone and prior alone; and which missing tags are found first.
+"""What a prior adds to one tag per photograph: fused, head and prior alone; and which missing tags are found first.
 
 Frozen EfficientNet-Lite2 features, the plain command (closed form), one tag per photo, another one for each draw.
 
@@ -10,8 +10,8 @@ scenes   random:   noise for the built-in scenes (no photographs)
 
 mAP in percent on test images with all labels; voc12 over the 13 classes with 10 or more positives there.
 precision@100: of the first 100 tags that are suggested as missing in the training images, how many are there.
-Weights are chosen on validation images by observed tags alone. prior alone, no tag: the same without any tag, at 1.5
-called tags per image.
+Weights are chosen on validation images by observed tags alone. no tag: the
+prior without any tag, at 1.5 called tags per image.
 
     PLURES_SHARED=... OMP_NUM_THREADS=1 python benchmarks/priors.py
 
@@ -106,8 +106,8 @@ def one(name: str, prior: str, seed: int, data: Dataset, evidence: np.ndarray) -
             fused = logits_of_dataset(model, test, e, fabric)
             if way == "no tag":
                 called, present = fused >= 0, test.labels.present
-                row["no tag, OF1"] = 200 * (called & present).sum() / (called.sum() + present.sum())
-                row["no tag, precision"] = 100 * (called & present).sum() / called.sum()
+                row["no tag, OF1"] = float(200 * (called & present).sum() / (called.sum() + present.sum()))
+                row["no tag, precision"] = float(100 * (called & present).sum() / called.sum())
                 continue
             plain = without_prior(model)
             row["fused"] = mean_ap(fused, test.labels, columns)
@@ -119,7 +119,7 @@ def one(name: str, prior: str, seed: int, data: Dataset, evidence: np.ndarray) -
             for what, net in (("fused", model), ("head alone", plain)):
                 p = sigmoid(logits_of_dataset(net, prepared.train, e, fabric).astype(np.float64))
                 first = rank_missing(p, prepared.train.labels, top=AT)
-                row[f"precision@{AT} {what}"] = 100 * np.mean([hidden.present[s.row, s.column] for s in first])
+                row[f"precision@{AT} {what}"] = 100 * float(np.mean([hidden.present[s.row, s.column] for s in first]))
     return row
 
 

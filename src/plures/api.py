@@ -64,7 +64,7 @@ def train(
         classes: the K names of the columns of a torch Dataset's targets; "0", "1", ... unless given. Of other data:
             names of classes beside those that have tags, for a prior to find (photographs without any tag, too).
         dataset: images in hand for an Experiment.
-        callbacks: objects with any of the methods of `plures.training.progress.Callback`: phase, step, epoch, say.
+        callbacks: objects with any of the methods of `plures.training.progress.Callback`: stage, step, epoch, say.
         progress: show a progress bar in a terminal or notebook, lines elsewhere (on stderr); False: nothing.
         resume: go on after the last whole epoch of the run in `out`, whose own settings count.
         skip_bad: leave unusable rows out.
@@ -114,7 +114,7 @@ def _experiment(
     if data is None or isinstance(data, str | os.PathLike):
         if data is None and not may_lack_data and recipe is None and "data" not in settings:
             raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, a Dataset, or scenes")
-        named = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
+        named: dict[str, Any] = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
         named |= {} if classes is None else {"classes": classes}
         return Experiment(**{**given, **named}), None
     if options:

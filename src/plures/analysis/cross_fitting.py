@@ -59,7 +59,7 @@ def out_of_fold(
     if first is not None:  # a copy in another fold would bring its labels along
         fold_of = fold_of[first]
     logits = np.full(dataset.labels.values.shape, np.nan, np.float32)
-    frozen = run.experiment.mode == "frozen"
+    frozen = run.experiment.frozen
     head_only = _HeadOnly(run, dataset, workers) if frozen else None
     for fold in range(folds):
         held_out = np.flatnonzero(fold_of == fold)
@@ -91,15 +91,22 @@ class _HeadOnly:
     """Trains new heads on the features of a run's frozen backbone, which are computed once."""
 
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
-        self.experiment, self.dataset = run.experiment, dataset
+        self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
         self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
-        loss = make_loss(run.experiment, dataset.labels, cast(nn.Module, self.model.head))
+        loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
-        self.features = frozen_features(self.model, dataset, pooled=pooled, device=self.fabric.device, workers=workers)
+        self.features = frozen_features(
+            self.model,
+            dataset,
+            pooled=pooled,
+            device=self.fabric.device,
+            workers=workers,
+            engine=run.experiment.engine,
+        )
         log = run.log
-        self.epoch = int(log[-1]["best_epoch"]) if log else run.experiment.epochs - 1
+        self.epoch = int(log[-1]["best_epoch"]) if log else self.experiment.epochs - 1
 
     def scores(self, rest: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, watch: Callback) -> Scores:
         """Logits [n, K] of the rows held out, by a head trained on the rest."""
@@ -113,20 +120,19 @@ class _HeadOnly:
         learning = self._batches(rest, order)
         if isinstance(head, FitsFeatures):
             head.fit_features(*feature_statistics(learning.features))
-        phase = Stage(
+        stage = Stage(
             name="cross-fit",
             number=0,
             net=HeadOnFeatures(cast(nn.Module, head), self.boxes).to(self.fabric.device),
             head=cast(nn.Module, head),
             batches=learning,
             train_labels=labels,
-            epochs=e.epochs,
-            lr=e.lr,
+            settings=e,
             in_order=self._batches(rest, Order(len(rest), 64)),
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            fit(stage, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 

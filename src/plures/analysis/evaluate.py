@@ -49,7 +49,8 @@ def evaluate(
     dataset = judged(run, data, split, options or {}, skip_bad).dataset
     experiment, fabric = run.experiment, make_fabric(run.experiment)
     model = load(run.path).to(fabric.device)
-    logits, parts = (of(model, dataset, experiment, fabric) for of in (logits_of_dataset, parts_of_dataset))
+    logits = logits_of_dataset(model, dataset, experiment, fabric)
+    parts = parts_of_dataset(model, dataset, experiment, fabric)
     if definition is not None:
         experiment = Experiment(**{**experiment.to_dict(), "average_precision": definition})
     thresholds = thresholds_of(run, dataset.classes, threshold)

@@ -106,7 +106,7 @@ def prior_alone(evidence: Scores) -> Fusion:
 def _scale(values: Scores) -> tuple[Floats, Floats]:
     """Mean and standard deviation, [K] each; 1 for a constant column."""
     mean, spread = np.mean(values, 0, dtype=np.float64), np.std(values, 0, dtype=np.float64)
-    return mean, np.where(spread > 1e-9, spread, 1.0)
+    return np.asarray(mean), np.where(spread > 1e-9, spread, 1.0)
 
 
 def _reliability(z: Floats, present: NDArray[np.bool_], said: NDArray[np.bool_]) -> tuple[Floats, dict[int, str]]:

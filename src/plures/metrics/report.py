@@ -133,7 +133,7 @@ class Report:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
         """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is not a report."""
-        since_0_2 = {"estimates": None, "warning": "", "baselines": {}}
+        since_0_2: dict[str, Any] = {"estimates": None, "warning": "", "baselines": {}}
         values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
         values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
         report = read_as(cls, values)

@@ -104,7 +104,7 @@ def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:
 
     Without any split: test_share of all rows, then val_share of the rest. With a train split but no val: val_share
     of train. `split=mlspl` cuts as the official MLSPL code does, copies of a photograph included; else seeded and
-    stratified for several labels, copies on one side (`photos.on_one_side`).
+    stratified for several labels, copies on one side (`photos.on_one_side`), near-exact ones if the experiment says so.
     """
     dataset = with_contents(dataset)
     splits = np.full(len(dataset), "train", dtype="U16")
@@ -120,7 +120,8 @@ def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:
         rows = np.flatnonzero(splits == "train")
         drawn[rows] = True
         splits[_cut(dataset, rows, experiment.val_share, experiment)] = "val"
-    return replace(dataset, splits=on_one_side(dataset, splits, drawn, move=experiment.split != "mlspl"))
+    move, near = experiment.split != "mlspl", experiment.group_near_copies
+    return replace(dataset, splits=on_one_side(dataset, splits, drawn, move=move and bool(drawn.any()), near=near))
 
 
 def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experiment) -> np.ndarray:

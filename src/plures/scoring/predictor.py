@@ -141,7 +141,8 @@ class Predictor(Model):
         if threshold is not None and not 0 < threshold < 1:
             raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
         thresholds = self.thresholds if threshold is None else Thresholds.constant(self.classes, threshold)
-        scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers))
+        total = len(images) if isinstance(images, list | tuple) else None
+        scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers, total=total))
         bad = [one for s in scored for one in s.bad]
         if bad and not skip_bad:
             raise BadData([Problem(name, None, reason) for name, reason in bad])
@@ -189,12 +190,17 @@ class Predictor(Model):
         return self._named.fuse(logits.float(), evidence)
 
     def stream(
-        self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
+        self,
+        items: Iterable[tuple[int, Item]],
+        batch_size: int = 32,
+        workers: int = 0,
+        maps: bool = False,
+        total: int | None = None,
     ) -> Iterator[Scored]:
-        """Score (part, image) one after another, in batches that never span two parts."""
+        """Score (part, image) one after another, in batches that never span two parts. total: how many, if known."""
         if maps:
             refuse_maps(self)
-        with Pace("scoring") as pace:
+        with Pace("scoring", total) as pace:
             for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
                 weights = boxes = None
                 if pixels is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from plures.data.dataset import Dataset
 from plures.metrics.fusion import Fusion, Seen, choose_fusion, prior_alone
 from plures.metrics.threshold_choice import from_expected
 from plures.models.model import Model, make_prior, weighed, with_prior, without_prior
-from plures.models.priors import NONE, Fused, Prior
+from plures.models.priors import NONE, Prior
 from plures.models.priors.file import FromFile
 from plures.runs.data import Prepared
 from plures.scoring.logits import logits_of_dataset, prior_of_dataset
@@ -26,12 +26,12 @@ SHOWN = 5  # names in a line
 def prior_of(experiment: Experiment, model: Model, prepared: Prepared) -> Prior | None:
     """The experiment's prior, filled, before training begins; None if it has none.
 
-    Raises PluresError in one line if it cannot be had, or lacks some of the images.
+    Raises PluresError in one line if it cannot be loaded, or lacks some of the images.
     """
     part = experiment.prior
     if part.name == NONE:
         return None
-    prior = make_prior(model, part.name, part.options, frozen=experiment.mode == "frozen")
+    prior = make_prior(model, part.name, part.options, frozen=experiment.frozen)
     if isinstance(prior, FromFile):
         for rows in (prepared.train, prepared.val, prepared.test):
             if rows is not None:
@@ -58,7 +58,7 @@ def fused(
         seen = None
         if val is not None and observed is not None:
             seen = Seen(evidence(val), observed, logits_of_dataset(without_prior(model), val, experiment, fabric))
-        said = cast(Fused, model.head).prior.said.cpu().numpy()  # type: ignore[union-attr]
+        said = cast(Any, model.head).prior.said.cpu().numpy()
         fusion = choose_fusion(Seen(evidence(train), train.labels), seen, said)
     for line in _sayings(fusion, train.classes, val is not None, bool(train.labels.present.any())):
         say(line)

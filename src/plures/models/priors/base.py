@@ -71,7 +71,7 @@ class Fused(nn.Module):
         self.register_buffer("head_weight", torch.ones(classes))
         self.register_buffer("prior_weight", torch.zeros(classes))
         self.register_buffer("offset", torch.zeros(classes))
-        self.gives = getattr(head, "gives", frozenset())
+        self.gives: frozenset[str] = getattr(head, "gives", frozenset())
         self.mean_is_enough = bool(getattr(head, "mean_is_enough", False))
 
     def weighed(self, head: Tensor | float, prior: Tensor | float, offset: Tensor | float = 0.0) -> Fused:

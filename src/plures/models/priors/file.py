@@ -63,7 +63,7 @@ class FromFile(nn.Module):
         self.evidence = torch.from_numpy(evidence)
         self.names = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
-    def of(self, images: Sequence[Any]) -> Tensor:
+    def of(self, images: Sequence[Any] | NDArray[Any]) -> Tensor:
         """The evidence [n, K] of these images. Raises PluresError, naming some, if the table lacks any."""
         known = bytes(self.names.cpu().numpy()).decode(errors="surrogateescape").split("\n")
         asked = [str(image) for image in images]

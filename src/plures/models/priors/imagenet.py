@@ -24,7 +24,7 @@ from plures.models.backbones.timm_map import TimmMap
 from plures.models.outputs import Tokens
 from plures.models.priors.base import Given, priors
 from plures.models.priors.imagenet_names import CLASSES, match
-from plures.models.weights.hub_access import hub_or_cache
+from plures.models.weights.hub_access import ask_hub
 
 MODEL = "mobilenetv2_100"
 TOLERANCE = 1e-3  # of logits, between timm's own pooling and the mean of the feature map
@@ -101,7 +101,7 @@ class ImageNet(nn.Module):
         return self.tower
 
     def extra(self, images: Tensor, tokens: Tokens, backbone: Any) -> Tensor | None:
-        return None if self.tower is None else seen_by(self.tower, images).features.mean(1)  # type: ignore[no-any-return]
+        return None if self.tower is None else seen_by(self.tower, images).features.mean(1)
 
     def forward(self, features: Tensor) -> Tensor:
         own = features[..., self.width :] if self.tower is not None else features[..., : self.width]
@@ -138,26 +138,25 @@ def _classifier(model: str, weights: str, options: dict[str, Any]) -> dict[str, 
             raise PluresError(f"prior.weights: {weights} is not a valid safetensors file ({error})") from None
         found = {name: state.get(f"{place}.{name}") for name in ("weight", "bias")}
     else:
-        with hub_or_cache():
-            try:
-                net = timm.create_model(model, pretrained=True, **options)
-            except (OSError, RuntimeError) as error:
-                raise PluresError(
-                    f"prior=imagenet: the weights of timm's '{model}' are not on this machine and cannot be downloaded"
-                    f" ({type(error).__name__}); connect once, or give prior.weights=FILE.safetensors"
-                ) from error
-        last = net.get_classifier()
-        found = {name: getattr(last, name, None) for name in ("weight", "bias")}
-    if any(tensor is None for tensor in found.values()) or len(found["bias"]) != CLASSES:
-        there = "no classifier" if found["bias"] is None else f"a classifier of {len(found['bias']):,} classes"
+        try:
+            net: Any = ask_hub(lambda: timm.create_model(model, pretrained=True, **options))
+        except (OSError, RuntimeError) as error:
+            raise PluresError(
+                f"prior=imagenet: the weights of timm's '{model}' are not on this machine and cannot be downloaded"
+                f" ({type(error).__name__}); connect once, or give prior.weights=FILE.safetensors"
+            ) from error
+        found = {name: getattr(net.get_classifier(), name, None) for name in ("weight", "bias")}
+    weight, bias = found["weight"], found["bias"]
+    if weight is None or bias is None or len(bias) != CLASSES:
+        there = "no classifier" if bias is None else f"a classifier of {len(bias):,} classes"
         raise PluresError(f"prior=imagenet: {weights or model} has {there}; expected ImageNet's {CLASSES:,}")
-    return {name: tensor.detach().flatten(1) if name == "weight" else tensor.detach() for name, tensor in found.items()}
+    return {"weight": weight.detach().flatten(1), "bias": bias.detach()}
 
 
 @torch.inference_mode()
 def _refuse_other_pooling(network: Any, o: dict[str, Any], classifier: dict[str, Tensor]) -> None:
     """Raise PluresError unless timm classifies the mean of the feature map, as is done here."""
-    net = timm.create_model(o["model"], **o["model_options"]).eval()
+    net: Any = timm.create_model(o["model"], **o["model_options"]).eval()
     own = network.backbone.state_dict()
     place = net.pretrained_cfg["classifier"]
     fits = classifier["weight"].shape[1] == network.width

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo  # type: ignore[attr-defined]
 
 CLASSES = 1000
 # words of everyday -> ImageNet's own (numbers: a range of classes, as in their order)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from plures.models.backbones.timm_map import TimmMap
 from plures.models.outputs import Tokens
 from plures.models.priors.base import Given, priors
 from plures.models.priors.imagenet import seen_by
-from plures.models.weights.hub_access import hub_or_cache
+from plures.models.weights.hub_access import ask_hub
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of a {} in the background.", "a close-up of a {}.")
 TOLERANCE = 1e-3  # of image features, between two ways to compute them
@@ -68,7 +68,7 @@ class Text(nn.Module):
         if config["image"] == "own":
             self.tower = Tower(visual, config)
         elif config["image"] == "shared":
-            self.head = visual.head  # type: ignore[union-attr]
+            self.head = cast(nn.Module, cast(Any, visual).head)
         self.register_buffer("texts", torch.zeros(len(self.classes), config["width"]))
 
     def fill(self, backbone: Given) -> None:
@@ -110,7 +110,8 @@ class Text(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         own = features[..., self.width :] if self.options["config"]["image"] != "features" else features
         image = F.normalize(own.mean(1).to(self.texts.dtype), dim=1)
-        return self.options["config"]["scale"] * image @ self.texts.T
+        scale: float = self.options["config"]["scale"]
+        return scale * image @ self.texts.T
 
 
 class Tower(nn.Module):
@@ -122,11 +123,13 @@ class Tower(nn.Module):
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        feature = self.visual(pixels)
-        return feature[0] if isinstance(feature, tuple) else feature
+        feature: Any = self.visual(pixels)
+        one: Tensor = feature[0] if isinstance(feature, tuple) else feature
+        return one
 
     def features(self, images: Tensor) -> Tensor:
-        return seen_by(self, images)
+        feature: Tensor = seen_by(self, images)
+        return feature
 
 
 def _of_tokens(backbone: Any, head: nn.Module, tokens: Tokens) -> Tensor:
@@ -162,12 +165,12 @@ def _loaded(name: str, pretrained: str) -> tuple[Any, Any, dict[str, Any]]:
 
     local = ":" in name
     try:
-        with hub_or_cache():
-            made = open_clip.get_model_config(name)
-            if made is None:
-                raise PluresError(f"prior=text: open_clip has no model '{name}'; see open_clip.list_models()")
-            clip = open_clip.create_model(name, pretrained=None if local else pretrained, require_pretrained=not local)
-            tokenizer = open_clip.get_tokenizer(name)
+        made = ask_hub(lambda: open_clip.get_model_config(name))
+        if made is None:
+            raise PluresError(f"prior=text: open_clip has no model '{name}'; see open_clip.list_models()")
+        weights = {"pretrained": None if local else pretrained, "require_pretrained": not local}
+        clip = ask_hub(lambda: open_clip.create_model(name, **weights))
+        tokenizer = ask_hub(lambda: open_clip.get_tokenizer(name))
     except PluresError:
         raise
     except Exception as error:  # open_clip and the hubs behind it raise many kinds

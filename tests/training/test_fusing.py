@@ -20,6 +20,7 @@ from plures.metrics.thresholds import Thresholds
 from plures.models.model import load, without_prior
 from plures.models.priors import Fused
 from plures.runs.run import Run
+from plures.training.progress import Quiet
 from plures.training.train import train
 from plures.web.scoring import Scoring
 
@@ -68,19 +69,14 @@ def values(place, **more):
     return base | {"prior": str(place / "scores.csv")} | more
 
 
-class Heard:
-    """A callback that keeps what is said."""
+class Heard(Quiet):
+    """Keeps what is said."""
 
     def __init__(self):
         self.lines = []
 
     def say(self, line):
         self.lines.append(line)
-
-    def phase(self, *_):
-        pass
-
-    step = epoch = phase
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +112,8 @@ def test_the_run_holds_the_fused_model(by_file, place):
     ]
     with truth.open("w", newline="") as file:
         csv.writer(file).writerows([("image", *COLOURS), *rows])
+    card = (run.path / "model_card.md").read_text()
+    assert "Joined with what is known without tags: prior `file`." in card
     known = library.evaluate(run.path, str(truth))
     assert known.baselines["prior alone"] == 1  # what was made of it
     assert known.map > known.baselines["head alone"]
@@ -171,12 +169,12 @@ def test_a_prior_that_lacks_images_leaves_no_folder_behind(place, monkeypatch_mo
     assert not (place / "never").exists()
 
 
-@pytest.mark.parametrize("mode", ["frozen", "end_to_end"])
-def test_a_prior_on_pixels_goes_everywhere(place, monkeypatch_module, mode):
-    more = {"mode": mode, "prior": "imagenet"} | ({} if mode == "frozen" else {"epochs": 1, "head": "linear"})
-    run, _ = trained(place, f"imagenet_{mode}", **more)
+@pytest.mark.parametrize("stages", ["ridge", "finetune"])
+def test_a_prior_on_pixels_goes_everywhere(place, monkeypatch_module, stages):
+    more = {"stages": stages, "prior": "imagenet"} | ({} if stages == "ridge" else {"epochs": 1, "head": "linear"})
+    run, _ = trained(place, f"imagenet_{stages}", **more)
     model = load(run.path)
-    assert model.parts.prior_options["shared"] is (mode == "frozen")
+    assert model.parts.prior_options["shared"] is (stages == "ridge")
     photos = [str(place / f"photos/{n:02}.png") for n in range(5)]
     found = library.load(run.path).predict(photos).logits
     dataset = library.read(str(place / "tags.csv"))

@@ -40,6 +40,8 @@ BACKBONE = "timm"  # the backbone whose options backbone=auto takes
 AUTO_HEADS = ("linear", "codebook")  # the heads that head=auto may become
 DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
 schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
+SCORES = "file"  # the prior that a table of scores is
+TAGS = 1.5  # per image, expected where no tag is known and nobody says otherwise
 CUT = 0.5  # the probability from which a tag is called where nobody chose another one
 RIDGE_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths of the closed-form ridge, unless others are given
 
@@ -58,6 +60,20 @@ def _read_part(value: Any) -> Any:
     if isinstance(value, dict) and "name" in value and "options" not in value:
         return Part(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
     return value
+
+
+def _read_prior(value: Any) -> Any:
+    """A file of scores is written as its path alone."""
+    from plures.models.priors.file import is_scores
+
+    part = _read_part(value)
+    if isinstance(part, Part) and is_scores(part.name) and not part.options:
+        return Part(name=SCORES, options={"path": part.name})
+    return part
+
+
+def _read_names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 def _write_part(part: Part) -> Any:
@@ -94,6 +110,7 @@ def _write_stages(stages: tuple[Part, ...]) -> Any:
 PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
 BackboneField = Annotated[Part, BeforeValidator(_read_backbone), PlainSerializer(_write_part)]
 StagesField = Annotated[tuple[PartField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
+PriorField = Annotated[Part, BeforeValidator(_read_prior), PlainSerializer(_write_part)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -106,6 +123,7 @@ class Experiment(BaseModel):
       present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
       observed positives of the validation images.
     data: path, `format:path` or `scenes`, with the reader's options.
+    classes: names of classes that the data do not name, beside those that they do: unknown for every image.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
@@ -122,6 +140,10 @@ class Experiment(BaseModel):
       optimizer, lr, head_lr, weight_decay, schedule, clip and ema as options, else the values below. auto: ridge
       where backbone and head are left to plures and photographs are given, probe for other pretrained backbones,
       else finetune.
+    prior: what is known without tags, joined with the model at the end of training, as far as the validation images
+      prefer it (training/fusing.py): none; a table of scores by image and class (.csv, .parquet, .npz); imagenet (the
+      classifier of a pretrained backbone, classes matched by name); text (an image-text model). expected_tags: per
+      image, where no tag at all is known and thresholds can rest on nothing else; None: 1.5.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip in finetune.
     batch_size: images per step, over all processes; accumulate: in how many pieces, one after another, to save
@@ -133,8 +155,9 @@ class Experiment(BaseModel):
       alone), last; auto: see `runs/data.py`.
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
-    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`) and
-      there are 1,000 images or more, else torch; they agree within 1e-4 of the largest feature (scoring/engines.py).
+    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`), the
+      network has batch norms and there are 1,000 images or more; else torch. They agree within 1e-4 of the largest
+      feature (scoring/engines.py).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.
@@ -151,6 +174,7 @@ class Experiment(BaseModel):
     teacher: str | None = None
     teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_read_names)] = None
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
@@ -161,6 +185,8 @@ class Experiment(BaseModel):
     head: PartField = Part(name="auto")
     loss: PartField = Part(name="auto")
     stages: StagesField = (Part(name="auto"),)
+    prior: PriorField = Part(name="none")
+    expected_tags: Annotated[float, Field(gt=0)] | None = None
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
 
@@ -208,6 +234,7 @@ class Experiment(BaseModel):
         from plures.losses import losses
         from plures.models.backbones import backbones
         from plures.models.heads import heads
+        from plures.models.priors import check_prior
 
         for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
             _refuse_null(part)
@@ -221,8 +248,11 @@ class Experiment(BaseModel):
                 raise PluresError(
                     f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
                 )
-        for part in (self.data, self.supervision, self.schedule, self.optimizer):
+        for part in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
             _refuse_null(part)
+        check_prior(self.prior.name, self.prior.options)
+        if self.classes is not None and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
+            raise PluresError(f"classes={','.join(self.classes)}: expected distinct names, as in classes=cat,sofa")
         _check_data(self.data)
         check_supervision(self.supervision.name, self.supervision.options)
         schedules.make(self.schedule.name, **self.schedule.options)
@@ -377,8 +407,10 @@ def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     components: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "data": formats}
+    components["prior"] = priors
     for field, registry in components.items():
         value = values.get(field, "")
         name = value.get("name", "") if isinstance(value, dict) else value
@@ -455,11 +487,12 @@ def _text_option(field: str, name: str, option: str) -> bool | None:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     if field == "data":
         found = [entry.text_options[option] for entry in formats if option in entry.text_options]
         return found[0] if found else None
-    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses}
+    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "prior": priors}
     names = {"backbone": (BACKBONE,), "head": AUTO_HEADS}.get(field, ()) if name == AUTO else (name,)
     if field == "backbone" and ":" not in name and name not in backbones.names():
         names = (BACKBONE,)

@@ -104,7 +104,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _cache() -> Finding:
-    from plures.scoring.features import cache_folder
+    from plures.scoring.cache import cache_folder
 
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())

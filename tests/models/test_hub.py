@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import shutil
 import socket
 import threading
@@ -19,6 +20,7 @@ from plures.models.model import build_model, save
 from plures.models.weights import hub, hub_access
 from plures.models.weights.hub import HubModel, from_hub, push_to_hub
 
+logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # of threads that a stalled hub leaves behind
 CLASSES = ("cat", "dog", "sofa")
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

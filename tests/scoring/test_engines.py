@@ -91,20 +91,22 @@ def test_an_engine_gives_the_features_of_torch_in_every_batch(models, images, tm
             assert close(together, alone)
 
 
-def test_auto_exports_only_for_many_images_on_a_cpu(monkeypatch):
+def test_auto_exports_only_for_many_images_and_batch_norms_on_a_cpu(models, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: True)
-    assert [chosen("auto", CPU, n) for n in (999, 1000)] == ["torch", "onnxruntime"]
-    assert chosen("auto", torch.device("cuda"), 10**6) == "torch"
+    net = models["test_resnet"]
+    assert [chosen("auto", net, CPU, n) for n in (999, 1000)] == ["torch", "onnxruntime"]
+    assert chosen("auto", net, torch.device("cuda"), 10**6) == "torch"
+    assert chosen("auto", models["test_vit"], CPU, 10**6) == "torch"
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "onnxscript" else True)
-    assert chosen("auto", CPU, 1000) == "torch"
+    assert chosen("auto", net, CPU, 1000) == "torch"
     with pytest.raises(PluresError, match="engine=openvino computes on a CPU, got device=cuda"):
-        chosen("openvino", torch.device("cuda"), 1)
+        chosen("openvino", net, torch.device("cuda"), 1)
 
 
-def test_a_missing_engine_is_one_line(monkeypatch):
+def test_a_missing_engine_is_one_line(models, monkeypatch):
     monkeypatch.setattr("plures.errors.find_spec", lambda name: None)
     with pytest.raises(PluresError, match=r'engine=openvino needs the package onnx: pip install "plures\[export\]"'):
-        chosen("openvino", CPU, 1)
+        chosen("openvino", models["test_resnet"], CPU, 1)
     with pytest.raises(PluresError, match="engine"):
         Experiment(engine="tensorrt")
 

@@ -277,8 +277,10 @@ def _coco(source: _Source) -> str:
             entry["not_exhaustive_category_ids"] = []
         images.append(entry)
         for k in present:
-            of = {"id": len(annotations) + 1, "image_id": number, "category_id": k + 1}
-            score = {} if source.scores is None else {"score": round(float(source.scores[number - 1, k]), 6)}
+            of: dict[str, object] = {"id": len(annotations) + 1, "image_id": number, "category_id": k + 1}
+            score: dict[str, object] = (
+                {} if source.scores is None else {"score": round(float(source.scores[number - 1, k]), 6)}
+            )
             annotations.append(of | score)
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(data.classes, 1)]
     return _json({"info": {}, "images": images, "annotations": annotations, "categories": categories})

@@ -1,8 +1,9 @@
 """What computes frozen features: torch, or on a CPU ONNX Runtime or OpenVINO, which are faster and agree within 1e-4.
 
 Every engine computes the backbone with its batch norms folded into the convolutions before them, as one function of
-uint8 images. `auto` (the default) takes ONNX Runtime on a CPU where it is installed and there are images enough to pay
-for the export, else torch; a network that cannot be exported, or does not agree, stays with torch.
+uint8 images. `auto` (the default) takes ONNX Runtime for networks with batch norms (EfficientNet-Lite2 is 2.75 times as
+fast there, a ViT no faster: benchmarks/engines.py), on a CPU, where it is installed and there are images enough to pay
+for the export; else torch. A network that cannot be exported, or does not agree, stays with torch.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ WORTH_EXPORTING = 1000  # images: an export takes some seconds, and saves some h
 TOLERANCE = 1e-4  # of the largest feature: how far engines may differ
 
 
-def chosen(asked: str, device: torch.device, images: int) -> Engine:
-    """The engine for so many images. Raises PluresError if it is not installed or not for this device."""
+def chosen(asked: str, model: Model, device: torch.device, images: int) -> Engine:
+    """The engine for so many images of this model. Raises PluresError if it is not installed or not for this device."""
     if asked == "auto":
-        usable = device.type == "cpu" and images >= WORTH_EXPORTING
+        usable = device.type == "cpu" and images >= WORTH_EXPORTING and any(map(_is_batch_norm, model.modules()))
         return "onnxruntime" if usable and all(map(find_spec, PACKAGES["onnxruntime"])) else "torch"
     if asked != "torch":
         if device.type != "cpu":
@@ -142,7 +143,7 @@ def folded(model: Model, example: Tensor) -> Model | None:
     for convolution, norm in pairs:
         conv, bn = cast(Any, model.get_submodule(convolution)), cast(Any, model.get_submodule(norm))
         numbers = [None if t is None else t.double() for t in (conv.bias, bn.running_mean, bn.running_var)]
-        weight, bias = fuse_conv_bn_weights(conv.weight.double(), *numbers, bn.eps, bn.weight, bn.bias)  # type: ignore[arg-type]
+        weight, bias = fuse_conv_bn_weights(conv.weight.double(), *numbers, bn.eps, bn.weight, bn.bias)  # type: ignore[arg-type,call-arg]
         conv.weight, conv.bias = nn.Parameter(weight.to(conv.weight.dtype)), nn.Parameter(bias.to(conv.weight.dtype))
         parent, _, own = norm.rpartition(".")
         rest = [getattr(bn, part) for part in ("drop", "act") if isinstance(getattr(bn, part, None), nn.Module)]

@@ -28,12 +28,15 @@ from plures.models.backbones.features import Features
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import STARTING_POINT, Model
 from plures.models.outputs import grid_boxes
+from plures.models.priors import Fused, Prior
 from plures.pace import Pace
 from plures.runs.photos import contents
-from plures.scoring import engines
+from plures.scoring import cache, engines
+from plures.scoring.cache import cache_folder
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
+NETWORK = ("model", "model_options", "shared", "config")  # options of a prior that its own features depend on
 SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
 
@@ -78,12 +81,6 @@ def token_boxes(model: Model, pooled: bool) -> Tensor:
     return model.eval().tokens(blank).boxes.clone()
 
 
-def cache_folder() -> Path:
-    """Where features are kept: $PLURES_CACHE, or plures in the user's cache folder."""
-    root = os.environ.get("PLURES_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plures"
-
-
 def feature_key(
     model: Model, dataset: Dataset, pooled: bool, device: str = "cpu", engine: engines.Engine = "torch"
 ) -> str:
@@ -110,8 +107,13 @@ def backbone_key(model: Model, pooled: bool, device: str) -> str:
         "versions": {name: version(name) for name in COMPUTED_BY},
         "computed": [device, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, "folded"],
     }
+    state = dict(backbone.state_dict())
+    network = cast(Prior, model.head.prior).network if isinstance(model.head, Fused) else None
+    if network is not None:  # its features lie beside
+        said["prior"] = [model.parts.prior, {k: model.parts.prior_options.get(k) for k in NETWORK}]
+        state |= {f"prior.{name}": value for name, value in network.state_dict().items()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    for name, value in sorted(backbone.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -174,7 +176,7 @@ def frozen_features(
     def kept(by: engines.Engine) -> Path:
         return cache_folder() / "features" / f"{_joined(backbone, *engines.made_by(by), images)}.npy"
 
-    chosen = engines.chosen(engine, device, len(dataset))
+    chosen = engines.chosen(engine, model, device, len(dataset))
     path, plain = kept(chosen), kept("torch")
     if engine == "auto" and not path.is_file() and plain.is_file():
         path = plain  # of a network that cannot be exported
@@ -191,6 +193,9 @@ def frozen_features(
                     same: Any = {"pooled": pooled, "device": device, "workers": workers, "batch_size": batch_size}
                     return frozen_features(model, dataset, **same, engine="torch")
                 _compute(model, dataset, path, compute, pooled, workers, batch_size)
+                network = model.parts.backbone_options.get("model", model.parts.backbone)
+                cache.describe(path, data=dataset.name, backbone=network, engine=chosen)
+    cache.touch(path)
     try:
         features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
     except (OSError, ValueError, EOFError) as error:
@@ -252,6 +257,7 @@ def _compute(
 
 def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """A new table whose place on the disk is sure. Raises WorkFailed if there is not enough."""
+    cache.make_room(math.prod(shape) * dtype.itemsize, part)
     table = np.lib.format.open_memmap(part, "w+", dtype, shape)
     try:
         with part.open("r+b") as handle:

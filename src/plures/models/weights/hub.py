@@ -75,9 +75,7 @@ class HubModel(
         if Path(model_id).is_dir():
             return cls.read(model_id)
         folder = None
-        for (
-            name
-        ) in FILES:  # one after another: in threads of its own, the client could not be left alone where it hangs
+        for name in FILES:  # one after another: threads of the client could not be left alone where they hang
             try:
                 file = hf_hub_download(
                     model_id,

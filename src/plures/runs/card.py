@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.config import AUTO, EXACT, Part
+from plures.errors import printable
 from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
 from plures.metrics.thresholds import Thresholds
@@ -224,7 +225,7 @@ def _made(run: Run, environment: dict[str, Any]) -> list[str]:
 
 def _plain(name: str) -> str:
     """A name of the user's as text in Markdown: no HTML, no cell of a table ends with it."""
-    return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|").replace("`", "'")
+    return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|").replace("`", "'")
 
 
 def _part(part: Part) -> str:

@@ -232,7 +232,7 @@ def _open_journal(folder: Path) -> None:
 
 
 def _checkpoint(run: Path) -> bytes:
-    state = {"phase": 0, "epoch": 1, "best": {"score": 0.5, "epoch": 1}, "net": {"a": torch.ones(3)}, "memory": None}
+    state = {"stage": 0, "epoch": 1, "best": {"score": 0.5, "epoch": 1}, "net": {"a": torch.ones(3)}, "memory": None}
     torch.save(state, run / "checkpoint.pt")
     return (run / "checkpoint.pt").read_bytes()
 
@@ -336,7 +336,7 @@ def doors(folder: Path) -> dict[str, Door]:
         "weights, safetensors": Door({"w.safetensors": weights}, lambda at: read_state(at / "w.safetensors")),
         "their configuration": Door({"w.json": b'{"num_class": 3, "backbone": "resnet18"}'},
                                     lambda at: read_config(at / "w.json")),
-        "run's log": Door({"experiment.yaml": setup, "log.jsonl": b'{"phase": "frozen", "epoch": 0, "loss": 1}\n'},
+        "run's log": Door({"experiment.yaml": setup, "log.jsonl": b'{"stage": "probe", "epoch": 0, "loss": 1}\n'},
                           lambda at: Run(at).log),
         "review journal": Door({"tags.csv.journal.jsonl": _journal(folder / "seeds")}, _open_journal),
         "suggestions": Door({"review.csv": SUGGESTIONS.encode()}, suggestions),

@@ -55,7 +55,7 @@ def runs_of(name: str, data: dict[str, Any], shared: FrozenData, seed: int) -> l
     for batch in BATCHES:
         for lr in RATES:
             e = Experiment(
-                mode="frozen", head="linear", epochs=EPOCHS, batch_size=batch, lr=lr, seed=seed, device="cpu",
+                stages="probe", head="linear", epochs=EPOCHS, batch_size=batch, lr=lr, seed=seed, device="cpu",
                 average_precision="mlspl",
             )  # fmt: skip
             first = head.weight.detach().clone(), head.bias.detach().clone()

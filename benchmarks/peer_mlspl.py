@@ -102,7 +102,7 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
     full, test = data["train_labels"].astype(np.int8), data["val_labels"].astype(np.int8)
     features = data["train_features"][:, None]
     experiment = Experiment(
-        mode="frozen", head="linear", epochs=25, batch_size=batch_size, lr=lr, seed=seed, device="cpu"
+        stages="probe", head="linear", epochs=25, batch_size=batch_size, lr=lr, seed=seed, device="cpu"
     )
     fabric = make_fabric(experiment)
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """A head solved for, on the very features, split and observed labels of the official MLSPL code's recorded runs.
 
-Data as in benchmarks/peer_mlspl.py; optimizer=exact, loss least_squares, standardised features of one length (recipe
+Data as in benchmarks/peer_mlspl.py; stages=ridge, loss least_squares, standardised features of one length (recipe
 quick). The strength is chosen by clean validation mAP, as the official code chooses, and by the observed positives of
 the validation images alone. The official draw of positives, and five others; three more weights of unobserved labels
 are shown beside the default, and none was chosen by them.
@@ -19,7 +19,7 @@ import torch
 from environment import write
 from peer_mlspl import arrays, split
 
-from plures.config import EXACT_L2
+from plures.config import RIDGE_L2
 from plures.labels import Labels, mask_to_single_positive
 from plures.losses import losses
 from plures.metrics.average_precision import average_precision
@@ -37,7 +37,7 @@ def solved(data: dict[str, Any], observed: Labels, weight: Any = "auto") -> dict
     head.fit_features(*feature_statistics(features[train]))
     loss: Any = losses.make("least_squares", negative_weight=weight)
     rows = Rows(features[train], head, torch.device("cpu"))
-    weights, biases, _ = solve(rows, observed.take(train), loss, EXACT_L2)
+    weights, biases, _ = solve(rows, observed.take(train), loss, RIDGE_L2)
     of_val, of_test = (
         head.prepared(torch.from_numpy(x).float()[:, None])[:, 0]
         for x in (data["train_features"][val], data["val_features"])

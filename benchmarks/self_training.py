@@ -28,7 +28,7 @@ REGULARISED = {"head": {"name": "linear", "standardise": True}, "optimizer": "ad
 METHODS: dict[str, dict[str, Any]] = {
     "exact": {
         "head": {"name": "linear", "standardise": True},
-        "optimizer": "exact",
+        "stages": "ridge",
         "loss": {"name": "least_squares", "negative_weight": "auto"},
     },
     "wan": {**REGULARISED, "loss": "wan"},

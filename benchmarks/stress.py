@@ -25,7 +25,7 @@ from voc12 import FREQUENT, photographs, settings
 
 EPOCHS, BATCH, LRS = 8, 32, (2e-3, 5e-4)
 LOSSES: dict[str, Any] = {"an": "an", "wan": "wan", "em": "em", "gr": "gr", "least_squares": "least_squares"}
-EXACT = {"head": {"name": "linear", "standardise": True, "normalise": True}, "optimizer": "exact"}  # has no rate
+EXACT = {"head": {"name": "linear", "standardise": True, "normalise": True}, "stages": "ridge"}  # has no rate
 PLAIN, FULL = "one positive", "all labels (bce)"
 SCENARIOS: dict[str, dict[str, Any]] = {
     PLAIN: {"name": "single_positive"},

@@ -67,7 +67,7 @@ def settings(head: str, loss: str, lr: float, seed: int) -> dict[str, Any]:
         "split": "mlspl",
         "backbone": backbone,
         "head": head,
-        "mode": "frozen",
+        "stages": "probe",
         "select": "val_map",
         "device": "cpu",
         "workers": 0,

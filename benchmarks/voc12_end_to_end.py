@@ -36,7 +36,7 @@ Job = tuple[str, str, int, int, int]  # head, loss, seed, epochs, side
 def values_of(head: str, loss: str, seed: int, epochs: int = EPOCHS, side: int = SIDE) -> dict[str, Any]:
     values = {**settings("linear", "an", 1e-4, seed), "head": HEADS[head]["head"], **MORE_LOSSES[loss]}
     values["backbone"] = {**values["backbone"], "frozen_norm": True}  # these weights come without statistics
-    changed = {"mode": "end_to_end", "image_size": side, "epochs": epochs, "schedule": "onecycle", "select": "last"}
+    changed = {"stages": "finetune", "image_size": side, "epochs": epochs, "schedule": "onecycle", "select": "last"}
     return {**values, **changed, "head_lr": FASTER[head], "batch_size": 16}
 
 

@@ -18,7 +18,7 @@ def main(table, out):
         backbone={"name": "timm", "model": "mobilenetv2_100", "pretrained": True},  # downloaded on first use
         head="linear",
         loss={"name": "role", "expected_positives": 2},  # about two things are in a photo
-        mode="frozen",
+        stages="probe",
         epochs=15,
     )
     run = plures.train(experiment, out)

@@ -42,13 +42,13 @@ class Heard:
     """A callback with a part of the methods."""
 
     def __init__(self):
-        self.records, self.phases = [], []
+        self.records, self.stages = [], []
 
     def epoch(self, record):
         self.records.append(record)
 
-    def phase(self, name, epochs, steps, first_epoch):
-        self.phases.append(name)
+    def stage(self, name, epochs, steps, first_epoch):
+        self.stages.append(name)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_torch_dataset_is_trained_on(made):
     assert run.experiment.loss.name == "bce"
     assert run.experiment.lr == 1e-2
     assert [record["epoch"] for record in heard.records] == [0]
-    assert len(heard.phases) == 1
+    assert len(heard.stages) == 1
     assert run.load().classes == ("red", "green")
     assert run.model is run.model
 
@@ -154,7 +154,7 @@ def test_a_recipe_in_an_experiment_is_the_recipe_of_the_command_line(tmp_path):
     told = Experiment(data="x.csv", recipe="quick", seed=3)
     assert told == Experiment(**{**recipe_settings("quick"), "data": "x.csv", "seed": 3})
     assert told.recipe == "quick"
-    assert Experiment(recipe="quick", loss="an", optimizer="adam").loss.name == "an"
+    assert Experiment(recipe="quick", loss="an", stages="probe").loss.name == "an"
     told.save(tmp_path / "e.yaml")
     assert Experiment.load(tmp_path / "e.yaml") == told
     assert Experiment().change(told.to_settings()) == told
@@ -169,11 +169,11 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(tmp_path, capsys):
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal)
         show = Show(console)
-        show.phase("frozen", 2, 5, 0)
+        show.stage("probe", 2, 5, 0)
         assert (show._bar is not None) == terminal
         show.epoch(record)
         show.close()
-        assert "frozen" in console.file.getvalue()
+        assert "probe" in console.file.getvalue()
     data = from_pairs([(np.full((16, 16, 3), COLOURS[n % 2]), [n % 2, 1 - n % 2]) for n in range(12)])
     for progress in (True, False):
         plures.train(data, tmp_path / f"run{progress}", progress=progress, loss="bce", **SMALL)

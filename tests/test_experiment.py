@@ -18,7 +18,7 @@ RICH = Experiment(
     backbone={"name": "timm", "model": "resnet18", "pretrained": False, "model_options": {"pad_type": "same"}},
     head="linear",
     loss={"name": "role", "expected_positives": 1.5},
-    mode="frozen",
+    stages="probe",
     optimizer={"name": "lamb", "betas": [0.9, 0.999]},
     lr=1e-5,
     ema=0.9997,
@@ -116,10 +116,10 @@ def test_every_experiment_survives_its_command_line_spelling(name, separator, mo
         (["loss=role", "loss.expected_positive=2"], "did you mean 'expected_positives'?"),
         (["lr=fast"], "lr='fast'"),
         (["epochs=0"], "epochs=0"),
-        (["mode=linear"], "mode='linear'"),
+        (["stages=linear"], "unknown stage 'linear'"),
         (["lr"], "write key=value"),
         (["lr.decay=3"], "'lr' has no options"),
-        (["mode=frozen", "augment=flip"], "augment=flip has no effect"),
+        (["stages=probe", "augment=flip"], "augment=flip has no effect"),
     ],
 )
 def test_a_wrong_setting_says_what_was_meant(settings, message):
@@ -213,3 +213,79 @@ def test_a_mapping_without_a_value_is_refused(setting, hint):
 def test_a_run_of_the_first_version_is_still_read(tmp_path):
     (tmp_path / "experiment.yaml").write_text("embedder: {name: small_conv, image_size: 16}\nlr: 0.01\n")
     assert Experiment.load(tmp_path / "experiment.yaml").backbone.options == {"image_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("old", "stages"),
+    [
+        ("mode: frozen\noptimizer: {name: exact, l2: [1.0, 3.0]}\n", [{"name": "ridge", "l2": [1.0, 3.0]}]),
+        ("mode: frozen\noptimizer: adam\n", ["probe"]),
+        ("mode: end_to_end\nfrozen_epochs: 25\nfrozen_lr: 0.001\n", ["finetune"]),
+        (
+            "mode: frozen_then_end_to_end\nfrozen_epochs: 7\nfrozen_lr: 0.01\n",
+            [{"name": "probe", "epochs": 7, "lr": 0.01}, "finetune"],
+        ),
+        ("mode: frozen_then_end_to_end\n", [{"name": "probe", "epochs": 25, "lr": 1e-3}, "finetune"]),
+        ("mode: auto\noptimizer: auto\nembedder: small_conv\n", "auto"),
+    ],
+)
+def test_files_of_the_first_version_are_read(tmp_path, old, stages):
+    (tmp_path / "e.yaml").write_text(old)
+    read = Experiment.load(tmp_path / "e.yaml")
+    assert read.to_dict()["stages"] == stages
+    assert read.optimizer == Part(name="adam")
+    recipe = {"title": "t", "paper": "p", "command": "c", "hours": "h", "experiment": yaml.safe_load(old)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert Experiment(recipe=str(tmp_path / "r.yaml")).stages == read.stages
+
+
+def test_a_stage_has_its_own_settings_and_the_common_ones():
+    line = ["stages=probe,finetune", "stages.probe.epochs=25", "stages.probe.optimizer=sgd",
+            "stages.probe.optimizer.momentum=0.8", "stages.finetune.lr=1e-5", "epochs=3", "seed=4"]  # fmt: skip
+    e = Experiment().change(line)
+    sgd = {"name": "sgd", "momentum": 0.8}
+    stages = [{"name": "probe", "epochs": 25, "optimizer": sgd}, {"name": "finetune", "lr": 1e-5}]
+    assert e == Experiment(stages=stages, epochs=3, seed=4)
+    assert Experiment().change(e.to_settings()) == e
+    probe, finetune = (e.of(stage) for stage in e.stages)
+    assert (probe.epochs, probe.optimizer, probe.lr, probe.seed) == (
+        25,
+        Part(name="sgd", options={"momentum": 0.8}),
+        1e-3,
+        4,
+    )
+    assert (finetune.epochs, finetune.optimizer.name, finetune.lr, finetune.frozen) == (3, "adam", 1e-5, False)
+    assert (probe.frozen, e.frozen, Experiment(stages="ridge").ridge, Experiment(stages="ridge").frozen) == (
+        True,
+        False,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["stages=prob"], "unknown stage 'prob'; did you mean 'probe'?"),
+        (["stages=finetune,probe"], "stages=finetune,probe is no course of training; choose from auto, ridge, probe"),
+        (["stages=probe,probe"], "no course of training"),
+        (["stages="], "expected names such as probe,finetune or {name: probe, epochs: 25}, got None"),
+        (["stages=3"], "stages: expected names such as probe,finetune"),
+        (["stages=[{nam: probe}]"], "got {'nam': 'probe'}"),
+        (["stages=probe", "stages.probe.epochs=0"], "stages.probe: epochs=0: input should be greater"),
+        (["stages=probe", "stages.probe.epoch=3"], "stage 'probe' has no option 'epoch'; did you mean 'epochs'?"),
+        (["stages=probe", "stages.probe.optimizer=sdg"], "stages.probe: unknown optimizer 'sdg'; did you mean 'sgd'"),
+        (["stages=probe", "stages.probe.l2=[1]"], "stage 'probe' has no option 'l2'"),
+        (["stages=probe", "stages.probe=3"], "names no setting of a stage; write stages.probe.epochs=25"),
+        (["stages.probe.lr=3"], "the stages are auto; name it too, as in stages=probe"),
+        (["stages=ridge", "stages.ridge.l2=[0]"], "stages.ridge.l2 is a list of strengths above 0"),
+        (["mode=frozen"], "the setting 'mode' of plures 0.1.0 is written stages=ridge, stages=probe"),
+        (["frozen_lr=0.1"], "is written stages.probe.lr=X today"),
+        (["optimizer=exact"], "is written stages=ridge today"),
+    ],
+)  # fmt: skip
+def test_a_wrong_stage_says_what_was_meant(settings, message):
+    with pytest.raises(PluresError) as caught:
+        Experiment().change(settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -39,6 +39,8 @@ FILE = {
     ("table", "out"): ("run", "--out", "mine.csv"),
     ("merge", "out"): ("tags.csv", "--out", "mine.csv"),
     ("convert", "out"): ("tags.csv", "--to", "roboflow", "--out", "mine.csv"),
+    ("duplicates", "out"): ("tags.csv", "--out", "mine.csv"),
+    ("similar", "out"): ("run", "photos/0.png", "--out", "mine.csv"),
 }
 FOLDER = {
     ("train", "out"): ("tags.csv", "--out", "mine"),

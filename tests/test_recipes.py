@@ -80,20 +80,24 @@ def test_settings_that_the_papers_state():
     apl = settings("zhou2022:cub_em_apl")
     assert (apl.lr, apl.batch_size, apl.loss.options["alpha"], apl.loss.options["beta"]) == (1e-4, 8, 0.01, 0.4)
     voc = settings("kim2022:ll_cp_linearinit")
-    assert (voc.lr, voc.optimizer.name, voc.mode, voc.loss.options) == (
+    assert (voc.lr, voc.optimizer.name, voc.stage_names, voc.loss.options) == (
         5e-3,
         "sgd",
-        "frozen_then_end_to_end",
+        "probe,finetune",
         {"delta_rel": 0.1},
     )
     assert settings("kim2023:coco_ll_r").head.options == {"boost": 5}
     role = settings("cole2021_linearinit:cub_role")
-    assert (role.frozen_lr, role.batch_size, role.loss.options["expected_positives"]) == (1e-3, 8, 31.4)
-    assert settings("cole2021_linear:coco_an").mode == "frozen"
+    assert (
+        role.of(role.stages[0]).lr,
+        role.of(role.stages[0]).batch_size,
+        role.loss.options["expected_positives"],
+    ) == (1e-3, 8, 31.4)
+    assert settings("cole2021_linear:coco_an").stage_names == "probe"
     assert load_recipe("cole2021").grid == {"batch_size": [8, 16], "lr": [1e-2, 1e-3, 1e-4, 1e-5]}
 
 
-SMALL = ("backbone=small_conv", "image_size=16", "epochs=1", "frozen_epochs=1", "device=cpu", "workers=0", "seed=0")
+SMALL = ("backbone=small_conv", "image_size=16", "epochs=1", "device=cpu", "workers=0", "seed=0")
 
 
 @pytest.mark.parametrize(

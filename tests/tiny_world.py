@@ -17,7 +17,7 @@ from plures.losses import losses
 from plures.models.backbones import timm_map
 from plures.training import train as training
 
-TINY = {"epochs": 1, "frozen_epochs": 1, "image_size": 64, "batch_size": 8, "workers": 0}
+TINY = {"epochs": 1, "image_size": 64, "batch_size": 8, "workers": 0}
 _create, _train = timm_map.create, training.train
 
 

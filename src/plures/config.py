@@ -23,17 +23,27 @@ from plures.files import parse_yaml, read_yaml
 from plures.recipes import load_recipe, recipe_of
 from plures.registry import Registry, is_text
 
-RENAMED = {"embedder": "backbone"}  # settings of plures 0.1.0, in the files of its runs
+STAGES = (("auto",), ("ridge",), ("probe",), ("finetune",), ("ridge", "finetune"), ("probe", "finetune"))
+OF_A_STAGE = (
+    *("epochs", "batch_size", "drop_last", "accumulate", "patience", "optimizer", "lr", "head_lr", "weight_decay"),
+    *("schedule", "clip", "ema"),
+)  # the settings that a stage of steps may have of its own
+NOW = {  # settings of plures 0.1.0, which its files may still have: what to write today
+    "embedder": "backbone=NAME",
+    "mode": "stages=ridge, stages=probe, stages=finetune or stages=probe,finetune",
+    "frozen_epochs": "stages.probe.epochs=N",
+    "frozen_lr": "stages.probe.lr=X",
+}
 AUTO = "auto"  # what training chooses for the data (training/auto.py)
 CHOSEN = "chosen"  # thresholds that training chooses at its end
 BACKBONE = "timm"  # the backbone whose options backbone=auto takes
 AUTO_HEADS = ("linear", "codebook")  # the heads that head=auto may become
-STEPPED = "adam"  # the optimizer whose options optimizer=auto takes, beside those of `exact`
 DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
 schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
+SCORES = "file"  # the prior that a table of scores is
+TAGS = 1.5  # per image, expected where no tag is known and nobody says otherwise
 CUT = 0.5  # the probability from which a tag is called where nobody chose another one
-EXACT = "exact"  # the optimizer of the closed-form ridge
-EXACT_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # its strengths, unless others are given
+RIDGE_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths of the closed-form ridge, unless others are given
 
 
 class Part(BaseModel):
@@ -52,11 +62,55 @@ def _read_part(value: Any) -> Any:
     return value
 
 
+def _read_prior(value: Any) -> Any:
+    """A file of scores is written as its path alone."""
+    from plures.models.priors.file import is_scores
+
+    part = _read_part(value)
+    if isinstance(part, Part) and is_scores(part.name) and not part.options:
+        return Part(name=SCORES, options={"path": part.name})
+    return part
+
+
+def _read_names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 def _write_part(part: Part) -> Any:
     return {"name": part.name, **part.options} if part.options else part.name
 
 
+def _read_backbone(value: Any) -> Any:
+    """A preset or a name of timm is the backbone `timm` with this model, so that a run names the model itself."""
+    part = _read_part(value)
+    if not isinstance(part, Part) or part.name == AUTO or ":" in part.name:
+        return part
+    from plures.models.backbones import backbones
+    from plures.models.backbones.presets import PRESETS, timm_options
+
+    if part.name in backbones.names():
+        return part
+    options = timm_options(part.name, part.options)
+    if options is None:
+        hint = did_you_mean(part.name, [*PRESETS, *backbones.names(), AUTO])
+        raise PluresError(f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too")
+    return Part(name=BACKBONE, options=options)
+
+
+def _read_stages(value: Any) -> Any:
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _write_stages(stages: tuple[Part, ...]) -> Any:
+    return AUTO if stages == (Part(name=AUTO),) else [_write_part(stage) for stage in stages]
+
+
 PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
+BackboneField = Annotated[Part, BeforeValidator(_read_backbone), PlainSerializer(_write_part)]
+StagesField = Annotated[tuple[PartField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
+PriorField = Annotated[Part, BeforeValidator(_read_prior), PlainSerializer(_write_part)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -69,28 +123,41 @@ class Experiment(BaseModel):
       present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
       observed positives of the validation images.
     data: path, `format:path` or `scenes`, with the reader's options.
+    classes: names of classes that the data do not name, beside those that they do: unknown for every image.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
-      val_share, test_share in (0, 1); a split that the data give is kept.
+      val_share, test_share in (0, 1); a split that the data give is kept. group_near_copies: a photograph that is
+      another one but for its size or encoding goes into the same split, where plures divides (never with mlspl).
     backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
-      (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
+      (training/auto.py). backbone: one of plures, or fast, balanced or best (models/backbones/presets.py), or any name
+      of timm, pretrained. backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
       the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
-    mode: end_to_end; frozen (the backbone is fixed, its features are computed once); frozen_then_end_to_end; auto:
-      frozen for a pretrained backbone, else end_to_end.
+    stages: what is trained, one after another, each from the best weights of the one before. ridge: a linear head on
+      the features of the frozen backbone, in closed form, for each strength of its option l2; probe: a head on those
+      features, in steps; finetune: everything, backbone included. Written ridge, or probe,finetune, or as a list of
+      {name: probe, epochs: 25}. probe and finetune take epochs, batch_size, drop_last, accumulate, patience,
+      optimizer, lr, head_lr, weight_decay, schedule, clip and ema as options, else the values below. auto: ridge
+      where backbone and head are left to plures and photographs are given, probe for other pretrained backbones,
+      else finetune.
+    prior: what is known without tags, joined with the model at the end of training, as far as the validation images
+      prefer it (training/fusing.py): none; a table of scores by image and class (.csv, .parquet, .npz); imagenet (the
+      classifier of a pretrained backbone, classes matched by name); text (an image-text model). expected_tags: per
+      image, where no tag at all is known and thresholds can rest on nothing else; None: 1.5.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
-      cutout_randaugment; auto: flip end to end.
+      cutout_randaugment; auto: flip in finetune.
     batch_size: images per step, over all processes; accumulate: in how many pieces, one after another, to save
       memory (a loss that looks at a batch as a whole then sees a piece).
-    optimizer: any name that timm or torch knows, or `exact` (no steps: the closed-form ridge on frozen features, for
-      each strength of its option l2); auto: `exact` where backbone, head and mode are left
-      to plures and photographs are given, else adam. lr: of the backbone; head_lr: times lr for the head.
+    optimizer: any name that timm or torch knows. lr: of the backbone; head_lr: times lr for the head.
     schedule: constant, step, cosine, onecycle. clip: largest gradient norm. ema: decay of the weights' average.
     precision: as Lightning Fabric names it. select: the metric that picks the best epoch, on the validation split:
       val_map (known labels), val_map_observed (unobserved counted as absent), val_positives (by observed positives
       alone), last; auto: see `runs/data.py`.
-    patience: a phase stops after so many epochs in turn that were no better by it. history: keep the mean score of
+    patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
+    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`), the
+      network has batch norms and there are 1,000 images or more; else torch. They agree within 1e-4 of the largest
+      feature (scoring/engines.py).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.
@@ -107,26 +174,28 @@ class Experiment(BaseModel):
     teacher: str | None = None
     teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_read_names)] = None
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
     test_share: Share = 0.2
+    group_near_copies: bool = True
 
-    backbone: PartField = Part(name="auto")
+    backbone: BackboneField = Part(name="auto")
     head: PartField = Part(name="auto")
     loss: PartField = Part(name="auto")
-    mode: Literal["auto", "end_to_end", "frozen", "frozen_then_end_to_end"] = "auto"
+    stages: StagesField = (Part(name="auto"),)
+    prior: PriorField = Part(name="none")
+    expected_tags: Annotated[float, Field(gt=0)] | None = None
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
 
     epochs: Annotated[int, Field(ge=1)] = 10
-    frozen_epochs: Annotated[int, Field(ge=1)] = 25
     batch_size: Annotated[int, Field(ge=1)] = 16
     drop_last: bool = False
     accumulate: Annotated[int, Field(ge=1)] = 1
-    optimizer: PartField = Part(name="auto")
+    optimizer: PartField = Part(name="adam")
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    frozen_lr: Annotated[float, Field(gt=0)] = 1e-3
     head_lr: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: PartField = Part(name="constant")
@@ -144,6 +213,7 @@ class Experiment(BaseModel):
 
     seed: int = 0
     device: str = "auto"
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
     tensorboard: bool = False
 
@@ -164,6 +234,7 @@ class Experiment(BaseModel):
         from plures.losses import losses
         from plures.models.backbones import backbones
         from plures.models.heads import heads
+        from plures.models.priors import check_prior
 
         for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
             _refuse_null(part)
@@ -177,29 +248,51 @@ class Experiment(BaseModel):
                 raise PluresError(
                     f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
                 )
-        for part in (self.data, self.supervision, self.schedule, self.optimizer):
+        for part in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
             _refuse_null(part)
+        check_prior(self.prior.name, self.prior.options)
+        if self.classes is not None and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
+            raise PluresError(f"classes={','.join(self.classes)}: expected distinct names, as in classes=cat,sofa")
         _check_data(self.data)
         check_supervision(self.supervision.name, self.supervision.options)
         schedules.make(self.schedule.name, **self.schedule.options)
         if DEVICE.match(self.device) is None:
             raise PluresError(f"device '{self.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
-        if self.optimizer.name == EXACT:
-            _check_exact(self)
-        else:
-            _check_optimizer(self.optimizer)
+        _check_optimizer(self.optimizer)
+        _check_stages(self)
         if self.teacher_threshold is not None and self.teacher is None:
             raise PluresError("teacher_threshold has no effect without a teacher; name a run folder, teacher=RUN")
-        if self.mode == "frozen" and self.augment not in ("auto", "none"):
+        if self.frozen and self.augment not in ("auto", "none"):
             raise PluresError(
-                f"mode=frozen uses features computed once: augment={self.augment} has no effect there; use"
-                " mode=end_to_end, or leave augment out"
+                f"stages={self.stage_names} uses features computed once: augment={self.augment} has no effect there;"
+                " add the stage finetune, or leave augment out"
             )
 
     @property
     def cut(self) -> float:
         """The probability from which a tag is called where no thresholds were chosen."""
         return CUT if isinstance(self.threshold, str) else self.threshold
+
+    @property
+    def stage_names(self) -> str:
+        """The stages as the command line spells them, without their options."""
+        return ",".join(stage.name for stage in self.stages)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone stays as it is: no stage trains it."""
+        return not {AUTO, "finetune"} & {stage.name for stage in self.stages}
+
+    @property
+    def ridge(self) -> bool:
+        """Whether the closed-form ridge is all that is trained."""
+        return self.stage_names == "ridge"
+
+    def of(self, stage: Part) -> Experiment:
+        """This experiment for one of its stages alone, with the stage's own settings in place of the common ones."""
+        own = Experiment(**_step_settings(stage))
+        update = {key: getattr(own, key) for key in _step_settings(stage)}
+        return self.model_copy(update={**update, "stages": (stage,)})
 
     @property
     def runs_before(self) -> list[str]:
@@ -210,7 +303,7 @@ class Experiment(BaseModel):
     def augmentation(self) -> Literal["none", "flip", "crop", "cutout_randaugment"]:
         """`augment` with `auto` resolved."""
         if self.augment == "auto":
-            return "none" if self.mode == "frozen" else "flip"
+            return "none" if self.frozen else "flip"
         return self.augment
 
     # ------------------------------------------------------------------------------------------ the three spellings
@@ -242,6 +335,9 @@ class Experiment(BaseModel):
         for key, value in self.to_dict().items():
             if value == default[key]:
                 continue
+            if key == "stages":
+                settings += _spell_stages(self.stages)
+                continue
             options = [o for o in value if o != "name"] if isinstance(value, dict) else []
             plain = [f"{key}={_spell(value['name'] if options else value)}"]
             plain += [f"{key}.{o}={_spell(value[o])}" for o in options]
@@ -257,7 +353,7 @@ def recipe_settings(spec: str) -> dict[str, Any]:
     if spec.endswith((".yaml", ".yml")):
         values = read_yaml(spec)
         if "experiment" in values:
-            return refuse_imports(recipe_of(Path(spec).stem, values).settings(), spec)
+            return _values_of(recipe_of(Path(spec).stem, values).settings(), spec)
         return Experiment.load(spec).to_dict()
     name, _, row = spec.partition(":")
     return {**load_recipe(name).settings(row or None), "recipe": spec}
@@ -281,7 +377,27 @@ def _with_recipe(values: dict[str, Any]) -> dict[str, Any]:
 
 def _values_of(values: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The values of a file by their names of today."""
-    return refuse_imports({RENAMED.get(key, key): value for key, value in values.items()}, path)
+    return refuse_imports(_of_today(values), path)
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a file of plures 0.1.0 by their names of today."""
+    values = dict(values)
+    if "embedder" in values:
+        values["backbone"] = values.pop("embedder")
+    epochs, lr = values.pop("frozen_epochs", 25), values.pop("frozen_lr", 1e-3)
+    mode, optimizer = values.pop("mode", None), values.get("optimizer")
+    name, options = (optimizer["name"], optimizer) if isinstance(optimizer, dict) else (optimizer, {})
+    if name == "exact":
+        del values["optimizer"]
+        values["stages"] = [{**options, "name": "ridge"}]
+    elif name == AUTO:
+        del values["optimizer"]
+    if mode is not None and "stages" not in values:
+        probe = {"name": "probe", "epochs": epochs, "lr": lr}
+        one = {"frozen": "probe", "end_to_end": "finetune"}
+        values["stages"] = [probe, "finetune"] if mode == "frozen_then_end_to_end" else one.get(mode, mode)
+    return values
 
 
 def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
@@ -291,8 +407,10 @@ def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     components: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "data": formats}
+    components["prior"] = priors
     for field, registry in components.items():
         value = values.get(field, "")
         name = value.get("name", "") if isinstance(value, dict) else value
@@ -317,9 +435,14 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
         if not equals:
             raise PluresError(f"'{setting}' is not a setting; write key=value, for example lr=1e-3")
         field, dot, option = key.strip().partition(".")
+        if field in NOW:
+            raise PluresError(f"the setting '{field}' of plures 0.1.0 is written {NOW[field]} today")
         if field not in Experiment.model_fields:
             raise PluresError(f"there is no setting '{field}'{did_you_mean(field, Experiment.model_fields)}")
         kind = Experiment.model_fields[field].annotation
+        if dot and field == "stages":
+            values[field] = _with_stage_setting(values.get(field, AUTO), option, text)
+            continue
         if not dot:
             literal = is_text(kind) or (kind is Part and not text.lstrip().startswith("{"))
             values[field] = _read_text(text, NoneType in get_args(kind)) if literal else _read_value(text)
@@ -334,6 +457,27 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
     return values
 
 
+def _with_stage_setting(stages: Any, option: str, text: str) -> list[Any]:
+    """The stages with `NAME.option=text` set."""
+    name, _, key = option.partition(".")
+    parts = [_read_part(stage) for stage in _read_stages(stages)]
+    names = [part.name if isinstance(part, Part) else str(part) for part in parts]
+    if not key:
+        raise PluresError(f"stages.{option}={text} names no setting of a stage; write stages.probe.epochs=25")
+    if name not in names:
+        raise PluresError(f"stages.{option}={text}: the stages are {','.join(names)}; name it too, as in stages={name}")
+    old = parts[names.index(name)].options
+    new = apply_settings(old, [f"{key}={text}"]) if key.partition(".")[0] in OF_A_STAGE else {key: _read_value(text)}
+    parts[names.index(name)] = Part(name=name, options={**old, **new})
+    return [_write_part(part) for part in parts]
+
+
+def _spell_stages(stages: tuple[Part, ...]) -> list[str]:
+    """`stages=probe,finetune` and `stages.probe.epochs=25`."""
+    plain = [f"stages={','.join(stage.name for stage in stages)}"]
+    return plain + [f"stages.{s.name}.{key}={_spell(value)}" for s in stages for key, value in s.options.items()]
+
+
 def _text_option(field: str, name: str, option: str) -> bool | None:
     """None unless the option of a component is text; then whether it may be left open, as `null`.
 
@@ -343,12 +487,15 @@ def _text_option(field: str, name: str, option: str) -> bool | None:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     if field == "data":
         found = [entry.text_options[option] for entry in formats if option in entry.text_options]
         return found[0] if found else None
-    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses}
+    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "prior": priors}
     names = {"backbone": (BACKBONE,), "head": AUTO_HEADS}.get(field, ()) if name == AUTO else (name,)
+    if field == "backbone" and ":" not in name and name not in backbones.names():
+        names = (BACKBONE,)
     known = [registries[field][one] for one in names if field in registries and one in registries[field].names()]
     return next((entry.text_options[option] for entry in known if option in entry.text_options), None)
 
@@ -408,13 +555,14 @@ def _check_optimizer(part: Part) -> None:
     """Raise PluresError if neither timm nor torch knows the optimizer, or it does not take one of the options."""
     from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
 
-    names = [str(name) for name in list_optimizers()]
-    name = STEPPED if part.name == AUTO else part.name
+    names, name = [str(name) for name in list_optimizers()], part.name
+    if name == "exact":
+        raise PluresError("optimizer=exact of plures 0.1.0 is written stages=ridge today")
     if name not in names:
-        raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, [*names, EXACT, AUTO])}")
+        raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, names)}")
     parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
     own = {"params", "lr", "weight_decay", "kwargs"}  # settings of their own
-    allowed = [*(p for p in parameters if p not in own), *(["l2"] if part.name == AUTO else [])]
+    allowed = [p for p in parameters if p not in own]
     for option in part.options:
         if option in ("lr", "weight_decay"):
             raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={part.options[option]}")
@@ -422,35 +570,66 @@ def _check_optimizer(part: Part) -> None:
             raise PluresError(f"optimizer '{name}' has no option '{option}'{did_you_mean(option, allowed)}")
 
 
-def _check_exact(e: Experiment) -> None:
-    """Raise PluresError unless optimizer=exact can solve this experiment."""
+def _step_settings(stage: Part) -> dict[str, Any]:
+    """The settings that a stage has of its own, all but the strengths of a ridge."""
+    return {key: value for key, value in stage.options.items() if key != "l2"}
+
+
+def _check_stages(e: Experiment) -> None:
+    """Raise PluresError unless each stage is known, has settings that it can take, and follows those before it."""
+    names, known = [stage.name for stage in e.stages], ("ridge", "probe", "finetune", AUTO)
+    for stage in e.stages:
+        name, options = stage.name, stage.options
+        if name not in known:
+            raise PluresError(f"stages={e.stage_names}: unknown stage '{name}'{did_you_mean(name, known)}")
+        allowed = {"ridge": ("l2",), AUTO: ()}.get(name, OF_A_STAGE)
+        for option in options:
+            if option not in allowed:
+                hint = did_you_mean(option, allowed) if allowed else "; name the stages to set their options"
+                raise PluresError(f"stage '{name}' has no option '{option}'{hint}")
+        try:
+            if own := _step_settings(stage):
+                Experiment(**own)
+        except PluresError as error:
+            raise PluresError(f"stages.{name}: {error}") from None
+    if tuple(names) not in STAGES:
+        raise PluresError(
+            f"stages={e.stage_names} is no course of training; choose from"
+            f" {', '.join(','.join(course) for course in STAGES)}"
+        )
+    if "ridge" in names:
+        _check_ridge(e)
+
+
+def _check_ridge(e: Experiment) -> None:
+    """Raise PluresError unless the closed-form ridge can solve this experiment."""
     wrong = {
-        f"mode={e.mode}": e.mode not in (AUTO, "frozen"),
         f"head={e.head.name}": e.head.name not in (AUTO, "linear"),
         "head.boost": e.head.options.get("boost", 1) != 1,
-        f"loss={e.loss.name}": e.loss.name not in (AUTO, "least_squares"),
-        "history=true": e.history,
-        "ema": e.ema is not None,
+        f"loss={e.loss.name}": e.ridge and e.loss.name not in (AUTO, "least_squares"),
+        "history=true": e.ridge and e.history,
+        "ema": e.ridge and e.ema is not None,
     }
     found = [what for what, holds in wrong.items() if holds]
     if found:
         raise PluresError(
-            f"optimizer=exact solves least squares of a linear head on frozen features, not {', '.join(found)};"
-            " use mode=frozen head=linear loss=least_squares, or another optimizer"
+            f"stages=ridge solves least squares of a linear head on frozen features, not {', '.join(found)};"
+            " use head=linear loss=least_squares, or stages=probe"
         )
-    unknown = e.optimizer.options.keys() - {"l2"}
-    l2 = e.optimizer.options.get("l2", list(EXACT_L2))
-    if unknown or not isinstance(l2, list) or not l2 or not all(isinstance(x, int | float) and x > 0 for x in l2):
-        raise PluresError(
-            f"optimizer=exact has one option, l2: a list of strengths above 0 such as [0.3, 1, 3],"
-            f" got {e.optimizer.options}"
-        )
+    l2 = next(stage for stage in e.stages if stage.name == "ridge").options.get("l2", list(RIDGE_L2))
+    if not isinstance(l2, list) or not l2 or not all(isinstance(x, int | float) and x > 0 for x in l2):
+        raise PluresError(f"stages.ridge.l2 is a list of strengths above 0 such as [0.3, 1, 3], got {l2!r}")
 
 
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line: which key, what came, what was expected."""
     first = error.errors()[0]
     key = ".".join(str(place) for place in first["loc"] if place != "Part")
+    if key in NOW:
+        return f"the setting '{key}' of plures 0.1.0 is written {NOW[key]} today"
+    if key.startswith("stages"):
+        got = clipped(repr(first["input"]))
+        return f"stages: expected names such as probe,finetune or {{name: probe, epochs: 25}}, got {got}"
     if first["type"] == "extra_forbidden":
         return f"there is no setting '{key}'{did_you_mean(key, Experiment.model_fields)}"
     return f"{key}={clipped(repr(first['input']))}: {first['msg'].lower()}"

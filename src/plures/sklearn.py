@@ -25,7 +25,7 @@ from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from plures.analysis.thresholds import from_logits
-from plures.config import EXACT_L2
+from plures.config import RIDGE_L2
 from plures.errors import PluresError
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 from plures.losses.least_squares import LeastSquares
@@ -69,7 +69,7 @@ class PartialLabelRidge(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        alphas: float | Sequence[float] = EXACT_L2,
+        alphas: float | Sequence[float] = RIDGE_L2,
         *,
         unknown_weight: float | str = "auto",
         normalize: bool = True,

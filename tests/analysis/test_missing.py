@@ -106,7 +106,7 @@ def run(photos, tmp_path_factory) -> Run:
         backbone={"name": "small_conv", "image_size": 32},
         head="linear",
         loss="role",
-        mode="frozen",
+        stages="probe",
         epochs=30,
         lr=0.5,  # features of an untrained backbone are nearly the same for all
         select="last",
@@ -183,7 +183,7 @@ def test_the_mean_over_the_epochs_is_averaged_in_where_the_run_kept_it(run, tmp_
 
 
 def test_end_to_end_is_trained_anew(run, photos, tmp_path):
-    changes = {"mode": "end_to_end", "epochs": 1, "loss": "an", "lr": 1e-3, "select": "auto", "patience": 1}
+    changes = {"stages": "finetune", "epochs": 1, "loss": "an", "lr": 1e-3, "select": "auto", "patience": 1}
     other = train(Experiment(**{**run.experiment.to_dict(), **changes}), tmp_path / "run")
     data = prepare(other.experiment, own_data(other, {}, False)).train.take(np.arange(20))
     assert np.isfinite(out_of_fold(other, data, 2)).all()

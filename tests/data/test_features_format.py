@@ -193,7 +193,7 @@ def test_what_features_cannot_do_is_said_in_one_line(world, tmp_path, plures):
         (("localise", run.path), "no heat map: the model was trained on features"),
         (("export", run.path, "--to", "torch", "--out", tmp_path / "m.pt2"), "an exported file takes photographs"),
         (
-            ("train", folder / "data.npz", "mode=frozen_then_end_to_end", "--out", tmp_path / "r"),
+            ("train", folder / "data.npz", "stages=probe,finetune", "--out", tmp_path / "r"),
             "only a head to train",
         ),
         (("train", folder / "data.npz", "backbone=features", "backbone.width=5", "--out", tmp_path / "r"), "width=5"),

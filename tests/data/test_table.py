@@ -334,6 +334,9 @@ def test_metadata_columns_are_said_and_not_trained_on(tmp_path):
     assert data.classes == ("cat", "dog")
     assert "columns 'Unnamed: 0' (holds '0'), 'fold' (holds '1'), 'Sex' (holds 'M'), 'Age'" in whats(data)
     assert "data.classes=cat,dog,fold would train on it" in whats(data)
+    only = table(tmp_path, ",image,cat,dog\n" + "".join(f"{n},{i}.jpg,1,0\n" for n, i in enumerate("abcdef")))
+    assert "column 'Unnamed: 0' (holds '0', '1', '2') is not used; " in whats(read(only))
+    assert "would train on it" not in whats(read(only))
     assert read(table(tmp_path, text), classes="dog, fold").classes == ("dog", "fold")
     assert "no class 'dig'; did you mean 'dog'" in one_problem(table(tmp_path, text), classes="dig")
     tags = table(tmp_path, "image,tags\na.jpg,cat;dog\nb.jpg,bird\n")
@@ -408,7 +411,7 @@ def test_separators_and_the_hint_at_one(tmp_path, separator, said):
 
 def test_a_class_that_says_that_nothing_is_there(tmp_path):
     path = table(tmp_path, "image,tags\na.jpg,No Finding\nb.jpg,Mass;Edema\nc.jpg,Edema;No Finding\n")
-    assert "data.nothing=No Finding" in whats(read(path))
+    assert "'data.nothing=No Finding' takes it so" in whats(read(path))
     assert "'No Finding' is present, and so is another class" in one_problem(path, nothing="No Finding")
     data = read(path, nothing="No Finding", skip_bad=True)
     assert (data.classes, data.labels.values.tolist()) == (("Edema", "Mass"), [[0, 0], [1, 1]])

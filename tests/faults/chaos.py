@@ -95,7 +95,7 @@ JOBS = {
     "merge": forced("merge", "tags.csv", "other.csv", "--out", "merged.csv"),
     "convert": forced("convert", "tags.csv", "--to", "coco", "--out", "coco.json"),
     "train": training(*SCENES, "loss=role", "epochs=2"),
-    "train, frozen": training("tags.csv", *SMALL, "loss=an", "mode=frozen", "epochs=2", "frozen_epochs=2"),
+    "train, frozen": training("tags.csv", *SMALL, "loss=an", "stages=probe", "epochs=2"),
     "sweep": same("sweep", *SCENES, "loss=an", "epochs=1", "--grid", "lr=0.01,0.001", "--out", "swept"),
     "evaluate": forced("evaluate", "run", "tags.csv", "--json", "judged.json"),
     "thresholds": same("thresholds", "run"),
@@ -317,7 +317,7 @@ def make_world(at: Path) -> None:
     asked = [f"photos/{i:02d}.png,{TAGS[(i + 2) % 3]},missing,0.5,{i},model," for i in range(10)]
     (at / "asked.csv").write_text("image,tag,kind,score,rank,method,heatmap\n" + "\n".join(asked) + "\n")
     for run, loss in (("run", "an"), ("run2", "role")):
-        finish(["train", "tags.csv", *SMALL, f"loss={loss}", "epochs=1", "mode=end_to_end", "--out", run], at)
+        finish(["train", "tags.csv", *SMALL, f"loss={loss}", "epochs=1", "stages=finetune", "--out", run], at)
 
 
 # --------------------------------------------------------------------------------------------------------- the rounds

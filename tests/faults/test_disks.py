@@ -70,7 +70,7 @@ def files_of(disk: Path) -> dict[str, bytes]:
 
 COMMANDS = {
     "train": ("train", "{world}/tags.csv", "--out", "{disk}/new", *SETTINGS),
-    "train, frozen": ("train", "{world}/tags.csv", "--out", "{disk}/../new", *SETTINGS, "mode=frozen", "loss=an"),
+    "train, frozen": ("train", "{world}/tags.csv", "--out", "{disk}/../new", *SETTINGS, "stages=probe", "loss=an"),
     "train, again": ("train", "--resume", "{disk}/run"),
     "predict": ("predict", "{world}/run", "{world}/0.png", "--out", "{disk}/found.csv"),
     "predict, Parquet": ("predict", "{world}/run", "{world}/0.png", "--out", "{disk}/found.parquet"),

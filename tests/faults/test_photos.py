@@ -127,20 +127,20 @@ class Said(Quiet):
             self.then()
 
 
-@pytest.mark.parametrize("mode", ["end_to_end", "frozen"])
+@pytest.mark.parametrize("stages", ["finetune", "probe"])
 @pytest.mark.parametrize("gone", [(0,), (2, 3), (1, 6, 7)], ids=["train", "val and test", "all"])
-def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch, mode, gone):
-    """In frozen mode they vanish before their features are computed, else after the second of four epochs."""
+def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch, stages, gone):
+    """In a probe they vanish before their features are computed, else after the second of four epochs."""
     monkeypatch.setenv("PLURES_CACHE", str(photos / "cache"))
 
     def vanish():
         for number in gone:
             (photos / f"{number}.png").unlink()
 
-    settings = {"data": str(photos / "tags.csv"), "mode": mode, "epochs": 4, "batch_size": 5, "workers": 0}
+    settings = {"data": str(photos / "tags.csv"), "stages": stages, "epochs": 4, "batch_size": 5, "workers": 0}
     settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "device": "cpu", "augment": "none"}
-    experiment, watch = Experiment(**settings), Said(vanish if mode == "end_to_end" else None)
-    if mode == "frozen":
+    experiment, watch = Experiment(**settings), Said(vanish if stages == "finetune" else None)
+    if stages == "probe":
         make, left = train_module.make_loss, [vanish]
         monkeypatch.setattr(train_module, "make_loss", lambda *given: (left and left.pop()()) or make(*given))
     run = train(experiment, photos / "run", skip_bad=True, watch=watch)
@@ -154,6 +154,6 @@ def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch,
 
 def test_without_skip_bad_a_photograph_that_vanishes_is_named(photos):
     settings = {"data": str(photos / "tags.csv"), "epochs": 4, "batch_size": 5, "workers": 0, "device": "cpu"}
-    settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "mode": "end_to_end"}
+    settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "stages": "finetune"}
     with pytest.raises(Unreadable, match=r"0\.png: no such file"):
         train(Experiment(**settings), photos / "run", watch=Said(lambda: (photos / "0.png").unlink()))

@@ -231,7 +231,7 @@ class Command:
 
 def test_no_file_can_run_code(tmp_path):
     canary = tmp_path / "ran"
-    hostile = {"phase": 0, "epoch": 0, "best": {}, "net": {}, "state_dict": Command(canary)}
+    hostile = {"stage": 0, "epoch": 0, "best": {}, "net": {}, "state_dict": Command(canary)}
     Experiment().save(tmp_path / "experiment.yaml")
     save(build_model("small_conv", "linear", ("cat",), {"image_size": 16}), tmp_path)
     for write in (lambda file: torch.save(hostile, file), lambda file: file.write_bytes(pickle.dumps(hostile))):

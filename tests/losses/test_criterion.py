@@ -160,7 +160,7 @@ def test_role_in_a_plain_loop_learns_what_training_learns_bit_for_bit(dense):
     e = Experiment(
         loss="role",
         head="linear",
-        mode="frozen",
+        stages="probe",
         optimizer="adam",
         epochs=3,
         batch_size=8,

@@ -113,7 +113,7 @@ def test_rows_read_without_gradient_are_not_trained():
     assert memory.rows(torch.tensor([1])).requires_grad
 
 
-def test_a_saved_table_begins_the_next_phase(tmp_path):
+def test_a_saved_table_begins_the_next_stage(tmp_path):
     memory = LabelMemory(start(), learned=True)
     memory.save(tmp_path / "t.safetensors")
     assert torch.equal(load_table(tmp_path / "t.safetensors", memory.shape), start())

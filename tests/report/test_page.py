@@ -88,13 +88,13 @@ def test_the_page(plures, run, tmp_path):
 
 def test_a_head_that_was_solved_for(plures, tmp_path, monkeypatch):
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
-    solved = {"mode": "frozen", "head": "linear", "optimizer": {"name": "exact", "l2": [0.5, 2.0]}}
+    solved = {"stages": {"name": "ridge", "l2": [0.5, 2.0]}, "head": "linear"}
     train(Experiment(**SCENES, **solved), tmp_path / "run")
     code, _, err = plures("report", tmp_path / "run", "--out", tmp_path / "r.html", "--resamples", "20")
     assert code == 0, err
     text = (tmp_path / "r.html").read_text()
     assert "trained with the loss least_squares" in text
-    assert "frozen, solved exactly for 2 strengths of l2" in text
+    assert "ridge: in closed form for 2 strengths" in text
     assert "strength l2" in text
 
 

@@ -367,7 +367,7 @@ def memory_report(run):
 
 
 def test_a_sweep_in_memory_can_be_continued_and_its_runs_say_so(in_hand, tmp_path):
-    values = {**SMALL, "mode": "frozen"}
+    values = {**SMALL, "stages": "probe"}
     for _ in range(2):
         found = sweep(values, tmp_path / "s", {"lr": ["1e-3"]}, dataset=in_hand)
     run = Run(found.cells[0].folder)
@@ -522,7 +522,7 @@ def test_copies_are_scored_in_one_fold(monkeypatch, tmp_path, memory_run):
 
     monkeypatch.setattr(cross_fitting, "_HeadOnly", lambda run, dataset, workers: type("H", (), {"scores": scores})())
     run = Run(memory_run.path)
-    run.experiment = run.experiment.model_copy(update={"mode": "frozen"})
+    run.experiment = run.experiment.change(["stages=probe"])
     assert np.isfinite(cross_fitting.out_of_fold(run, data, 4)).all()
     assert len(seen) == 4
     assert not any(rest & held_out for rest, held_out in seen)

@@ -36,7 +36,7 @@ def coloured(n=64):
 
 
 FROZEN = {
-    "backbone": {"name": "small_conv", "image_size": 24}, "head": "linear", "mode": "frozen", "epochs": 3,
+    "backbone": {"name": "small_conv", "image_size": 24}, "head": "linear", "stages": "probe", "epochs": 3,
     "batch_size": 8, "supervision": "single_positive", "loss": "an", "device": "cpu", "workers": 0,
 }  # fmt: skip
 GRID = {"lr": ["1e-2", "1e-3"], "loss": ["an", "role"]}
@@ -116,17 +116,22 @@ def test_finished_runs_are_never_trained_again_and_a_grid_can_grow(tmp_path, mon
 def test_features_go_on_where_a_kill_left_them(tmp_path, monkeypatch):
     model, seen = frozen_sweep.untrained(Experiment(**FROZEN), coloured().classes), []
     whole = frozen_features(model, coloured(), pooled=True, device=torch.device("cpu"))
-    real = model.tokens
+    real = features_module.engines.feature_function
 
-    def killed(images):
-        seen.append(len(images))
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return real(images)
+    def killed(*given):
+        compute = real(*given)
+
+        def of_images(images):
+            seen.append(len(images))
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return compute(images)
+
+        return of_images
 
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(features_module, "SAVED_EVERY", 0.0)
-    monkeypatch.setattr(model, "tokens", killed)
+    monkeypatch.setattr(features_module.engines, "feature_function", killed)
     for _ in range(2):
         try:
             again = frozen_features(model, coloured(), pooled=True, device=torch.device("cpu"))

@@ -55,7 +55,7 @@ def run_of(name, tmp_path=None, draw=1, options=None, **settings):
     if name == "vlpl":
         np.save(tmp_path / "scores.npy", np.random.default_rng(5).random((N, K)))
         loss["scores"] = str(tmp_path / "scores.npy")
-    usual = {"mode": "frozen", "head": "linear", "optimizer": "adam", "epochs": 4, "batch_size": 8, "device": "cpu"}
+    usual = {"stages": "probe", "head": "linear", "optimizer": "adam", "epochs": 4, "batch_size": 8, "device": "cpu"}
     e = Experiment(**usual | settings, loss=loss)
     torch.manual_seed(e.seed)
     head = Linear(D, K)
@@ -100,12 +100,12 @@ def alone(run):
         head.classifier.weight.copy_(run.weight)
         head.classifier.bias.copy_(run.bias)
     x, y = run.data.train[:, None], run.labels.values
-    phase = Stage(
-        "frozen", 0, HeadOnFeatures(head, grid_boxes(1, 1)), head, FeatureBatches(x, y, run.order), run.labels,
-        e.epochs, e.lr, FeatureBatches(x, y, Order(N, 64)),
+    stage = Stage(
+        "probe", 0, HeadOnFeatures(head, grid_boxes(1, 1)), head, FeatureBatches(x, y, run.order), run.labels,
+        e, FeatureBatches(x, y, Order(N, 64)),
     )  # fmt: skip
     keeper = Keeper(run)
-    best = fit(phase, e, run.loss, make_fabric(e), keeper, Quiet())
+    best = fit(stage, run.loss, make_fabric(e), keeper, Quiet())
     return keeper, best
 
 
@@ -243,14 +243,14 @@ def test_scores_of_many_runs_are_those_of_the_report(definition):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"mode": "end_to_end"}, "mode=end_to_end"), ({"head": "codebook"}, "head=codebook"), ({"ema": 0.9}, "ema"),
+        ({"stages": "finetune"}, "stages=finetune"), ({"head": "codebook"}, "head=codebook"), ({"ema": 0.9}, "ema"),
         ({"optimizer": "lamb"}, "optimizer=lamb"), ({"clip": 1.0}, "clip"), ({"precision": "64-true"}, "64-true"),
         ({"teacher": "RUN"}, "teacher"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_together_says_why(change, reason):
-    e = Experiment(**{"mode": "frozen", "head": "linear", "optimizer": "adam", **change})
+    e = Experiment(**{"stages": "probe", "head": "linear", "optimizer": "adam", **change})
     assert reason in why_not(e, ())
-    able = Experiment(mode="frozen", head="linear", optimizer="adam")
+    able = Experiment(stages="probe", head="linear", optimizer="adam")
     assert why_not(able, {"label_state"}) == ""
     assert "embeddings" in why_not(able, {"embeddings"})

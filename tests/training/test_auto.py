@@ -13,18 +13,18 @@ from plures.training.train import train
 
 
 @pytest.mark.parametrize(
-    ("values", "head", "mode", "loss"),
+    ("values", "head", "stages", "loss"),
     [
-        ([[1, 0], [0, 1]], "linear", "frozen", "bce"),
-        ([[1, -1], [-1, 1]], "linear", "end_to_end", "wan"),
-        ([[1, 0], [-1, 1]], "query2label", "end_to_end", "wan"),
-        ([[1, -1], [-1, 1]], "codebook", "end_to_end", "gr"),
-        ([[1, -1], [-1, 1]], "codebook", "frozen", "wan"),
-        ([[1, -1], [-1, 1]], "codebook", "frozen_then_end_to_end", "wan"),
+        ([[1, 0], [0, 1]], "linear", "probe", "bce"),
+        ([[1, -1], [-1, 1]], "linear", "finetune", "wan"),
+        ([[1, 0], [-1, 1]], "query2label", "finetune", "wan"),
+        ([[1, -1], [-1, 1]], "codebook", "finetune", "gr"),
+        ([[1, -1], [-1, 1]], "codebook", "probe", "wan"),
+        ([[1, -1], [-1, 1]], "codebook", "probe,finetune", "wan"),
     ],
 )
-def test_the_choice(values, head, mode, loss):
-    part, reason = choose_loss(Labels(np.array(values, np.int8)), Experiment(head=head, mode=mode))
+def test_the_choice(values, head, stages, loss):
+    part, reason = choose_loss(Labels(np.array(values, np.int8)), Experiment(head=head, stages=stages))
     assert part == Part(name=loss)
     assert reason.startswith("every training label" if loss == "bce" else ("some", "nothing"))
 
@@ -61,7 +61,7 @@ def test_the_head_learns_the_statistics_of_frozen_features(tmp_path):
     splits = np.array(["train"] * 16 + ["val"] * 8)
     dataset = Dataset(rng.integers(0, 256, (24, 64, 64, 3), dtype=np.uint8), labels, ("a", "b"), splits)
     experiment = Experiment(
-        head={"name": "linear", "standardise": True}, mode="frozen", epochs=1, device="cpu", workers=0
+        head={"name": "linear", "standardise": True}, stages="probe", epochs=1, device="cpu", workers=0
     )
     model = load(train(experiment, tmp_path / "run", dataset=dataset).path)
     x = frozen_features(model, dataset.take(splits == "train"), pooled=True, device="cpu", workers=0)[:, 0]
@@ -70,7 +70,7 @@ def test_the_head_learns_the_statistics_of_frozen_features(tmp_path):
 
 
 def test_without_frozen_features_there_are_no_statistics(tmp_path):
-    experiment = Experiment(head={"name": "linear", "standardise": True}, mode="end_to_end", epochs=1, device="cpu")
+    experiment = Experiment(head={"name": "linear", "standardise": True}, stages="finetune", epochs=1, device="cpu")
     with pytest.raises(PluresError, match="takes its statistics from frozen features"):
         train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -15,9 +15,9 @@ from plures.training.auto import choose_model
 from plures.training.progress import Quiet
 from plures.training.train import train
 
-SCRATCH = ("small_conv", "codebook", "end_to_end", "adam", 0.5)
-SOLVED = ("timm", "linear", "frozen", "exact", "chosen")
-STEPS = ("timm", "linear", "frozen", "adamw", "chosen")
+SCRATCH = ("small_conv", "codebook", "finetune", "adam", 0.5)
+SOLVED = ("timm", "linear", "ridge", "adam", "chosen")
+STEPS = ("timm", "linear", "probe", "adamw", "chosen")
 PRETRAINED = {"backbone": {"name": "timm", "model": "resnet18", "pretrained": True}}
 
 
@@ -29,7 +29,7 @@ def pictures(side, count=4):
 
 def chosen(dataset, **settings):
     e, line = choose_model(Experiment(**{"data": "photos", **settings}), lambda: dataset)
-    return (e.backbone.name, e.head.name, e.mode, e.optimizer.name, e.threshold), line, e
+    return (e.backbone.name, e.head.name, e.stage_names, e.optimizer.name, e.threshold), line, e
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def chosen(dataset, **settings):
         (200, {"loss": "least_squares"}, SOLVED),
         (200, {"loss": "role"}, STEPS),
         (200, {"history": True}, STEPS),
-        (200, {"optimizer": "sgd"}, ("timm", "linear", "frozen", "sgd", "chosen")),
-        (200, {"head": "codebook"}, ("timm", "codebook", "frozen", "adam", 0.5)),
-        (200, {"mode": "end_to_end"}, ("timm", "codebook", "end_to_end", "adam", 0.5)),
-        (200, {"mode": "frozen_then_end_to_end"}, ("timm", "linear", "frozen_then_end_to_end", "adamw", "chosen")),
+        (200, {"optimizer": "sgd"}, ("timm", "linear", "probe", "sgd", "chosen")),
+        (200, {"head": "codebook"}, ("timm", "codebook", "probe", "adam", 0.5)),
+        (200, {"stages": "finetune"}, ("timm", "codebook", "finetune", "adam", 0.5)),
+        (200, {"stages": "probe,finetune"}, ("timm", "linear", "probe,finetune", "adam", "chosen")),
         (200, {"backbone": "small_conv"}, SCRATCH),
         (200, {"backbone": "timm"}, ("timm", *SCRATCH[1:])),
         (16, PRETRAINED, SOLVED),
         (200, {**PRETRAINED, "threshold": 0.3}, (*SOLVED[:4], 0.3)),
         (16, {"threshold": "chosen"}, (*SCRATCH[:4], "chosen")),
-        (16, {"optimizer": "exact"}, ("small_conv", "linear", "frozen", "exact", 0.5)),
+        (16, {"stages": "ridge"}, ("small_conv", "linear", "ridge", "adam", 0.5)),
     ],
 )
 def test_the_choice(side, settings, expected):
@@ -61,7 +61,7 @@ def test_the_choice(side, settings, expected):
 
 def test_the_choice_is_written_out_and_stands():
     """What experiment.yaml holds chooses the same again, and without a word."""
-    for settings in ({}, {"loss": "role"}, {"mode": "frozen_then_end_to_end"}, {"image_size": 96}):
+    for settings in ({}, {"loss": "role"}, {"stages": "probe,finetune"}, {"image_size": 96}):
         for side in (32, 200):
             e = chosen(pictures(side), **settings)[2]
             again, line = choose_model(Experiment(**e.to_dict()), lambda: pytest.fail("nothing is left to choose"))
@@ -71,7 +71,7 @@ def test_the_choice_is_written_out_and_stands():
 
 def test_the_reason_names_what_was_chosen_and_the_other_way():
     assert chosen(pictures(200))[1] == (
-        "photographs: frozen features of mobilenetv2_100 and a closed-form head; train from scratch with"
+        "photographs: frozen features of tf_efficientnet_lite2.in1k and a closed-form head; train from scratch with"
         " backbone=small_conv"
     )
     assert chosen(pictures(48))[1].startswith("pictures of 48 pixels: small_conv trained from scratch; for features")
@@ -97,11 +97,11 @@ def test_a_file_of_weights_is_the_model_that_it_is_called_after():
     assert e.backbone == Part(name="timm", options={"model": "resnet18", "weights": "w/resnet18.a1_in1k.safetensors"})
     e = Experiment(data="photos").change(["backbone.weights=1e3"])
     e = choose_model(e, lambda: pictures(200))[0]
-    assert e.backbone.options == {"model": "mobilenetv2_100", "weights": "1e3"}
+    assert e.backbone.options == {"model": "tf_efficientnet_lite2.in1k", "weights": "1e3"}
 
 
 def test_the_recipe_photos_is_the_default():
-    for settings in ({}, {"loss": "role"}, {"head": "linear"}, {"mode": "frozen_then_end_to_end"}):
+    for settings in ({}, {"loss": "role"}, {"head": "linear"}, {"stages": "probe,finetune"}):
         values = recipe_settings("photos") | {"recipe": None, "data": "photos"} | settings
         recipe = choose_model(Experiment(**values), lambda: pictures(16))[0]
         plain = choose_model(Experiment(**settings, data="photos"), lambda: pictures(200))[0]
@@ -142,7 +142,7 @@ def test_thresholds_are_chosen_at_the_end(photos, tmp_path, monkeypatch, complet
     data = {"name": str(photos / "tags.csv"), "complete": complete}
     backbone, heard = {"name": "auto", "weights": str(photos / "test_resnet.safetensors")}, Heard()
     run = train(Experiment(data=data, backbone=backbone, **COMMON), tmp_path / "run", watch=heard)
-    assert (run.experiment.mode, run.experiment.optimizer.name) == ("frozen", "exact")
+    assert run.experiment.stage_names == "ridge"
     assert run.experiment.backbone.options["model"] == "test_resnet"
     kept = Thresholds.load(run.path, ("blue", "red"))
     assert kept is not None

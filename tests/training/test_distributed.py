@@ -75,7 +75,7 @@ CASES = {
     "epr looks at the batch": {"loss": {"name": "epr", "expected_positives": 2.0}},
     "role learns its labels": {"loss": {"name": "role", "expected_positives": 2.0}},
     "ignore looks twice": {"loss": {"name": "ignore", "warmup_epochs": 0, "momentum": 0.5}, "head": "linear"},
-    "frozen": {"loss": "an", "mode": "frozen", "head": "linear"},
+    "frozen": {"loss": "an", "stages": "probe", "head": "linear"},
 }
 
 

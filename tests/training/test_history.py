@@ -79,7 +79,7 @@ def test_patience_ends_a_phase_after_so_many_epochs_that_were_no_better(tmp_path
     assert len(run.log) == best + 3 < 30
     scores = [record["val_map"] for record in run.log]
     assert max(scores) == scores[best]
-    assert watch.said[1:] == [f"end_to_end: no better score for 2 epochs; stopped after epoch {best + 3}"]
+    assert watch.said[1:] == [f"finetune: no better score for 2 epochs; stopped after epoch {best + 3}"]
     again = plures.train(experiment(), tmp_path / "run", resume=True)
     assert again.log == run.log
 
@@ -105,10 +105,10 @@ def test_weights_with_folded_batch_norms_train_only_with_these_frozen(tmp_path, 
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
     backbone = {"name": "timm", "model": "test_resnet", "weights": folded}
     with pytest.raises(PluresError, match=r"backbone\.frozen_norm=true"):
-        plures.train(experiment(backbone=backbone, epochs=1, mode="end_to_end"), tmp_path / "run")
-    plures.train(experiment(backbone=backbone, epochs=1, mode="frozen"), tmp_path / "frozen")
-    plures.train(experiment(backbone={**backbone, "frozen_norm": True}, epochs=1, mode="end_to_end"), tmp_path / "run")
+        plures.train(experiment(backbone=backbone, epochs=1, stages="finetune"), tmp_path / "run")
+    plures.train(experiment(backbone=backbone, epochs=1, stages="probe"), tmp_path / "frozen")
+    plures.train(experiment(backbone={**backbone, "frozen_norm": True}, epochs=1, stages="finetune"), tmp_path / "run")
     state = timm.create_model("test_resnet").state_dict()
     state["bn1.running_mean"] = torch.ones_like(state["bn1.running_mean"])
     save_file(state, folded)
-    plures.train(experiment(backbone=backbone, epochs=1, mode="end_to_end"), tmp_path / "sound")
+    plures.train(experiment(backbone=backbone, epochs=1, stages="finetune"), tmp_path / "sound")

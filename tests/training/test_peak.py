@@ -43,19 +43,19 @@ def test_activations_are_those_that_the_layers_give():
 
 def test_the_peak_grows_with_what_fills_memory(model):
     def at(rows=10, workers=0, **settings):
-        return peak(model, data(rows), Experiment(mode="end_to_end", **settings), workers)
+        return peak(model, data(rows), Experiment(stages="finetune", **settings), workers)
 
     one = at(batch_size=1)
     assert 8 * one > at(batch_size=8) > one
     assert at(batch_size=8, accumulate=4) == at(batch_size=2)
     assert at(batch_size=8, workers=2) > at(batch_size=8)
     assert at(rows=20) - at(rows=10) == 10 * 2 * 3 * 4
-    frozen = [peak(model, data(rows), Experiment(mode="frozen", head="linear"), 0) for rows in (10, 20)]
+    frozen = [peak(model, data(rows), Experiment(stages="probe", head="linear"), 0) for rows in (10, 20)]
     assert frozen[1] - frozen[0] == 10 * (2 * 3 * 4 + model.backbone.width * 4)
 
 
 def test_it_is_told_only_where_it_exceeds_what_is_free(model, monkeypatch):
-    e = Experiment(mode="end_to_end", batch_size=8)
+    e = Experiment(stages="finetune", batch_size=8)
     likely = peak(model, data(10), e, 0)
     for free, told in ((likely, False), (likely - 1, True), (None, False)):
         monkeypatch.setattr(peak_module, "free_memory", lambda free=free: free)

@@ -1,4 +1,4 @@
-"""optimizer=exact: the minimum itself, for every kind of label; through training, resume, cross-fitting and errors."""
+"""stages=ridge: the minimum itself, for every kind of label; through training, resume, cross-fitting and errors."""
 
 import json
 
@@ -19,14 +19,15 @@ from plures.losses import losses
 from plures.models.heads.linear import Linear
 from plures.training import ridge as exact
 from plures.training.progress import Quiet
-from plures.training.ridge import Rows, fit_exactly, solve
+from plures.training.ridge import Rows, fit_ridge, solve
 from plures.training.stages import Best, Stage
 from plures.training.train import train
 
 N, K, D = 60, 4, 7
 SMALL = {
-    "backbone": "small_conv", "head": {"name": "linear", "standardise": True, "normalise": True}, "mode": "frozen",
-    "image_size": 16, "optimizer": {"name": "exact", "l2": [0.1, 1.0, 10.0]}, "device": "cpu", "workers": 0,
+    "backbone": "small_conv", "head": {"name": "linear", "standardise": True, "normalise": True},
+    "stages": {"name": "ridge", "l2": [0.1, 1.0, 10.0]},
+    "image_size": 16, "device": "cpu", "workers": 0,
 }  # fmt: skip
 
 
@@ -119,7 +120,7 @@ class Stop:
     def __init__(self, after):
         self.after = after
 
-    def phase(self, *args):
+    def stage(self, *args):
         pass
 
     def step(self, *args):
@@ -140,7 +141,7 @@ def test_trains_keeps_the_best_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert [record["l2"] for record in run.log] == [0.1, 1.0, 10.0]
     report = json.loads((run.path / "report.json").read_text())
     assert report["map"] > 0.9
-    assert "solved exactly for several strengths" in (run.path / "model_card.md").read_text()
+    assert "in closed form for 3 strengths of l2" in (run.path / "model_card.md").read_text()
     assert json.loads((run.path / "environment.json").read_text())["loss"] == "least_squares"
     best = report["selected"]["epoch"]
     key = json.loads((run.path / "report.json").read_text())["selected"]["by"]
@@ -174,9 +175,9 @@ def test_keeps_the_strength_that_scores_best():
     features, labels = some("single")
     head = Linear(D, K)
     batches = FeatureBatches(features, labels.values, Order(N, 64))
-    phase = Stage("frozen", 0, head, head, batches, labels, 1, 1.0, batches)
+    stage = Stage("ridge", 0, head, head, batches, labels, Experiment(**SMALL), batches)
     judge, loss = Judge(1.0, 3.0, 2.0), losses.make("least_squares")
-    best = fit_exactly(phase, Experiment(**SMALL), loss, Fabric(accelerator="cpu"), judge, Quiet())
+    best = fit_ridge(stage, loss, Fabric(accelerator="cpu"), judge, Quiet())
     assert best == Best(3.0, 1)
     expected = solve(Rows(features, head, torch.device("cpu")), labels, loss, [0.1, 1.0])[0]
     assert torch.equal(torch.stack(judge.kept), expected)
@@ -202,13 +203,12 @@ def test_cross_fitting_solves_anew_on_standardised_features(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mode": "end_to_end"}, "not mode=end_to_end; use mode=frozen head=linear loss=least_squares"),
-        ({"head": "codebook"}, "not head=codebook"),
+        ({"head": "codebook"}, "not head=codebook; use head=linear loss=least_squares, or stages=probe"),
         ({"loss": "wan"}, "not loss=wan"),
         ({"ema": 0.9, "history": True}, "not history=true, ema"),
-        ({"optimizer": {"name": "exact", "l2": []}}, r"l2: a list of strengths above 0"),
-        ({"optimizer": {"name": "exact", "l2": [1, -1]}}, "l2: a list"),
-        ({"optimizer": {"name": "exact", "lr": 1}}, "has one option, l2"),
+        ({"stages": {"name": "ridge", "l2": []}}, "stages.ridge.l2 is a list of strengths above 0"),
+        ({"stages": {"name": "ridge", "l2": [1, -1]}}, "l2 is a list"),
+        ({"stages": {"name": "ridge", "lr": 1}}, "stage 'ridge' has no option 'lr'"),
     ],
 )
 def test_says_what_it_cannot_solve(change, words):

@@ -74,12 +74,11 @@ VARIANTS = {
     "plain": {"loss": "an", "supervision": "single_positive"},
     "role, flip, ema": {"loss": "role", "supervision": "single_positive", "augment": "flip", "ema": 0.9},
     "lamb, onecycle, clip": {"loss": "bce", "optimizer": "lamb", "schedule": "onecycle", "clip": 1.0},
-    "frozen": {"loss": "wan", "mode": "frozen", "supervision": "single_positive"},
-    "frozen then end to end": {"loss": "an", "mode": "frozen_then_end_to_end", "frozen_epochs": 2},
-    "role, frozen then end to end": {
+    "probe": {"loss": "wan", "stages": "probe", "supervision": "single_positive"},
+    "probe, finetune": {"loss": "an", "stages": [{"name": "probe", "epochs": 2}, "finetune"]},
+    "role, probe, finetune": {
         "loss": "role",
-        "mode": "frozen_then_end_to_end",
-        "frozen_epochs": 2,
+        "stages": [{"name": "probe", "epochs": 2}, "finetune"],
         "supervision": "single_positive",
     },
     "en_scl, crop": {"loss": "en_scl", "head": "linear", "augment": "crop", "supervision": "single_positive"},
@@ -147,9 +146,9 @@ def test_one_seed_one_result(tmp_path):
 
 def test_frozen_leaves_the_backbone_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
-    run = train(Experiment(**SMALL, mode="frozen", head="linear"), tmp_path / "run", dataset=coloured())
+    run = train(Experiment(**SMALL, stages="probe", head="linear"), tmp_path / "run", dataset=coloured())
     first = train(
-        Experiment(**{**SMALL, "epochs": 1, "lr": 1e-12}, mode="frozen", head="linear"),
+        Experiment(**{**SMALL, "epochs": 1, "lr": 1e-12}, stages="probe", head="linear"),
         tmp_path / "b",
         dataset=coloured(),
     )
@@ -180,11 +179,11 @@ def test_two_processes_in_one_folder_are_refused(tmp_path):
 def test_nan_loss_is_one_line_and_the_last_good_epoch_stays(tmp_path, monkeypatch):
     good = fit_module.train_epoch
 
-    def poisoned(epoch, phase, *rest):
+    def poisoned(epoch, stage, *rest):
         if epoch == 1:
             with torch.no_grad():
-                next(phase.net.parameters()).fill_(float("nan"))
-        return good(epoch, phase, *rest)
+                next(stage.net.parameters()).fill_(float("nan"))
+        return good(epoch, stage, *rest)
 
     monkeypatch.setattr(fit_module, "train_epoch", poisoned)
     with pytest.raises(WorkFailed, match="the loss became nan in epoch 2"):
@@ -263,13 +262,13 @@ def test_linear_init_carries_the_estimates_of_the_best_frozen_epoch(tmp_path, mo
     began = []
     build = fit_module._build
 
-    def spy(phase, experiment, loss, fabric):
-        machine = build(phase, experiment, loss, fabric)
+    def spy(stage, loss, fabric):
+        machine = build(stage, loss, fabric)
         began.append(machine.memory.rows(torch.arange(machine.memory.shape[0])).detach().clone())
         return machine
 
     monkeypatch.setattr(fit_module, "_build", spy)
-    settings = {"mode": "frozen_then_end_to_end", "frozen_epochs": 3, "frozen_lr": 2.0, "epochs": 1}
+    settings = {"stages": [{"name": "probe", "epochs": 3, "lr": 2.0}, "finetune"], "epochs": 1}
     experiment = Experiment(**{**SMALL, **settings}, loss="role", supervision="single_positive")
     run = train(experiment, tmp_path / "run", dataset=coloured())
     kept = load_file(run.path / "label_state.safetensors")["table"]
@@ -325,3 +324,36 @@ def test_what_is_undefined_is_null_in_the_files(tmp_path):
     run = train(Experiment(**{**SMALL, "epochs": 2}, loss="an", select="last"), tmp_path / "run", dataset=data)
     assert strict((run.path / "report.json").read_text())["selected"] == {"by": "last", "epoch": 1, "score": None}
     assert [strict(line)["val_map"] for line in (run.path / "log.jsonl").read_text().splitlines()] == [None, None]
+
+
+def test_the_closed_form_then_everything_fine_tuned(tmp_path, monkeypatch):
+    """The second stage begins with the solved head, learns by the loss of the experiment, and resumes."""
+    monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
+    stages = ["ridge", {"name": "finetune", "lr": 1e-12}]
+    settings = {**SMALL, "loss": "role", "stages": stages, "supervision": "single_positive", "epochs": 2}
+    run = train(Experiment(**settings, head="linear"), tmp_path / "run", dataset=coloured())
+    solved = {**settings, "stages": "ridge", "loss": "least_squares"}
+    ridge = train(Experiment(**solved, head="linear"), tmp_path / "ridge", dataset=coloured())
+    assert [record["stage"] for record in run.log] == ["ridge"] * 7 + ["finetune"] * 2
+    assert "regularizer" in run.log[-1] or len(run.log[-1]) > len(run.log[0])  # terms of ROLE
+    assert [r["loss"] for r in run.log[:7]] == [r["loss"] for r in ridge.log]
+    for name in ("head.classifier.weight", "head.classifier.bias"):
+        torch.testing.assert_close(weights(run)[name], weights(ridge)[name], rtol=0, atol=1e-6)
+
+
+def test_a_run_of_the_first_version_resumes(tmp_path):
+    """Its log and checkpoint say phase, its experiment says mode."""
+    run = train(Experiment(**SMALL, stages="finetune"), tmp_path / "run", dataset=coloured())
+    end = weights(run)
+    experiment = (run.path / "experiment.yaml").read_text().replace("stages:\n- finetune", "mode: end_to_end")
+    assert "mode: end_to_end" in experiment
+    (run.path / "experiment.yaml").write_text(experiment + "frozen_epochs: 25\nfrozen_lr: 0.001\n")
+    log = (run.path / "log.jsonl").read_text().replace('"stage": "finetune"', '"phase": "end_to_end"')
+    (run.path / "log.jsonl").write_text(log)
+    state = torch.load(run.path / "checkpoint.pt", weights_only=True)
+    torch.save({"phase": state.pop("stage"), **state}, run.path / "checkpoint.pt")
+    (run.path / "report.json").unlink()
+    again = train(Run(run.path).experiment, run.path, dataset=coloured(), resume=True)
+    assert [record["stage"] for record in again.log] == ["finetune"] * SMALL["epochs"]
+    assert same(weights(again), end)
+    assert (run.path / "report.json").is_file()

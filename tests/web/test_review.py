@@ -19,7 +19,7 @@ from plures.errors import BadData, PluresError, WorkFailed
 from plures.labels import ABSENT, PRESENT, UNKNOWN
 from plures.web.decisions import Decision, Decisions
 from plures.web.journal import journal_of
-from plures.web.review import Review, create_app
+from plures.web.review import Review, Told, Undo, create_app
 
 TAGS = ["cat", "dog", "cow", "", "cat;dog", "cow"]
 
@@ -445,3 +445,59 @@ def test_of_ten_thousand_suggestions_only_the_next_are_looked_at(table, opened, 
     assert len(looked_at) < 100
     assert client.get("/api/state").status_code == 200
     assert [i["question"] for i in items] == list(range(1, 41, 2))
+
+
+# ------------------------------------------------------------------------------------------------------------- copies
+
+
+def tell(review, number, answer, id="a"):
+    question = review.questions[number]
+    version = review.decisions.cell(question.image, question.tag).version
+    told = {"tab": "t", "decisions": [{"id": id, "question": number, "answers": {question.tag: answer},
+                                       "versions": {question.tag: version}}]}  # fmt: skip
+    return review.tell(Told.model_validate(told))
+
+
+def test_a_photograph_and_its_copies_are_asked_once(table, opened):
+    """3.png has a copy that is asked, too, and one that is not; 1.png has one that says the opposite."""
+    folder = table.parent
+    for name, copy in (("3.png", "3 copy.png"), ("3.png", "deep/3.png"), ("1.png", "1 copy.png")):
+        (folder / copy).parent.mkdir(exist_ok=True)
+        (folder / copy).write_bytes((folder / name).read_bytes())
+    rows = list(csv.reader(table.read_text().splitlines()))
+    more = [["3 copy.png", "", ""], ["deep/3.png", "", ""], ["1 copy.png", "cat", ""]]
+    write_csv(table, [*rows, *more])
+    with (folder / "review.csv").open("a") as handle:
+        handle.write("3 copy.png,cat,missing,0.5,9,model,\n")
+    review = opened(Review(table, folder / "review.csv"))
+    assert review.state()["total"] == 10
+    (outcome,) = tell(review, 0, "yes")
+    assert (outcome.status, outcome.image) == ("kept", "3.png")
+    assert [code_of(table, name, "cat") for name in ("3.png", "3 copy.png")] == [PRESENT, PRESENT]
+    assert table.read_text().count(",cat,") == 5
+    assert review.state()["done"] == 2
+    tell(review, 4, "no", "b")  # is a cat in 1.png: its copy says so
+    assert [code_of(table, name, "cat") for name in ("1.png", "1 copy.png")] == [ABSENT, PRESENT]
+    review.undo(Undo(tab="t", id="u"))
+    outcomes = review.undo(Undo(tab="t", id="v"))
+    assert {outcome.image for outcome in outcomes} == {"3.png", "3 copy.png"}
+    assert [code_of(table, name, "cat") for name in ("3.png", "3 copy.png")] == [UNKNOWN, UNKNOWN]
+    review.decisions.keep([one("w", "3.png", "cat", "no")], "other")
+    stale = {"id": "x", "question": 0, "answers": {"cat": "yes"}, "versions": {"cat": 0}}
+    assert review.tell(Told.model_validate({"tab": "t", "decisions": [stale]}))[0].status == "conflict"
+    assert code_of(table, "3 copy.png", "cat") == UNKNOWN
+
+
+def test_copies_of_a_sample_leave_training(tmp_path, opened):
+    for name, shade in (("0.png", 10), ("1.png", 10), ("2.png", 10), ("3.png", 99)):
+        Image.fromarray(np.full((20, 30, 3), shade, np.uint8)).save(tmp_path / name)
+    table = tmp_path / "t.csv"
+    write_csv(table, [["image", "tags", "split"], ["0.png", "cat", "val"], ["1.png", "cat", "train"],
+                      ["2.png", "cat", "test"], ["3.png", "dog", "train"]])  # fmt: skip
+    review = opened(Review(table, sample=1))
+    assert review.sample == [0]
+    versions = {tag: review.decisions.cell("0.png", tag).version for tag in ("cat", "dog")}
+    asked = {"id": "a", "row": 0, "answers": {}, "rest": "no", "versions": versions}
+    review.tell(Told.model_validate({"tab": "t", "decisions": [asked]}))
+    assert read(str(table)).splits.tolist() == ["val", "val", "test", "train"]
+    assert [code_of(table, f"{n}.png", "dog") for n in range(4)] == [ABSENT, ABSENT, ABSENT, PRESENT]

@@ -26,12 +26,14 @@ from plures.errors import PluresError
 from plures.labels import Labels
 from plures.losses.context import OF_REGIONS
 from plures.models.heads import FitsFeatures, heads
-from plures.models.model import Model, load
+from plures.models.model import Model, load, without_prior
+from plures.models.outputs import checked_logits
+from plures.models.priors import Fused
 from plures.runs.photos import contents, copies
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
+from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset, prior_of_dataset
 from plures.training.loop import fit
 from plures.training.progress import Callback, Quiet
 from plures.training.stages import Stage
@@ -57,7 +59,7 @@ def out_of_fold(
     if first is not None:  # a copy in another fold would bring its labels along
         fold_of = fold_of[first]
     logits = np.full(dataset.labels.values.shape, np.nan, np.float32)
-    frozen = run.experiment.mode == "frozen"
+    frozen = run.experiment.frozen
     head_only = _HeadOnly(run, dataset, workers) if frozen else None
     for fold in range(folds):
         held_out = np.flatnonzero(fold_of == fold)
@@ -66,7 +68,17 @@ def out_of_fold(
             logits[held_out] = head_only.scores(rest, held_out, seed + fold, watch or Quiet())
         else:
             logits[held_out] = _retrained(run.experiment, dataset, rest, held_out, watch)
-    return logits
+    return _with_prior(run, dataset, logits)
+
+
+def _with_prior(run: Run, dataset: Dataset, logits: Scores) -> Scores:
+    """The logits [N, K] of other heads, fused with the run's prior as its own are."""
+    fabric = make_fabric(run.experiment)
+    model = load(run.path).to(fabric.device)
+    if not isinstance(model.head, Fused):
+        return logits
+    evidence = torch.from_numpy(prior_of_dataset(model, dataset, run.experiment, fabric)).to(fabric.device)
+    return checked_logits(model.head.fuse(torch.from_numpy(logits).to(fabric.device), evidence))
 
 
 def divide(labels: Labels, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -79,15 +91,22 @@ class _HeadOnly:
     """Trains new heads on the features of a run's frozen backbone, which are computed once."""
 
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
-        self.experiment, self.dataset = run.experiment, dataset
+        self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
-        self.model: Model = load(run.path).to(self.fabric.device)
-        loss = make_loss(run.experiment, dataset.labels, cast(nn.Module, self.model.head))
+        self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
+        loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
-        self.features = frozen_features(self.model, dataset, pooled=pooled, device=self.fabric.device, workers=workers)
+        self.features = frozen_features(
+            self.model,
+            dataset,
+            pooled=pooled,
+            device=self.fabric.device,
+            workers=workers,
+            engine=run.experiment.engine,
+        )
         log = run.log
-        self.epoch = int(log[-1]["best_epoch"]) if log else run.experiment.epochs - 1
+        self.epoch = int(log[-1]["best_epoch"]) if log else self.experiment.epochs - 1
 
     def scores(self, rest: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, watch: Callback) -> Scores:
         """Logits [n, K] of the rows held out, by a head trained on the rest."""
@@ -101,20 +120,19 @@ class _HeadOnly:
         learning = self._batches(rest, order)
         if isinstance(head, FitsFeatures):
             head.fit_features(*feature_statistics(learning.features))
-        phase = Stage(
+        stage = Stage(
             name="cross-fit",
             number=0,
             net=HeadOnFeatures(cast(nn.Module, head), self.boxes).to(self.fabric.device),
             head=cast(nn.Module, head),
             batches=learning,
             train_labels=labels,
-            epochs=e.epochs,
-            lr=e.lr,
+            settings=e,
             in_order=self._batches(rest, Order(len(rest), 64)),
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(phase, e, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            fit(stage, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 
@@ -157,7 +175,11 @@ def _retrained(
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
     plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "tensorboard": False}
-    plain |= {"teacher": None, "teacher_threshold": None}  # it has seen the labels of the rows held out
+    plain |= {
+        "teacher": None,
+        "teacher_threshold": None,
+        "prior": "none",
+    }  # it has seen the labels of the rows held out
     again = Experiment(**{**experiment.to_dict(), **plain})
     rows = np.concatenate([rest, held_out])
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))

@@ -161,7 +161,7 @@ def suggest(
     """Tags that are probably missing in the run's own data, or in other data with the model's classes.
 
     cross_fit: folds in which the training rows are scored by models that did not see their labels; 0: by the run's
-    own model. None: 5 for wrong tags where only a head is trained anew (mode=frozen), else 0: measured on frozen
+    own model. None: 5 for wrong tags where only a head is trained anew (no stage finetune), else 0: measured on frozen
     features, cross-fitting finds more wrong tags, and slightly fewer missing ones, as each model learns from less.
     Where the run has more to say of the rows it was trained on, that is averaged with their scores: the mean over its
     epochs (`history=true`), and, with the cross-fitted scores, what its loss thought of the labels (ROLE's estimates,
@@ -170,7 +170,7 @@ def suggest(
     """
     run = run if isinstance(run, Run) else Run(run)
     if cross_fit is None:
-        cross_fit = 5 if with_wrong and run.experiment.mode == "frozen" else 0
+        cross_fit = 5 if with_wrong and run.experiment.frozen else 0
     scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
     images = scored.dataset.images
     names = None if isinstance(images, np.ndarray) else [str(image) for image in images]

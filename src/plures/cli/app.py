@@ -18,11 +18,11 @@ from typer.core import TyperGroup
 from plures.errors import PluresError, grouped, printable
 
 COMMANDS = {
-    "Data": ("init", "check", "merge", "convert"),
+    "Data": ("init", "check", "duplicates", "merge", "convert"),
     "Train": ("train", "sweep", "import-weights", "demo"),
     "Judge": ("evaluate", "thresholds", "report", "compare", "localise", "table"),
     "Improve the labels": ("suggest", "review"),
-    "Use the model": ("predict", "export", "serve"),
+    "Use the model": ("predict", "undo", "similar", "export", "serve"),
     "Help": ("doctor", "components"),
 }
 

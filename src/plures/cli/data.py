@@ -59,6 +59,7 @@ def check(
     skip_bad: Skip = False,
 ) -> None:
     """Read the data, list every problem, and describe the labels."""
+    from plures.analysis.neighbours import across_splits, find_copies
     from plures.data.checks.describe import describe, pictures, render
     from plures.data.masking import observe
     from plures.data.read import read, reason
@@ -74,7 +75,9 @@ def check(
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
     named = {problem.file for problem in dataset.problems}  # by the reader of folders
-    across = tuple(problem for problem in copies_across(dataset) if problem.file not in named)
+    across = [problem for problem in copies_across(dataset) if problem.file not in named]
+    if dataset.splits is not None and not dataset.in_memory:
+        across += across_splits(dataset, [g for g in find_copies(dataset) if any(m.kind != "exact" for m in g[1:])])
     description = describe(replace(dataset, problems=(*dataset.problems, *across)))
     for part in render(description):
         screen.print(part)
@@ -83,7 +86,7 @@ def check(
     if free is not None and likely > free:
         screen.print(
             f"training on frozen features is likely to take {likely / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB"
-            " are free; use fewer images, a machine with more of it, or mode=end_to_end",
+            " are free; use fewer images, a machine with more of it, or stages=finetune",
             highlight=False,
         )
     if out is not None:
@@ -98,10 +101,19 @@ def convert(
     source: Annotated[str, typer.Argument(help="DATA as `train` takes it, or a table of predictions.")],
     settings: Annotated[list[str] | None, typer.Argument(help="data.OPTION=...")] = None,
     to: Annotated[
-        str, typer.Option(help="table, roboflow, huggingface, coco, label_studio, cvat or fiftyone.")
+        str,
+        typer.Option(
+            help="table, roboflow, huggingface, coco, label-studio, cvat or fiftyone; or xmp: keywords in sidecars"
+            " beside the photographs, where --out names the journal that `plures undo` reads."
+        ),
     ] = "table",
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("converted.csv"),
     split: Annotated[str | None, typer.Option(help="Write the rows of this split only.")] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(help="With --to xmp: the keyword that tags stand below; none for labels, plures for predictions."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --to xmp: only say what would be written.")] = False,
     skip_bad: Skip = False,
     force: Force = False,
 ) -> None:
@@ -111,17 +123,19 @@ def convert(
     from plures.data.convert import refuse_form, scores_of
     from plures.data.read import read
 
-    refuse_form(to, out)
+    to = refuse_form(to, out, branch=branch, dry_run=dry_run)
     folder = Path(source if Path(source).exists() else source.partition(":")[2])
     inside = folder.is_dir() and out.resolve().is_relative_to(folder.resolve())
     refuse_replacing(out, force=force, inputs=[source, *([out] if inside else [])])  # an export in it may be the source
     data = Experiment(**settings_values(source, None, settings or [])).data
     dataset = read(data.name, skip_bad=skip_bad, **data.options)
     dataset = dataset if split is None else dataset.split(split)
-    written = run_convert(dataset, to, out, scores=scores_of(data.name, dataset))
+    scores = scores_of(data.name, dataset)
+    written = run_convert(dataset, to, out, scores=scores, branch=branch, dry_run=dry_run, skip_bad=skip_bad)
     screen.print(f"{out}: {len(dataset):,} images, {len(dataset.classes)} classes", highlight=False)
     say_skipped(dataset.problems)
     say_notices(dataset.problems)
     for notice in written.notices:
         errors.print(f"{out}: {notice}")
-    say_next("plures", "check", f"{out}")
+    if not dry_run:
+        say_next("plures", "undo" if to == "xmp" else "check", out)

@@ -27,7 +27,20 @@ class Engine(StrEnum):
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     source: Annotated[str, typer.Argument(help="An image, a folder, a list of paths (.txt), a table, or DATA.")],
-    out: Annotated[str, typer.Option(help="A file (.csv, .tsv, .jsonl, .parquet) or a folder of parts.")],
+    out: Annotated[
+        str, typer.Option(help="A file (.csv, .tsv, .jsonl, .parquet) or a folder of parts; with --to, see there.")
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="For another tool: xmp (keywords in sidecars beside the photographs; --out names the journal that"
+            " `plures undo` reads), or a file for label-studio, fiftyone, coco, cvat, roboflow or huggingface."
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="With --to xmp: the keyword that tags stand below (plures); '': none.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --to xmp: only say what would be written.")] = False,
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for one heat map per tag and image.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which a tag is called.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 32,
@@ -41,8 +54,10 @@ def predict(
     force: Force = False,
     safe_csv: SafeCsv = True,
 ) -> None:
-    """Write scores and tags of images to a file or to a folder of parts, and heat maps on request."""
+    """Write scores and tags of images to a file, a folder of parts, or in the form of another tool; and heat maps on
+    request."""
     from plures.prediction.predict import predict as run_prediction
+    from plures.prediction.predict import predict_to
 
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -53,8 +68,17 @@ def predict(
         "resume": resume,
         "precision": precision.value,
     }
+    said = list[str]()
+    if to is None and (branch is not None or dry_run):
+        raise PluresError("--branch and --dry-run are of --to xmp")
     try:
-        if engine is Engine.ray:
+        if to is not None:
+            if heatmaps is not None or shard is not None or parts is not None or resume or engine is Engine.ray:
+                raise PluresError("--to writes one file; leave out --heatmaps, --shard, --parts, --resume and --engine")
+            del options["parts"], options["resume"]
+            summary, written = predict_to(run, source, to, out, branch=branch, dry_run=dry_run, force=force, **options)
+            said = written.notices
+        elif engine is Engine.ray:
             from plures.prediction.ray_cluster import predict_on_ray
 
             if heatmaps is not None or shard is not None:
@@ -67,9 +91,29 @@ def predict(
     except KeyboardInterrupt:
         way = "; resume with the same command and --resume" if not Path(out).suffix else ""
         raise WorkFailed(f"stopped{way}") from None
+    for notice in said:
+        errors.print(f"{out}: {notice}")
     screen.print(f"{out}: {summary.images:,} images, {summary.tags_per_image:.2f} tags per image", highlight=False)
     say_notices(summary.notices)
     if summary.skipped:
         first = f", the first: {summary.problems[0].file}: {summary.problems[0].what}" if summary.problems else ""
         errors.print(f"left out {summary.skipped:,} unusable images{first}")
+    if to == "xmp":
+        say_next(
+            *(("plures", "predict", run, source, "--to", to, "--out", out) if dry_run else ("plures", "undo", out))
+        )
+        return
     say_next("plures", "export", run, "--to", "onnx", "--out", "model.onnx")
+
+
+@app.command()
+def undo(
+    journal: Annotated[Path, typer.Argument(help="What `--to xmp --out JOURNAL` wrote.")],
+) -> None:
+    """Take keywords out of sidecars again: each becomes what it was, and new ones are removed."""
+    from plures.data.sidecars import undo as run_undo
+
+    done = run_undo(journal)
+    for problem in done.kept:
+        errors.print(f"{problem.file}: {problem.what}")
+    screen.print(f"{done.sidecars:,} sidecars are as they were, {done.new:,} of them removed", highlight=False)

@@ -26,8 +26,10 @@ from plures.data.dataset import Dataset
 from plures.data.formats.safe_cells import bare
 from plures.data.formats.table import SUFFIXES, image_paths
 from plures.data.formats.table_layout import RESERVED
+from plures.data.formats.xmp import OWN
 from plures.data.paths import paths_from
 from plures.data.photos import Unreadable, is_address, open_header
+from plures.data.sidecars import way_of, write_sidecars
 from plures.data.write import write_table
 from plures.errors import PluresError
 from plures.files import writing
@@ -44,11 +46,14 @@ class Written:
 @dataclass
 class _Source:
     """Data to be written. base: the folder that all photographs lie in; names: their paths from there; scores: of a
-    prediction, a probability per tag [N, K], else None."""
+    prediction, a probability per tag [N, K], else None; branch, dry_run, skip_bad: of keywords."""
 
     dataset: Dataset
     path: Path
     scores: NDArray[np.float64] | None = None
+    branch: str | None = None
+    dry_run: bool = False
+    skip_bad: bool = False
     base: str = ""
     names: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -74,6 +79,11 @@ class _Source:
         elif absent:
             self.notices.append(f"{tool} holds no absent labels: {absent:,} are left out, and unknown when read back")
 
+    def no_scores(self, tool: str) -> None:
+        """Say that the probabilities of a prediction are lost."""
+        if self.scores is not None:
+            self.notices.append(f"{tool} holds no scores: tags alone are written")
+
     def no_splits(self, tool: str) -> None:
         """Say that splits are lost."""
         if self.dataset.split_names():
@@ -91,30 +101,41 @@ def convert(
     out: str | Path,
     *,
     scores: NDArray[np.float64] | None = None,
+    branch: str | None = None,
+    dry_run: bool = False,
+    skip_bad: bool = False,
 ) -> Written:
     """Write a dataset in the form of another tool.
 
     Args:
         dataset: the data; their photographs are files.
-        to: table, roboflow, huggingface, coco, label_studio, cvat or fiftyone.
-        out: the file to write; one that is there is replaced, see `plures.files.refuse_replacing`.
-        scores: of a prediction, float [N, K]: the probability of each class, which Label Studio and FiftyOne hold.
+        to: table, roboflow, huggingface, coco, label_studio, cvat, fiftyone; or xmp, keywords in sidecars beside the
+            photographs.
+        out: the file to write; one that is there is replaced, see `plures.files.refuse_replacing`. Of xmp: the journal
+            that `plures.data.sidecars.undo` reads.
+        scores: of a prediction, float [N, K]: the probability of each class, which COCO, Label Studio and FiftyOne
+            hold.
+        branch: of xmp: the keyword that tags stand below, such as plures; "": none. None: plures for predictions, none
+            for labels.
+        dry_run: of xmp: write nothing, and say what would be written.
+        skip_bad: of xmp: leave sidecars alone that cannot be edited.
 
     Returns:
         What was written, with notices.
 
     Raises:
         PluresError: for a form that does not exist, images in memory and names that the form cannot hold.
+        BadData: naming each sidecar that cannot be edited.
         WorkFailed: where the file cannot be written.
 
     Example:
         >>> convert(read("tags.csv"), "cvat", "annotations.xml").notices  # doctest: +SKIP
         []
     """
-    refuse_form(to, out)
+    to = refuse_form(to, out, branch=branch, dry_run=dry_run)
     if dataset.in_memory:
         raise PluresError(f"{dataset.name or 'the data'}: the images are in memory, and other tools read files")
-    source = _Source(dataset, Path(out), scores)
+    source = _Source(dataset, Path(out), scores, branch, dry_run, skip_bad)
     if to != "table":
         strange = next((image for image in map(str, dataset.images) if is_address(image) or "#" in image), None)
         if strange is not None and not os.path.isfile(strange):
@@ -128,13 +149,23 @@ def convert(
     return Written(source.path, source.notices)
 
 
-def refuse_form(to: str, out: str | Path) -> None:
-    """Raise PluresError if there is no such form, or the file's suffix is not one of its."""
+def refuse_form(to: str, out: str | Path, *, branch: str | None = None, dry_run: bool = False) -> str:
+    """The name of the form (label-studio is label_studio). Raises PluresError if there is no such form, the file's
+    suffix is not one of its, options of xmp are given to another, or a journal is there already."""
+    to = to.replace("-", "_")
     if to not in FORMS:
         raise PluresError(f"no form '{to}' to convert to; choose from: {', '.join(FORMS)}")
     suffixes = FORMS[to][0]
     if Path(out).suffix.lower() not in suffixes:
-        raise PluresError(f"--out {out}: --to {to} writes a file that ends in {' or '.join(suffixes)}")
+        what = "a journal" if to == "xmp" else "a file"
+        raise PluresError(f"--out {out}: --to {to} writes {what} that ends in {' or '.join(suffixes)}")
+    if to != "xmp" and (branch is not None or dry_run):
+        raise PluresError(f"--branch and --dry-run are of --to xmp, which edits sidecars; --to {to} writes one file")
+    if branch:
+        way_of(branch)
+    if to == "xmp" and os.path.lexists(out):
+        raise PluresError(f"{out} is there already; a journal is never replaced, as it alone can undo; choose another")
+    return to
 
 
 def scores_of(source: str, dataset: Dataset) -> NDArray[np.float64] | None:
@@ -195,6 +226,7 @@ def _roboflow(source: _Source) -> str:
     if clash:
         raise PluresError(f"class '{clash[0]}' is called as a column with another meaning; rename it with data.rename")
     source.no_splits("Roboflow's CSV")
+    source.no_scores("Roboflow's CSV")
     unknown = int(data.labels.unknown.sum())
     if unknown:
         source.notices.append(f"{unknown:,} unknown labels are blank cells; Roboflow itself writes only 1 and 0")
@@ -211,6 +243,7 @@ def _huggingface(source: _Source) -> str:
     """A line per photograph: file_name, tags, and absent where something is."""
     data = source.dataset
     source.no_splits("metadata.jsonl")
+    source.no_scores("metadata.jsonl")
     names = source.beside()
     if any(name.startswith("..") or os.path.isabs(name) for name in names):
         source.notices.append("datasets' imagefolder requires the photographs in the folder of metadata.jsonl or below")
@@ -234,7 +267,7 @@ def _coco(source: _Source) -> str:
             "labels are unknown, so absent ones stand in neg_category_ids as in LVIS; a tool that knows COCO alone"
             " takes every category that is not annotated as absent"
         )
-    images, annotations = list[dict[str, object]](), list[dict[str, int]]()
+    images, annotations = list[dict[str, object]](), list[dict[str, object]]()
     for number, (image, name, present, row) in enumerate(
         zip(data.images, source.beside(), source.tags(), data.labels.values, strict=True), 1
     ):
@@ -244,7 +277,11 @@ def _coco(source: _Source) -> str:
             entry["not_exhaustive_category_ids"] = []
         images.append(entry)
         for k in present:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": k + 1})
+            of: dict[str, object] = {"id": len(annotations) + 1, "image_id": number, "category_id": k + 1}
+            score: dict[str, object] = (
+                {} if source.scores is None else {"score": round(float(source.scores[number - 1, k]), 6)}
+            )
+            annotations.append(of | score)
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(data.classes, 1)]
     return _json({"info": {}, "images": images, "annotations": annotations, "categories": categories})
 
@@ -278,6 +315,7 @@ def _cvat(source: _Source) -> str:
     """CVAT for images 1.1 with a <tag> per tag, the labels declared in <meta>."""
     data = source.dataset
     source.no_absent("CVAT's XML")
+    source.no_scores("a tag in CVAT's XML")
     source.elsewhere("CVAT knows the photographs of a task by these names; data.images={0} reads the file with plures")
     if strange := next((t for t in (*data.classes, *source.names) if any(ord(c) < 32 for c in t)), None):
         raise PluresError(f"{strange!r} holds a control character, which XML cannot; rename it")
@@ -317,6 +355,30 @@ def _fiftyone(source: _Source) -> str:
     return _json({"classes": list(data.classes), "labels": labels})
 
 
+def _xmp(source: _Source) -> str:
+    """Keywords in sidecars; the journal is the file that is written."""
+    data, branch = source.dataset, source.branch
+    branch = branch if branch is not None else "" if source.scores is None else OWN
+    source.no_absent("a keyword")
+    source.no_scores("a keyword")
+    source.no_splits("a keyword")
+    ways = list(map(way_of, data.classes))
+    done = write_sidecars(
+        list(map(str, data.images)),
+        lambda: ([ways[k] for k in present] for present in source.tags()),
+        source.path,
+        branch=branch,
+        skip_bad=source.skip_bad,
+        dry_run=source.dry_run,
+    )
+    source.notices += [f"{problem.file}: {problem.what}" for problem in done.kept]
+    where = f" below {branch}/" if branch else ""
+    verb = "would be" if source.dry_run else "were"
+    counts = f"{done.new:,} of them new, with {done.keywords:,} more keywords{where}"
+    source.notices.append(f"{done.sidecars:,} sidecars {verb} written, {counts}")
+    return ""
+
+
 FORMS: dict[str, tuple[tuple[str, ...], Callable[[_Source], str]]] = {
     "table": (SUFFIXES, _table),
     "roboflow": ((".csv",), _roboflow),
@@ -325,6 +387,7 @@ FORMS: dict[str, tuple[tuple[str, ...], Callable[[_Source], str]]] = {
     "label_studio": ((".json",), _label_studio),
     "cvat": ((".xml",), _cvat),
     "fiftyone": ((".json",), _fiftyone),
+    "xmp": ((".jsonl",), _xmp),
 }
 
 

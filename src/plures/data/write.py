@@ -233,7 +233,7 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str, 
     place = Path(os.path.realpath(table))
     with writing(place) as temporary:
         temporary.write_bytes(content + added.encode())
-        _copy_rights(place, temporary)
+        copy_rights(place, temporary)
         if place.read_bytes() != content:
             raise PluresError(f"{table} was changed by another program meanwhile; start again")
     return len(new), len(cells)
@@ -292,7 +292,7 @@ def _same(path: str) -> str:
     return unicodedata.normalize("NFC", os.path.abspath(path))
 
 
-def _copy_rights(old: Path, new: Path) -> None:
+def copy_rights(old: Path, new: Path) -> None:
     """Mode and, where that is allowed, owner."""
     stat = old.stat()
     with suppress(OSError):

@@ -55,7 +55,7 @@ def card_of(run: Run, model: Model, thresholds: Thresholds) -> str:
         "",
         f"Multi-label image classifier of {len(model.classes)} classes: {', '.join(model.classes)}.",
         "",
-        f"- backbone: {e.backbone.name}; head: {e.head.name}; loss: {e.loss.name}; mode: {e.mode}",
+        f"- backbone: {e.backbone.name}; head: {e.head.name}; loss: {e.loss.name}; stages: {e.stage_names}",
         f"- training data: {Path(e.data.name).name}; labels shown: {e.supervision.name}",
         f"- thresholds: {thresholds.method}",
         f"- made with plures {plures.__version__}",

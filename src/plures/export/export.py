@@ -171,7 +171,7 @@ def _calibration_pixels(model: Model, source: str | None, own: Dataset | None) -
         raise PluresError("--int8 static measures ranges on images, and this run has none: --calibration DATA")
     rows = some(len(images), CALIBRATION_IMAGES)
     chosen = images[rows] if isinstance(images, np.ndarray) else [images[row] for row in rows]
-    return pixels_of(model, chosen, 4)
+    return pixels_of(model, chosen, 4, "measuring ranges for 8 bits")
 
 
 def _write(out: Path, files: tuple[bytes, ...]) -> tuple[Path, ...]:

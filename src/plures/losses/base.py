@@ -57,7 +57,7 @@ class Loss(nn.Module):
     learned: ClassVar[bool] = False
     """Its memory is trained by gradient (`step`), not only written."""
     carries_state: ClassVar[bool] = False
-    """Its memory goes over from the frozen phase of training to the end-to-end phase (`carry_state`)."""
+    """Its memory goes over from the probe to the stage finetune (`carry_state`)."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         made = super().__new__(cls)
@@ -120,7 +120,7 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def carry_state(self, values: Tensor) -> Tensor:
-        """The first memory [N, K] of the end-to-end phase from that of the best frozen epoch, [N, K]."""
+        """The first memory [N, K] of the stage finetune from that of the best epoch of the probe, [N, K]."""
         raise NotImplementedError
 
     def changed_inputs(self, inputs: Tensor, output: Output, labels: TensorLabels | Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class GR(Loss):
             (0, 10) and offset (-2, -8).
         q_missing, q_absent: exponents of the two robust losses (near 0 like a logarithm, 1 like an absolute error) for
             a missing present label and for an absent one.
-        linear_epochs: epochs at the start that do not count (a linear phase).
+        linear_epochs: epochs at the start that do not count (a linear stage).
 
     Shapes: logits and targets [B, K].
 

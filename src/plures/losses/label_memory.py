@@ -200,7 +200,7 @@ class LabelMemory(nn.Module):
         self.visits[index] = torch.where(usable[:, 0], visits, visits - 1)
 
     def save(self, path: Path) -> None:
-        """Write the table alone, for a later phase of training to begin with; see `load_table`."""
+        """Write the table alone, for a later stage of training to begin with; see `load_table`."""
         with writing(path) as temporary:
             save_file({"table": self.table.detach().contiguous()}, temporary)
 
@@ -220,7 +220,7 @@ def load_table(path: Path, shape: torch.Size) -> Tensor:
     try:
         table = load_file(path)["table"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise PluresError(f"{path}: no label state to begin with ({error}); train the frozen phase again") from None
+        raise PluresError(f"{path}: no label state to begin with ({error}); train the stage before it again") from None
     if table.shape != shape:
         raise PluresError(f"{path}: a label state of shape {tuple(table.shape)}, this run requires {tuple(shape)}")
     return table

@@ -1,4 +1,4 @@
-"""Least squares on logits, which a linear head on frozen features can minimise exactly (optimizer=exact).
+"""Least squares on logits, which a linear head on frozen features can minimise exactly (stages=ridge).
 
 "Regularized Least-Squares Classification", Rifkin, Yeo, Poggio, 2003. Hidden labels, counted as absent, move the mean
 of a class's negatives towards that of its positives, along the line between the two. The direction of least squares is

@@ -29,7 +29,7 @@ from plures.losses.log_terms import Reduction, check_common, check_range, cross_
 from plures.models.outputs import Output
 
 UNKNOWN_AT_MOST, OBSERVED_AT = 0.6, 0.995  # probabilities of the first estimates, as in the official code
-CARRIED_WITHIN = 1e-5  # how close to 0 or 1 an estimate may come that is carried to the next phase
+CARRIED_WITHIN = 1e-5  # how close to 0 or 1 an estimate may come that is carried to the next stage
 
 
 @losses.register("role", title="Regularised online label estimation", source="Cole et al. 2021, arXiv 2106.09708")

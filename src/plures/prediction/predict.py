@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.data.convert import Written, convert, refuse_form
+from plures.data.dataset import Dataset
 from plures.data.photos import to_image, unread_below
 from plures.errors import BadData, PluresError, Problem
 from plures.files import mark_folder, refuse_folder, refuse_replacing, writing
+from plures.labels import PRESENT, UNKNOWN, Labels
 from plures.prediction.files import SUFFIXES, Bad, PartRecord, Parts, Rows, names_from, writer
 from plures.runs.run import Run
 from plures.scoring.heatmaps import HEATMAPS, overlay, paint
@@ -91,10 +94,11 @@ def predict(
     scorer = load(run, threshold=threshold, precision=precision, calibration=calibration)
     pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
     items = sharded(open_(), number, of)
+    total = None if resume else sum(1 for _ in sharded(open_(), number, of))
     here = os.getcwd() if isinstance(next(open_())[1], str) else None
     if not into_folder:
         return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source),
-                          safe_csv)  # fmt: skip
+                          safe_csv, total)  # fmt: skip
     rows = parts or ROWS_A_PART
     folder = Parts(str(out), scorer.classes, (number, of), here)
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
@@ -102,9 +106,72 @@ def predict(
     todo = unfinished(items, rows, folder, summary)
     sizes: dict[int, int] = {}
     stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
-    for part in _by_part(scorer.stream(stretch, batch_size, workers, pictures is not None), sizes):
+    scores = scorer.stream(stretch, batch_size, workers, pictures is not None, total)
+    for part in _by_part(scores, sizes):
         summary.add(write_part(folder, scorer, part, pictures), [b for s in part for b in s.bad])
     return summary.summary()
+
+
+def predict_to(
+    run: str | Path | Run,
+    source: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    branch: str | None = None,
+    dry_run: bool = False,
+    threshold: float | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    skip_bad: bool = False,
+    precision: Precision = "float32",
+    force: bool = False,
+) -> tuple[Summary, Written]:
+    """Score the images of `source`, and give their tags to another tool, with scores where its form holds them.
+
+    Args:
+        run: a run folder. source: as `predict` takes it; the images are files.
+        to: coco, label_studio, fiftyone, cvat, roboflow or huggingface, see `plures.data.convert.convert`; or xmp,
+            keywords in sidecars beside the photographs.
+        out: the file to write; of xmp, the journal that `plures.data.sidecars.undo` reads.
+        branch, dry_run: of xmp: the keyword that tags stand below (plures), and whether to only count.
+        threshold, batch_size, workers, skip_bad, precision, force: as of `predict`.
+
+    Returns:
+        What was scored, and what was written. All scores are held in memory, 13 bytes per image and class.
+
+    Raises:
+        PluresError, BadData: as `predict` and `convert`, before anything is written.
+
+    Example:
+        predict_to("runs/first", "photos/", "xmp", "keywords.jsonl")
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    to = refuse_form(to, out, branch=branch, dry_run=dry_run)
+    if to == "table":
+        raise PluresError("predictions are written as a table without --to, as in --out found.csv")
+    refuse_replacing(out, force=force, inputs=run.reads(str(source)))
+    open_ = images_of(source, skip_bad)
+    scorer = load(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
+    tally, found = Tally(source), list[Rows]()
+    total = sum(1 for _ in open_())
+    for scored in scorer.stream(((0, item) for item in open_()), batch_size, workers, total=total):
+        rows = rows_of(scorer, scored)
+        found.append(replace(rows, scores=rows.scores.astype(np.float32)))
+        tally.add(PartRecord("", "", len(scored.asked), len(rows.names), len(scored.bad), int(rows.called.sum())),
+                  scored.bad)  # fmt: skip
+    if tally.bad and not skip_bad:
+        raise BadData(tally.problems)
+    called = np.concatenate([rows.called for rows in found])
+    dataset = Dataset(
+        [name for rows in found for name in rows.names],
+        Labels(np.where(called, PRESENT, UNKNOWN).astype(np.int8)),
+        scorer.classes,
+        name=str(source),
+    )
+    scores = np.concatenate([rows.scores for rows in found]).astype(np.float64)
+    written = convert(dataset, to, out, scores=scores, branch=branch, dry_run=dry_run, skip_bad=skip_bad)
+    return tally.summary(), written
 
 
 def _refuse(out: str, into_folder: bool, parts: int | None, resume: bool) -> None:
@@ -129,11 +196,12 @@ def _into_file(
     pictures: _Pictures | None,
     tally: Tally,
     safe_csv: bool,
+    total: int | None,
 ) -> Summary:
     named = names_from(out.parent, here)
     with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes, safe_csv) as write:
         stretch = ((0, item) for item in items)
-        for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
+        for scored in scorer.stream(stretch, batch_size, workers, pictures is not None, total):
             rows = rows_of(scorer, scored)
             if len(rows.names):
                 write(replace(rows, names=[named(name) for name in rows.names]))

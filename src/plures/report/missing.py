@@ -39,7 +39,7 @@ def missing_tags(run: Run, prepared: Prepared | None, model: Model, thresholds: 
         return None
     train = prepared.train
     rows = np.arange(len(train))
-    if run.experiment.mode != "frozen" and len(train) > ROWS:
+    if not run.experiment.frozen and len(train) > ROWS:
         rows = np.sort(np.random.default_rng(run.experiment.seed).permutation(len(train))[:ROWS])
         train = train.take(rows)
     fabric = make_fabric(run.experiment)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import plures
-from plures.config import AUTO, EXACT, Part
+from plures.config import AUTO, Part
 from plures.errors import PluresError, printable
 from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
@@ -24,7 +24,7 @@ from plures.report.measures import Measure
 from plures.report.missing import missing_tags
 from plures.report.photos import best_and_worst, show
 from plures.report.scored import Scored, recorded, score_run
-from plures.runs.card import SELF_TRAINING, added_tags
+from plures.runs.card import SELF_TRAINING, added_tags, steps_of
 from plures.runs.run import Run
 from plures.training.probabilities import read_probabilities
 
@@ -122,9 +122,9 @@ def sentence(s: Scored) -> str:
     if s.prepared is None:
         return f"A {e.head.name} head on {backbone}."
     train = s.prepared.train
-    mode, loss = e.mode.replace("_", " "), loss_of(s)
+    stages, loss = e.stage_names.replace(",", ", then "), loss_of(s)
     return (
-        f"A {e.head.name} head on {backbone} ({mode}), trained with the loss {loss} on"
+        f"A {e.head.name} head on {backbone} ({stages}), trained with the loss {loss} on"
         f" {len(train):,} images of {train.name or e.data.name} whose labels are {kind_of(train.labels)}; scored on the"
         f" {len(s.dataset):,} images of its {s.split} split, whose labels are {s.report.labels}."
     )
@@ -147,9 +147,7 @@ def trained_on(s: Scored) -> dict[str, str]:
     rows["classes"] = f"{len(s.dataset.classes)}"
     rows["model"] = f"{spell_part(e.backbone)}; head {spell_part(e.head)}"
     rows["loss"] = loss_of(s)
-    rows["mode"] = f"{e.mode}, {len(s.run.log)} epochs, batches of {e.batch_size}, lr {e.lr:g}"
-    if e.optimizer.name == EXACT:
-        rows["mode"] = f"{e.mode}, solved exactly for {len(s.run.log)} strengths of l2"
+    rows["stages"] = "; ".join(steps_of(e.of(stage)) for stage in e.stages)
     return rows
 
 

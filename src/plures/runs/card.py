@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from plures.config import AUTO, EXACT, Part
+from plures.config import AUTO, RIDGE_L2, Experiment, Part
 from plures.errors import printable
 from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
@@ -210,17 +210,25 @@ def _made(run: Run, environment: dict[str, Any]) -> list[str]:
     e = run.experiment
     loss = e.loss if e.loss.name != AUTO else Part(name=environment.get("loss", AUTO))
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
-    steps = f"epochs: {e.epochs}, batches of {e.batch_size}; {_part(e.optimizer)} at {e.lr:g}"
-    if e.optimizer.name == EXACT:
-        steps = "solved exactly for several strengths of regularisation, of which the best on validation was kept"
+    stages = [e.of(stage) for stage in e.stages]
+    steps = "; ".join(steps_of(stage) for stage in stages)
     return [
         f"    {environment.get('command', 'not recorded')}",
         "",
-        f"Loss {_part(loss)}; mode {e.mode}; {steps}; seed {e.seed}. Everything else: `experiment.yaml`.",
+        f"Loss {_part(loss)}; {steps}; seed {e.seed}. Everything else: `experiment.yaml`.",
         "",
         f"{versions}; {environment.get('machine', '')}; {environment.get('device', '')}. Hash of the training labels:"
         f" `{environment.get('train_labels_sha256', 'not recorded')}`.",
     ]
+
+
+def steps_of(stage: Experiment) -> str:
+    """What one stage of training did."""
+    if stage.ridge:
+        l2 = stage.stages[0].options.get("l2", RIDGE_L2)
+        return f"ridge: in closed form for {len(l2)} strengths of l2, of which the best on validation was kept"
+    steps = f"{stage.epochs} epochs, batches of {stage.batch_size}, {_part(stage.optimizer)} at {stage.lr:g}"
+    return f"{stage.stage_names}: {steps}"
 
 
 def _plain(name: str) -> str:

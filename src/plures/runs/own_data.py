@@ -48,7 +48,7 @@ def recalled(
         e = e.model_copy(update={"data": Part(name=data.name, options={**data.options, **options})})
         dataset = read_data(e, skip_bad=skip_bad)
     if known is None:
-        dataset = with_splits(dataset, e)
+        dataset = with_splits(dataset, e.model_copy(update={"group_near_copies": False}))  # as that version did
         if run.other_labels(observe_splits(e, dataset).train):
             log.warning(
                 f"{dataset.name}: the data have changed since {run.path} was trained, and a run of plures 0.1.0 does"

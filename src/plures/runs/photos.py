@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from plures.config import Experiment
 from plures.data.dataset import Dataset
+from plures.data.near_copies import NEAR_EXACT, joined_groups, near_groups, small_pictures
 from plures.data.photos import is_address, opened
 from plures.errors import PluresError, Problem
 from plures.files import writing
@@ -119,22 +120,25 @@ def _called(dataset: Dataset, row: int) -> str:
 
 
 def on_one_side(
-    dataset: Dataset, splits: NDArray[np.str_], drawn: NDArray[np.bool_], *, move: bool = True
+    dataset: Dataset, splits: NDArray[np.str_], drawn: NDArray[np.bool_], *, move: bool = True, near: bool = False
 ) -> NDArray[np.str_]:
     """The splits [N] with copies of a photograph on one side. drawn [N]: where we chose the split ourselves.
 
-    Copies that were drawn go where the first of them went, if we may `move` them. Where the data put copies into
-    several splits, the ones in the weaker split (test, then val) get none, so that nothing is judged on a photograph
-    that is trained on.
+    Copies that were drawn go where the first of them went, if we may `move` them; `near`: with what is a copy but for
+    its size or encoding. Where the data put copies into several splits, the ones in the weaker split (test, then val)
+    get none, so that nothing is judged on a photograph that is trained on.
     """
     first = copies(contents(dataset))
+    if move:
+        together = _near_too(dataset, drawn, first) if near and not dataset.in_memory else first
+        if together is not None:
+            splits = splits.copy()
+            leader = np.full(len(splits), len(splits))  # the first drawn copy of each group
+            np.minimum.at(leader, together[drawn], np.flatnonzero(drawn))
+            splits[drawn] = splits[leader[together[drawn]]]
     if first is None:
         return splits
     splits = splits.copy()
-    if move:
-        leader = np.full(len(splits), len(splits))  # the first drawn copy of each group
-        np.minimum.at(leader, first[drawn], np.flatnonzero(drawn))
-        splits[drawn] = splits[leader[first[drawn]]]
     rank = strength(splits)
     best = np.full(len(splits), len(STRENGTH) + 1)
     np.minimum.at(best, first, rank)
@@ -148,6 +152,23 @@ def on_one_side(
         )
         splits[weaker] = ""
     return splits
+
+
+def _near_too(dataset: Dataset, among: NDArray[np.bool_], first: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """The groups `first` [N] of equal photographs, and with them near-exact copies `among` these rows."""
+    rows = np.flatnonzero(among)
+    key = _digest(np.ascontiguousarray(contents(dataset)[rows]).data)
+    if key not in _near:
+        _near.clear()
+        _near[key] = near_groups(small_pictures(dataset.take(rows)), NEAR_EXACT)
+    leaders = rows[_near[key]]
+    if (leaders == rows).all():
+        return first
+    pairs = np.stack([rows, leaders], 1)
+    return joined_groups(np.arange(len(dataset)) if first is None else first, [pairs])
+
+
+_near: dict[bytes, NDArray[np.int64]] = {}  # of the data that were divided last: a sweep divides them again and again
 
 
 def strength(splits: NDArray[np.str_]) -> NDArray[np.int64]:

@@ -136,7 +136,15 @@ class Run:
         path = self.path / "log.jsonl"
         if not path.is_file():
             return []
-        return read_json_lines(path)
+        return [self.of_today(record) for record in read_json_lines(path)]
+
+    def of_today(self, record: Record) -> Record:
+        """A record of a log or a checkpoint of plures 0.1.0, which calls stages phases, as of today."""
+        if "phase" not in record:
+            return record
+        names = {"frozen": self.experiment.stages[0].name, "end_to_end": self.experiment.stages[-1].name}
+        phase = record["phase"]
+        return {"stage": names.get(phase, phase), **{key: value for key, value in record.items() if key != "phase"}}
 
     def write_log(self, records: list[Record]) -> None:
         """Both forms of the log, whole (a resumed run drops what came after its checkpoint); nan becomes null."""
@@ -162,7 +170,8 @@ class Run:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"phase", "epoch", "best", "net"} <= state.keys():
+            state = self.of_today(state) if isinstance(state, dict) else {}
+            if not {"stage", "epoch", "best", "net"} <= state.keys():
                 raise ValueError("not what training keeps")
         except Exception as error:  # torch raises many kinds on a damaged file
             line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
 """`plures sweep`: a grid or a search of settings times seeds, each run a run folder, and what validation picks.
 
-Runs of a linear head on frozen features are trained together (`together.py`); all others one by one or in processes.
+Runs of a linear head on frozen features are trained together (`vectorized/`); all others one by one or in processes.
 A run that is finished is never trained again, so the same command resumes after an interruption, and a grid can grow.
 """
 

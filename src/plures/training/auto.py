@@ -1,4 +1,4 @@
-"""What training chooses where the settings say `auto`: backbone, head, mode and optimizer for the pictures, the loss
+"""What training chooses where the settings say `auto`: backbone, head and stages for the pictures, the loss
 for the labels; each with its reason in words.
 
 The choice rests on the tables of docs/choosing.md: one positive per image, three data sets, chosen on validation rows;
@@ -13,22 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from plures.config import AUTO, CHOSEN, CUT, EXACT, Experiment, Part
+from plures.config import AUTO, BACKBONE, CHOSEN, CUT, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable, is_address, open_header
 from plures.labels import Labels
+from plures.models.backbones.presets import FAST
 from plures.runs.run import Run
 
 SMALL = 64  # pixels: up to this side pictures are no photographs, and features of photographs do not suit them
 LOOKED_AT = 100  # pictures whose size is looked at
-MODEL = "mobilenetv2_100"
 FROM_SCRATCH = Part(name="small_conv")
-STEPS = {"optimizer": Part(name="adamw"), "lr": 3e-4, "weight_decay": 10.0}  # for a linear head on standard features
+STEPS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 3e-4,
+    "weight_decay": 10.0,
+}  # for standardised features
+FINETUNE: dict[str, Any] = {"lr": 1e-5}  # of a whole pretrained model, as in the recipe cole2021
 OF_STEPS = ("epochs", "batch_size", "accumulate", "drop_last", "lr", "head_lr", "weight_decay", "schedule", "clip")
 
 
 def choose_model(experiment: Experiment, pictures: Callable[[], Dataset]) -> tuple[Experiment, str]:
-    """The experiment with backbone, head, mode, optimizer and threshold settled, and the reason in a line ("" where
+    """The experiment with backbone, head, stages and threshold settled, and the reason in a line ("" where
     nothing was left to choose). pictures: the images at hand, called only where the choice depends on them.
 
     Raises PluresError if a setting does not go with what was chosen.
@@ -40,37 +45,31 @@ def choose_model(experiment: Experiment, pictures: Callable[[], Dataset]) -> tup
         backbone = _pretrained(backbone.options) if why == "photographs" else FROM_SCRATCH
     given = backbone.name == "features"
     pretrained = given or bool(backbone.options.get("pretrained") or backbone.options.get("weights"))
-    exact = e.optimizer.name == EXACT
-    mode = ("frozen" if pretrained or exact else "end_to_end") if e.mode == AUTO else e.mode
-    ours = pretrained and e.head.name == AUTO and mode != "end_to_end"  # a head of plures's choice, on its features
-    solved = exact or (
-        ours
-        and mode == "frozen"
-        and e.optimizer.name == AUTO
-        and e.optimizer.options.keys() <= {"l2"}
-        and e.loss.name in (AUTO, "least_squares")
-        and not e.history
-        and e.ema is None
-    )
-    values: dict[str, Any] = {"backbone": backbone, "mode": mode}
+    stages = e.stages
+    if stages[0].name == AUTO:
+        steps_wanted = e.loss.name not in (AUTO, "least_squares") or e.history or e.ema is not None
+        ridge = e.head.name == AUTO and not steps_wanted and "optimizer" not in e.model_fields_set
+        stages = (Part(name=("ridge" if ridge else "probe") if pretrained else "finetune"),)
+    ours = pretrained and e.head.name == AUTO and stages[0].name != "finetune"  # a head of plures's, on its features
+    solved = stages[0].name == "ridge"
+    values: dict[str, Any] = {"backbone": backbone, "stages": stages}
     if e.head.name == AUTO:
-        head = Part(name="linear" if ours or exact else "codebook", options=e.head.options)
+        head = Part(name="linear" if ours or solved else "codebook", options=e.head.options)
         if head.name == "linear":
             standard = {"standardise": True, "normalise": True} if solved else {"standardise": True}
             head = Part(name="linear", options={**standard, **head.options})
         values["head"] = head
-    if e.optimizer.name == AUTO:
-        steps = {key: value for key, value in STEPS.items() if key not in e.model_fields_set} if ours else {}
-        values |= {"optimizer": Part(name="adam"), **steps}
-        if solved:
-            values = {k: v for k, v in values.items() if k not in STEPS} | {"optimizer": Part(name=EXACT)}
-        values["optimizer"] = Part(name=values["optimizer"].name, options=e.optimizer.options)
-    if solved and e.loss.name == AUTO:
+    if ours and stages[0].name == "probe" and len(stages) > 1:
+        suits = {key: value for key, value in STEPS.items() if key not in e.model_fields_set}
+        values["stages"] = (Part(name="probe", options={**suits, **stages[0].options}), *stages[1:])
+    if ours:
+        suits = {"probe": STEPS, "finetune": FINETUNE}.get(stages[-1].name, {})
+        values |= {key: value for key, value in suits.items() if key not in e.model_fields_set}
+    if solved and len(stages) == 1 and e.loss.name == AUTO:
         values["loss"] = Part(name="least_squares")
     if e.threshold == AUTO:
         values["threshold"] = CHOSEN if ours else CUT
-    settled = e.model_copy(update=values)
-    settled = Experiment(**settled.model_dump(mode="json", include=settled.model_fields_set | values.keys()))
+    settled = Experiment(**{**e.model_dump(mode="json", include=e.model_fields_set), **values})
     return settled, _reason(why, experiment, settled, solved, ours)
 
 
@@ -109,8 +108,8 @@ def _pretrained(options: dict[str, Any]) -> Part:
     from timm import is_model
 
     file = Path(str(options.get("weights") or "")).name.partition(".")[0]
-    model = file if file and is_model(file) else MODEL
-    return Part(name="timm", options={"model": model, **({} if file else {"pretrained": True}), **options})
+    model = file if file and is_model(file) else FAST
+    return Part(name=BACKBONE, options={"model": model, **({} if file else {"pretrained": True}), **options})
 
 
 def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool) -> str:
@@ -120,28 +119,28 @@ def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool
         pretrained = "; for features of photographs use backbone=timm backbone.pretrained=true"
         if e.backbone == FROM_SCRATCH and why:
             return f"{why}: {name} trained from scratch{pretrained}"
-        return f"{why}: {name} and a {e.head.name} head, mode={e.mode}" if why else ""
-    what = "a closed-form head" if solved else f"a linear head trained by {e.optimizer.name}"
+        return f"{why}: {name} and a {e.head.name} head, stages={e.stage_names}" if why else ""
+    what = "a closed-form head" if solved else f"a linear head trained by {e.of(e.stages[0]).optimizer.name}"
     if e.backbone.name == "features":
         return f"features that came with the data: {what}"
-    other = "train from scratch with backbone=small_conv" if why else "train all of it with mode=end_to_end"
+    other = "train from scratch with backbone=small_conv" if why else "train all of it with stages=finetune"
     line = f"{why or 'a pretrained backbone'}: frozen features of {name} and {what}"
-    if e.mode != "frozen":
-        line += ", then all of it end to end"
-    if solved and (idle := [key for key in OF_STEPS if key in asked.model_fields_set]):
+    if not e.frozen:
+        line += ", then all of it fine-tuned"
+    if e.ridge and (idle := [key for key in OF_STEPS if key in asked.model_fields_set]):
         line += f", which takes no steps: {', '.join(idle)} without effect"
     return f"{line}; {other}"
 
 
 def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:
     """The loss for these observed training labels [N, K] in this experiment, and the reason in words."""
-    if experiment.optimizer.name == EXACT:
-        return Part(name="least_squares"), "it is what optimizer=exact can solve"
+    if experiment.ridge:
+        return Part(name="least_squares"), "it is what stages=ridge solves"
     if labels.complete:
         return Part(name="bce"), "every training label is known"
     absent = bool(labels.absent.any())
     what = "some labels are unknown" if absent else "nothing is known to be absent"
-    if experiment.head.name == "codebook" and experiment.mode == "end_to_end":
+    if experiment.head.name == "codebook" and experiment.stage_names == "finetune":
         return Part(
             name="gr"
         ), f"{what}; GR ranked best on the built-in scenes and called nearly as many tags as there are"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plures.config import AUTO, Experiment
+from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 
@@ -21,9 +21,8 @@ def fit_to_data(experiment: Experiment, train: Dataset) -> Experiment:
     if experiment.backbone.name == "features" and experiment.backbone.options.get("width", width) != width:
         asked = experiment.backbone.options["width"]
         raise PluresError(f"{train.name}: features of {width:,} numbers per image, and backbone.width={asked}")
-    if experiment.mode not in (AUTO, "frozen"):
-        raise PluresError(
-            f"{train.name}: features leave only a head to train, so mode={experiment.mode} cannot be used"
-        )
+    if "finetune" in experiment.stage_names:
+        asked = experiment.stage_names
+        raise PluresError(f"{train.name}: features leave only a head to train; use stages=probe, not stages={asked}")
     own = {name: value for name, value in experiment.to_dict().items() if name in experiment.model_fields_set}
     return Experiment(**{**own, "backbone": {"name": "features", "width": width}, "image_size": None})

@@ -1,6 +1,6 @@
-"""The training loop, to be read in one sitting: phases of epochs of steps, each epoch scored, kept and logged.
+"""The training loop, to be read in one sitting: stages of epochs of steps, each epoch scored, kept and logged.
 
-Everything random follows from (seed, phase, epoch), so that a run which was killed and resumed ends with the same
+Everything random follows from (seed, stage, epoch), so that a run which was killed and resumed ends with the same
 weights, bit for bit on a CPU, as one that was not.
 """
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from plures.config import EXACT, Experiment
 from plures.errors import Diverged, PluresError, WorkFailed, out_of_memory
 from plures.labels import TensorLabels
 from plures.losses.base import Loss
@@ -29,7 +28,7 @@ from plures.scoring.distributed import gather, gather_output, world_size
 from plures.scoring.logits import logits_of
 from plures.training.optim import make_optimizer, parameter_groups, set_lr
 from plures.training.progress import Callback
-from plures.training.ridge import fit_exactly
+from plures.training.ridge import fit_ridge
 from plures.training.schedules import Schedule, schedules
 from plures.training.stages import Best, Keeper, Stage
 
@@ -77,7 +76,7 @@ class Step(nn.Module):
 
 @dataclass
 class TrainState:
-    """What moves during a phase: the wrapped step, its optimizer, the running average and the loss with its memory."""
+    """What moves during a stage: the wrapped step, its optimizer, the running average and the loss with its memory."""
 
     module: nn.Module
     optimizer: Optimizer
@@ -91,64 +90,63 @@ class TrainState:
 
 
 def fit(
-    phase: Stage,
-    experiment: Experiment,
+    stage: Stage,
     loss: Loss,
     fabric: Fabric,
     keeper: Keeper,
     watch: Callback,
     resume: dict[str, Any] | None = None,
 ) -> Best:
-    """Train one phase and return its best epoch. `resume`: the state that `keep_state` was last given, if any.
+    """Train one stage and return its best epoch. `resume`: the state that `keep_state` was last given, if any.
 
-    The phase ends early where `patience` epochs in turn were no better than the best one.
+    The stage ends early where `patience` epochs in turn were no better than the best one.
     Raises WorkFailed if the loss is no longer a number, or memory runs out.
     """
-    if experiment.optimizer.name == EXACT:
-        return fit_exactly(phase, experiment, loss, fabric, keeper, watch, resume)
-    machine = _build(phase, experiment, loss, fabric)
-    first = 0 if resume is None else _load_state(resume, phase, machine, fabric)
-    watch.phase(phase.name, phase.epochs, len(phase.batches), first)
-    for epoch in range(first, phase.epochs):
-        if experiment.patience is not None and epoch - 1 - phase.best.epoch >= experiment.patience:
-            watch.say(f"{phase.name}: no better score for {experiment.patience} epochs; stopped after epoch {epoch}")
+    e = stage.settings
+    if e.ridge:
+        return fit_ridge(stage, loss, fabric, keeper, watch, resume)
+    machine = _build(stage, loss, fabric)
+    first = 0 if resume is None else _load_state(resume, stage, machine, fabric)
+    watch.stage(stage.name, e.epochs, len(stage.batches), first)
+    for epoch in range(first, e.epochs):
+        if e.patience is not None and epoch - 1 - stage.best.epoch >= e.patience:
+            watch.say(f"{stage.name}: no better score for {e.patience} epochs; stopped after epoch {epoch}")
             break
-        torch.manual_seed(_seed(experiment.seed, phase.number, epoch))
-        record = train_epoch(epoch, phase, experiment, machine, fabric, watch)
-        net = phase.net if machine.average is None else machine.average.module
-        _look_back(epoch, phase, machine, fabric)
+        torch.manual_seed(_seed(e.seed, stage.number, epoch))
+        record = train_epoch(epoch, stage, machine, fabric, watch)
+        net = stage.net if machine.average is None else machine.average.module
+        _look_back(epoch, stage, machine, fabric)
         metrics = keeper.score(net)
         score = metrics.pop("score")
-        if phase.best.better(score):
-            phase.best = Best(score, epoch)
+        if stage.best.better(score):
+            stage.best = Best(score, epoch)
             keeper.keep_best(net)
-            if phase.memory_to is not None and machine.memory is not None and fabric.is_global_zero:
-                machine.memory.save(phase.memory_to)
-        record |= {**metrics, "best_epoch": phase.best.epoch}
-        keeper.keep_state(_state(phase, epoch, machine, fabric), record)
+            if stage.memory_to is not None and machine.memory is not None and fabric.is_global_zero:
+                machine.memory.save(stage.memory_to)
+        record |= {**metrics, "best_epoch": stage.best.epoch}
+        keeper.keep_state(_state(stage, epoch, machine, fabric), record)
         watch.epoch(record)
-    return phase.best
+    return stage.best
 
 
-def train_epoch(
-    epoch: int, phase: Stage, experiment: Experiment, machine: TrainState, fabric: Fabric, watch: Callback
-) -> dict[str, Any]:
+def train_epoch(epoch: int, stage: Stage, machine: TrainState, fabric: Fabric, watch: Callback) -> dict[str, Any]:
     """One pass over the training batches. Returns the epoch's record: mean of every loss term, lr, speed."""
-    phase.net.train()
-    steps, images, started = len(phase.batches), 0, time.perf_counter()
+    stage.net.train()
+    e = stage.settings
+    steps, images, started = len(stage.batches), 0, time.perf_counter()
     sums: dict[str, Tensor] = {}
     factor = 1.0
     i = 0
-    for batch in phase.batches.epoch(epoch):
+    for batch in stage.batches.epoch(epoch):
         done = epoch * steps + i
-        factor = machine.schedule(done, steps, phase.epochs)
+        factor = machine.schedule(done, steps, e.epochs)
         set_lr(machine.optimizer, factor)
-        with _clear_errors(phase.name, epoch):
+        with _clear_errors(stage.name, epoch):
             batch = batch.to(fabric.device)
-            progress = done / (phase.epochs * steps)
+            progress = done / (e.epochs * steps)
             given = (batch.inputs, batch.labels, batch.index, batch.views)
             with fabric.no_backward_sync(cast(Any, machine.module), enabled=not batch.last):
-                terms = machine.module(*given, epoch, phase.epochs, progress, batch.total)
+                terms = machine.module(*given, epoch, e.epochs, progress, batch.total)
                 total = torch.stack(list(terms.values())).sum()
                 scale = _loss_scale(fabric)
                 fabric.backward(total * batch.share)
@@ -156,29 +154,29 @@ def train_epoch(
             sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
         images += batch.total or len(batch.index)
         if batch.last:
-            with _clear_errors(phase.name, epoch):  # the first step allocates what the optimizer keeps
-                _optimizer_step(machine, experiment, fabric)
-            machine.loss.step(phase.lr * factor, loss_scale=scale)
+            with _clear_errors(stage.name, epoch):  # the first step allocates what the optimizer keeps
+                _optimizer_step(machine, e.clip, fabric)
+            machine.loss.step(e.lr * factor, loss_scale=scale)
             if machine.average is not None:
-                machine.average.update_parameters(phase.net)
+                machine.average.update_parameters(stage.net)
             i += 1
             watch.step(i, images)
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
         raise Diverged(
-            f"the loss became {means['loss']} in epoch {epoch + 1} of {phase.name}; the epochs before it are kept;"
-            f" try a smaller lr (now {phase.lr:g}) or clip=1"
+            f"the loss became {means['loss']} in epoch {epoch + 1} of {stage.name}; the epochs before it are kept;"
+            f" try a smaller lr (now {e.lr:g}) or clip=1"
         )
     rate = round(images / seconds, 1) if seconds > 0 else math.nan  # clocks can stand still
-    speed = {"lr": phase.lr * factor, "images_per_second": rate, "seconds": round(seconds, 3)}
-    return {"phase": phase.name, "epoch": epoch, **means, **speed}
+    speed = {"lr": e.lr * factor, "images_per_second": rate, "seconds": round(seconds, 3)}
+    return {"stage": stage.name, "epoch": epoch, **means, **speed}
 
 
-def _optimizer_step(machine: TrainState, experiment: Experiment, fabric: Fabric) -> None:
+def _optimizer_step(machine: TrainState, clip: float | None, fabric: Fabric) -> None:
     """One step with the gradients gathered so far."""
-    if experiment.clip is not None:
-        fabric.clip_gradients(machine.module, machine.optimizer, max_norm=experiment.clip)
+    if clip is not None:
+        fabric.clip_gradients(machine.module, machine.optimizer, max_norm=clip)
     machine.optimizer.step()
     machine.optimizer.zero_grad(set_to_none=True)
 
@@ -197,64 +195,65 @@ def _loss_scale(fabric: Fabric) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def _build(phase: Stage, experiment: Experiment, loss: Loss, fabric: Fabric) -> TrainState:
-    e, carried = experiment, None
-    if phase.memory_from is not None and loss.carries_state:
-        carried = load_table(phase.memory_from, torch.Size(phase.train_labels.values.shape))
-    loss = loss.remember(phase.train_labels, e.seed, fabric.device, carried)
-    step: nn.Module = Step(phase.net, loss)
+def _build(stage: Stage, loss: Loss, fabric: Fabric) -> TrainState:
+    e, carried = stage.settings, None
+    if stage.memory_from is not None and loss.carries_state:
+        carried = load_table(stage.memory_from, torch.Size(stage.train_labels.values.shape))
+    loss = loss.remember(stage.train_labels, e.seed, fabric.device, carried)
+    step: nn.Module = Step(stage.net, loss)
     if fabric.world_size > 1 and fabric.device.type == "cuda":  # statistics of the whole batch, as in one process
         step = nn.SyncBatchNorm.convert_sync_batchnorm(step)  # type: ignore[no-untyped-call]
     step = step.to(memory_format=torch.channels_last if e.channels_last else torch.contiguous_format)
-    groups = parameter_groups(phase.net, phase.head, phase.lr, e.head_lr, e.weight_decay)
+    groups = parameter_groups(stage.net, stage.head, e.lr, e.head_lr, e.weight_decay)
     optimizer = make_optimizer(e.optimizer.name, e.optimizer.options, groups)
     module, optimizer = fabric.setup(cast(nn.Module, torch.compile(step)) if e.compile else step, optimizer)
     average = None
     if e.ema is not None:
         blend = get_ema_multi_avg_fn(e.ema)  # type: ignore[no-untyped-call]
-        average = AveragedModel(phase.net, multi_avg_fn=blend, use_buffers=True)
+        average = AveragedModel(stage.net, multi_avg_fn=blend, use_buffers=True)
     return TrainState(module, optimizer, average, loss, schedules.make(e.schedule.name, **e.schedule.options))
 
 
-def _look_back(epoch: int, phase: Stage, machine: TrainState, fabric: Fabric) -> None:
+def _look_back(epoch: int, stage: Stage, machine: TrainState, fabric: Fabric) -> None:
     """Score the whole training set after an epoch, where the loss or the history requires it."""
-    context = Context(epoch, phase.epochs, (epoch + 1) / phase.epochs, None, machine.memory)
+    epochs = stage.settings.epochs
+    context = Context(epoch, epochs, (epoch + 1) / epochs, None, machine.memory)
     required = machine.loss.needs_scores(context)
-    if not required and phase.history is None:
+    if not required and stage.history is None:
         return
-    logits = logits_of(phase.net, phase.in_order, fabric)
-    if phase.history is not None:
-        phase.history.add(logits)
+    logits = logits_of(stage.net, stage.in_order, fabric)
+    if stage.history is not None:
+        stage.history.add(logits)
     if required:
-        machine.loss.after_epoch(torch.from_numpy(logits).to(fabric.device), phase.train_labels, context)
+        machine.loss.after_epoch(torch.from_numpy(logits).to(fabric.device), stage.train_labels, context)
 
 
-def _state(phase: Stage, epoch: int, machine: TrainState, fabric: Fabric) -> dict[str, Any]:
-    """Everything that decides how the phase continues after this epoch."""
+def _state(stage: Stage, epoch: int, machine: TrainState, fabric: Fabric) -> dict[str, Any]:
+    """Everything that decides how the stage continues after this epoch."""
     return {
-        "phase": phase.number,
+        "stage": stage.number,
         "epoch": epoch,
-        "best": {"score": phase.best.score, "epoch": phase.best.epoch},
-        "net": phase.net.state_dict(),
+        "best": {"score": stage.best.score, "epoch": stage.best.epoch},
+        "net": stage.net.state_dict(),
         "optimizer": machine.optimizer.state_dict(),
         "average": None if machine.average is None else machine.average.state_dict(),
         "memory": None if machine.memory is None else machine.memory.state_dict(),
-        "history": None if phase.history is None else phase.history.state_dict(),
+        "history": None if stage.history is None else stage.history.state_dict(),
         "precision": fabric.strategy.precision.state_dict(),
     }
 
 
-def _load_state(state: dict[str, Any], phase: Stage, machine: TrainState, fabric: Fabric) -> int:
+def _load_state(state: dict[str, Any], stage: Stage, machine: TrainState, fabric: Fabric) -> int:
     """Put a saved state back; returns the epoch to continue with."""
-    phase.best = Best(**state["best"])
-    phase.net.load_state_dict(state["net"])
+    stage.best = Best(**state["best"])
+    stage.net.load_state_dict(state["net"])
     machine.optimizer.load_state_dict(state["optimizer"])
     if machine.average is not None:
         machine.average.load_state_dict(state["average"])
     if machine.memory is not None:
         machine.memory.load_state_dict(state["memory"])
-    if phase.history is not None:
-        phase.history.load_state_dict(state["history"])
+    if stage.history is not None:
+        stage.history.load_state_dict(state["history"])
     fabric.strategy.precision.load_state_dict(state["precision"])
     return int(state["epoch"]) + 1
 
@@ -262,8 +261,8 @@ def _load_state(state: dict[str, Any], phase: Stage, machine: TrainState, fabric
 class _clear_errors:  # noqa: N801 (used as a statement)
     """Turns "out of memory" and a batch too small for batch norm into one clear line."""
 
-    def __init__(self, phase: str, epoch: int) -> None:
-        self.where = f"epoch {epoch + 1} of {phase}"
+    def __init__(self, stage: str, epoch: int) -> None:
+        self.where = f"epoch {epoch + 1} of {stage}"
 
     def __enter__(self) -> None:
         pass

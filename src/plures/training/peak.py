@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plures.config import EXACT, Experiment
+from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.models.model import Model
 from plures.system import free_memory
@@ -35,14 +35,14 @@ def peak(model: Model, train: Dataset, experiment: Experiment, workers: int) -> 
     """Bytes of memory beyond what this process has already."""
     e, N, K = experiment, len(train), len(train.classes)
     size = model.preprocessing.image_size
-    frozen = e.mode == "frozen"
+    frozen = e.frozen
     rows = 16 if frozen else -(-e.batch_size // e.accumulate)
     largest, total = activations(model)
     images = (1 + WHOLE_BATCHES * workers) * rows * 3 * size * size
     needed = images + N * K * 3 * FLOAT  # labels that are learned, and two moments of each
     if frozen:  # one batch passes through, then the features are held
         width = int(getattr(model.backbone, "width", 0))
-        needed += 2 * largest * rows + N * width * FLOAT * (2 if e.optimizer.name == EXACT else 1)
+        needed += 2 * largest * rows + N * width * FLOAT * (2 if e.ridge else 1)
     else:  # every layer's output is kept until its gradient is known
         learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
         needed += (total + 2 * largest) * rows + 3 * learned * FLOAT

@@ -46,16 +46,16 @@ class HiddenLabels:
             return None
         return cls(train.labels, known, seed)
 
-    def record(self, phase: str, epoch: int, logits: NDArray[np.floating]) -> None:
+    def record(self, stage: str, epoch: int, logits: NDArray[np.floating]) -> None:
         """Add an epoch. logits: [rows, K]."""
         p = sigmoid(logits)
         groups = {name: _described(p[mask]) for name, mask in self.groups.items()}
-        self.records.append({"phase": phase, "epoch": epoch, "rows": len(self.rows), **groups})
+        self.records.append({"stage": stage, "epoch": epoch, "rows": len(self.rows), **groups})
 
     def read(self, run: Run, kept: list[dict[str, Any]]) -> None:
         """Continue the records of the epochs that a resumed run keeps."""
-        epochs = {(record["phase"], record["epoch"]) for record in kept}
-        self.records = [r for r in read_probabilities(run) if (r["phase"], r["epoch"]) in epochs]
+        epochs = {(record["stage"], record["epoch"]) for record in kept}
+        self.records = [r for r in read_probabilities(run) if (r["stage"], r["epoch"]) in epochs]
 
     def write(self, run: Run) -> None:
         with writing(run.path / PROBABILITIES) as temporary:
@@ -68,7 +68,7 @@ def read_probabilities(run: Run) -> list[dict[str, Any]]:
     path = run.path / PROBABILITIES
     if not path.is_file():
         return []
-    return read_json_lines(path)
+    return [run.of_today(record) for record in read_json_lines(path)]
 
 
 def _described(p: NDArray[np.float64]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from plures.errors import PluresError
 
 
 class Callback(Protocol):
-    """Told of every phase, step and epoch. Those given to `plures.train(callbacks=[...])` may have any of the methods.
+    """Told of every stage, step and epoch. Those given to `plures.train(callbacks=[...])` may have any of the methods.
 
     Example:
         class Losses:
-            def epoch(self, record):  # after each epoch: phase, epoch, loss, val_map, lr, seconds, ...
+            def epoch(self, record):  # after each epoch: stage, epoch, loss, val_map, lr, seconds, ...
                 print(record["epoch"], record["loss"])
     """
 
-    def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None: ...
+    def stage(self, name: str, epochs: int, steps: int, first_epoch: int) -> None: ...
 
     def step(self, done: int, images: int) -> None: ...
 
@@ -29,7 +29,7 @@ class Callback(Protocol):
 class Quiet:
     """A Callback that keeps silent."""
 
-    def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
+    def stage(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
         pass
 
     def step(self, done: int, images: int) -> None:
@@ -48,17 +48,17 @@ class Several:
     Raises PluresError for an object that has none.
     """
 
-    METHODS = ("phase", "step", "epoch", "say")
+    METHODS = ("stage", "step", "epoch", "say")
 
     def __init__(self, callbacks: Iterable[object]) -> None:
         self.callbacks = list(callbacks)
         for one in self.callbacks:
             if isinstance(one, type) or not any(callable(getattr(one, name, None)) for name in self.METHODS):
                 what = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
-                raise PluresError(f"a callback is an object with some of phase, step, epoch and say, got {what}")
+                raise PluresError(f"a callback is an object with some of stage, step, epoch and say, got {what}")
 
-    def phase(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
-        self._tell("phase", name, epochs, steps, first_epoch)
+    def stage(self, name: str, epochs: int, steps: int, first_epoch: int) -> None:
+        self._tell("stage", name, epochs, steps, first_epoch)
 
     def step(self, done: int, images: int) -> None:
         self._tell("step", done, images)

@@ -1,4 +1,4 @@
-"""optimizer=exact: the least squares of a linear head on frozen features, solved instead of approached.
+"""stages=ridge: the least squares of a linear head on frozen features, solved instead of approached.
 
 For every class the weights a and the bias b minimise, with t = +-target and the loss's weight w of each cell,
 
@@ -25,7 +25,7 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plures.config import EXACT_L2, Experiment
+from plures.config import RIDGE_L2
 from plures.data.loading import FeatureBatches
 from plures.errors import Diverged
 from plures.labels import UNKNOWN, Labels, TensorLabels
@@ -38,24 +38,23 @@ from plures.training.stages import Best, Keeper, Stage
 ROWS_AT_ONCE = 8192
 
 
-def fit_exactly(
-    phase: Stage,
-    experiment: Experiment,
+def fit_ridge(
+    stage: Stage,
     loss: Loss,
     fabric: Fabric,
     keeper: Keeper,
     watch: Callback,
     resume: dict[str, Any] | None = None,
 ) -> Best:
-    """As `fit`, for optimizer=exact: one epoch for each l2, whose best is kept and returned."""
+    """As `fit`, for the stage ridge: one epoch for each l2, whose best is kept and returned."""
     started = time.perf_counter()
-    strengths = experiment.optimizer.options.get("l2", EXACT_L2)
-    head, batches = cast(Linear, phase.head), cast(FeatureBatches, phase.batches)
+    strengths = stage.settings.stages[0].options.get("l2", RIDGE_L2)
+    head, batches = cast(Linear, stage.head), cast(FeatureBatches, stage.batches)
     squares = cast(LeastSquares, loss)
     first = 0 if resume is None else int(resume["epoch"]) + 1
-    phase.best = Best() if resume is None else Best(**resume["best"])
-    watch.phase(phase.name, len(strengths), 1, first)
-    weights, biases, costs = solve(Rows(batches.features, head, fabric.device), phase.train_labels, squares, strengths)
+    stage.best = Best() if resume is None else Best(**resume["best"])
+    watch.stage(stage.name, len(strengths), 1, first)
+    weights, biases, costs = solve(Rows(batches.features, head, fabric.device), stage.train_labels, squares, strengths)
     seconds = (time.perf_counter() - started) / len(strengths)
     for epoch, l2 in enumerate(strengths):
         if epoch < first:
@@ -63,19 +62,19 @@ def fit_exactly(
         with torch.no_grad():
             head.classifier.weight.copy_(weights[epoch])
             head.classifier.bias.copy_(biases[epoch])
-        metrics = keeper.score(cast(Any, phase.net))
+        metrics = keeper.score(cast(Any, stage.net))
         score = metrics.pop("score")
-        if phase.best.better(score):
-            phase.best = Best(score, epoch)
-            keeper.keep_best(phase.net)
-        speed = {"images_per_second": round(len(phase.train_labels) / seconds, 1), "seconds": round(seconds, 3)}
-        record = {"phase": phase.name, "epoch": epoch, "loss": float(costs[epoch]), "l2": l2, **speed, **metrics}
-        record["best_epoch"] = phase.best.epoch
-        best = {"score": phase.best.score, "epoch": phase.best.epoch}
-        state = {"phase": phase.number, "epoch": epoch, "best": best, "net": phase.net.state_dict()}
+        if stage.best.better(score):
+            stage.best = Best(score, epoch)
+            keeper.keep_best(stage.net)
+        speed = {"images_per_second": round(len(stage.train_labels) / seconds, 1), "seconds": round(seconds, 3)}
+        record = {"stage": stage.name, "epoch": epoch, "loss": float(costs[epoch]), "l2": l2, **speed, **metrics}
+        record["best_epoch"] = stage.best.epoch
+        best = {"score": stage.best.score, "epoch": stage.best.epoch}
+        state = {"stage": stage.number, "epoch": epoch, "best": best, "net": stage.net.state_dict()}
         keeper.keep_state(state, record)
         watch.epoch(record)
-    return phase.best
+    return stage.best
 
 
 class Rows:

@@ -1,4 +1,4 @@
-"""What training is about: a phase and the net it trains, the best epoch so far, and who keeps what comes of it."""
+"""What training is about: a stage and the net it trains, the best epoch so far, and who keeps what comes of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from plures.config import Experiment
 from plures.labels import Labels
 from plures.scoring.logits import Batches, Net
 from plures.training.history import ScoreHistory
@@ -41,7 +42,7 @@ class Keeper(Protocol):
 
 @dataclass
 class Stage:
-    """One stretch of training: what is trained, on which batches, how long and how fast."""
+    """One stretch of training: what is trained, on which batches, with which settings."""
 
     name: str
     number: int
@@ -49,10 +50,9 @@ class Stage:
     head: nn.Module
     batches: Batches
     train_labels: Labels
-    epochs: int
-    lr: float
+    settings: Experiment  # of this stage alone, `Experiment.of`
     in_order: Batches  # the training rows in order, for losses that look at all of them after an epoch
     memory_from: Path | None = None  # file with the label memory to begin with, which `memory_to` wrote
-    memory_to: Path | None = None  # file for the label memory of the best epoch, for the next phase
+    memory_to: Path | None = None  # file for the label memory of the best epoch, for the next stage
     history: ScoreHistory | None = None
     best: Best = field(default_factory=Best)

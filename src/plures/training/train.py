@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from plures.config import AUTO, CHOSEN, Experiment, Part
+from plures.config import AUTO, CHOSEN, TAGS, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform, Unreadable
@@ -22,10 +23,10 @@ from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS
 from plures.metrics.choosing import Objective
-from plures.metrics.threshold_choice import from_logits, source_of
+from plures.metrics.threshold_choice import from_expected, from_logits, source_of
 from plures.metrics.thresholds import Thresholds
 from plures.models.heads import FitsFeatures, heads
-from plures.models.model import Model, build_model, load, save
+from plures.models.model import Model, build_model, load, save, without_prior
 from plures.runs.card import write_card
 from plures.runs.data import (
     IN_MEMORY,
@@ -43,10 +44,19 @@ from plures.runs.photos import Photos
 from plures.runs.run import ENVIRONMENT, Record, Run, environment
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
+from plures.scoring.logits import (
+    Batches,
+    HeadOnFeatures,
+    Net,
+    Scores,
+    logits_of,
+    logits_of_dataset,
+    parts_of_dataset,
+)
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss, choose_model
+from plures.training.fusing import fused, prior_of
 from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
 from plures.training.loop import fit
@@ -176,7 +186,7 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
 
 def start_from(model: Model, run: str) -> None:
     """Fill the model with the weights of a run folder. Raises PluresError unless it is the same model."""
-    other = load(run)
+    other = without_prior(load(run))
     if (other.parts.backbone, other.parts.head) != (model.parts.backbone, model.parts.head):
         raise PluresError(
             f"start={run}: {other.parts.backbone} with {other.parts.head} cannot fill {model.parts.backbone} with"
@@ -203,11 +213,11 @@ def _tensorboard() -> Any:
     return SummaryWriter
 
 
-LABEL_STATE = "label_state.safetensors"  # of the frozen phase's best epoch, for losses that carry it over
+LABEL_STATE = "label_state.safetensors"  # of the first stage's best epoch, for losses that carry it over
 
 
 class Training:
-    """One training run: builds the parts, runs the phases, keeps the best weights in the run folder (a Keeper)."""
+    """One training run: builds the parts, runs the stages, keeps the best weights in the run folder (a Keeper)."""
 
     run: Run
     hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
@@ -230,12 +240,12 @@ class Training:
         ).to(self.fabric.device)
         if e.start is not None:
             start_from(self.model, e.start)
-        if e.mode == "end_to_end" and e.start is None and getattr(self.head, "standardise", False):
+        if e.stage_names == "finetune" and e.start is None and getattr(self.head, "standardise", False):
             raise PluresError(
-                "head.standardise=true takes its statistics from frozen features; use mode=frozen or"
-                " mode=frozen_then_end_to_end, or start from such a run"
+                "head.standardise=true takes its statistics from frozen features; use stages=probe or"
+                " stages=probe,finetune, or start from such a run"
             )
-        if e.mode != "frozen" and getattr(self.model.backbone, "folded_norm", False):
+        if not e.frozen and getattr(self.model.backbone, "folded_norm", False):
             raise PluresError(
                 "the backbone's weights come with batch norms folded into the convolutions, and training would spoil"
                 " its features; set backbone.frozen_norm=true"
@@ -251,13 +261,15 @@ class Training:
         self.hidden = HiddenLabels.of(prepared.train, prepared.train_known, e.seed)
         self.hidden_batches: Batches | None = None
         self.board = _tensorboard() if e.tensorboard else None
+        self.prior = prior_of(e, self.model, prepared)
+        self.untagged = not prepared.train.labels.present.any()  # then the prior is all there is
 
     @property
     def head(self) -> nn.Module:
         return cast(nn.Module, self.model.head)
 
     def go(self, run: Run, state: Record | None) -> None:
-        """Run the phases that are left after this checkpoint, then evaluate the best weights."""
+        """Run the stages that are left after this checkpoint, then evaluate the best weights."""
         self.run, e = run, self.experiment
         workers = default_workers(self.prepared.train) if e.workers is None else e.workers
         if short := warning(self.model, self.prepared.train, e, workers):
@@ -269,56 +281,65 @@ class Training:
         self.prepared = replace(self.prepared, photos=None)  # memory for the training
         if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
             self.watch.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
-        names = {"frozen_then_end_to_end": ["frozen", "end_to_end"]}.get(e.mode, [e.mode])
-        first = 0 if state is None else int(state["phase"])
+        names = [stage.name for stage in e.stages]
+        stages = () if self.untagged else e.stages
+        if self.untagged:
+            self.keep_best(self.model)
+            self._finish(Best())
+        first = 0 if state is None else int(state["stage"])
         if state is not None:
-            done = [r for r in self.run.log if names.index(r["phase"]) <= first]
-            self.records = [r for r in done if r["phase"] != names[first] or r["epoch"] <= state["epoch"]]
+            done = [r for r in self.run.log if names.index(r["stage"]) <= first]
+            self.records = [r for r in done if r["stage"] != names[first] or r["epoch"] <= state["epoch"]]
             if self.hidden is not None:
                 self.hidden.read(run, self.records)
-        for number, name in enumerate(names):
+        loss = self.loss
+        for number, part in enumerate(stages):
             if number < first:
                 continue
             if number > 0:
                 self._start_from_best()
-            phase = self._phase(name, number)
-            best = fit(phase, e, self.loss, self.fabric, self, self.watch, state if number == first else None)
-        self._finish(best)
+            self.loss = loss
+            if part.name == "ridge" and self.loss_name != "least_squares":  # whatever the next stage learns by
+                squares = e.model_copy(update={"loss": Part(name="least_squares")})
+                self.loss = make_loss(squares, self.prepared.train.labels, self.head)
+            stage = self._stage(e.of(part), number)
+            best = fit(stage, self.loss, self.fabric, self, self.watch, state if number == first else None)
+        if stages:
+            self._finish(best)
         if self.fabric.is_global_zero:
             write_card(run)
 
-    def _phase(self, name: str, number: int) -> Stage:
-        e, train = self.experiment, self.prepared.train
+    def _stage(self, e: Experiment, number: int) -> Stage:
+        """e: the settings of this stage alone."""
+        train, last = self.prepared.train, number == len(self.experiment.stages) - 1
         order = Order(len(train), e.batch_size, shuffle_seed=e.seed + 7919 * number, drop_last=e.drop_last)
         order = replace(order, accumulate=e.accumulate)
         if len(order) == 0:
             raise PluresError(f"{len(train)} training images make no batch of {e.batch_size} with drop_last=true")
-        frozen = name == "frozen"
-        make = self._feature_batches if frozen else self._image_batches
+        make = self._feature_batches if e.frozen else self._image_batches
         val = self.prepared.val
         self.val_batches = None if val is None else make(val, Order(len(val), 64))
         if self.hidden is not None:
             some, in_order = train.take(self.hidden.rows), Order(len(self.hidden.rows), 64)
             images = self._image_batches
-            self.hidden_batches = self._some_features(train, self.hidden) if frozen else images(some, in_order)
+            self.hidden_batches = self._some_features(train, self.hidden) if e.frozen else images(some, in_order)
         kept = self.run.path / LABEL_STATE if self.loss.carries_state else None
-        net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if frozen else self.model
+        net: nn.Module = HeadOnFeatures(self.head, token_boxes(self.model, self._pooled)) if e.frozen else self.model
         batches = make(train, order)
         if isinstance(self.head, FitsFeatures) and isinstance(batches, FeatureBatches):
             mean, deviation = feature_statistics(batches.features)
             self.head.fit_features(mean.to(self.fabric.device), deviation.to(self.fabric.device))
         return Stage(
-            name=name,
+            name=e.stage_names,
             number=number,
             net=net.to(self.fabric.device),
             head=self.head,
             batches=batches,
             train_labels=train.labels,
-            epochs=e.frozen_epochs if frozen and e.mode != "frozen" else e.epochs,
-            lr=e.frozen_lr if frozen and e.mode != "frozen" else e.lr,
+            settings=e,
             in_order=make(train, Order(len(train), 64)),
-            memory_from=kept if number > 0 else None,
-            memory_to=kept if frozen and e.mode != "frozen" else None,
+            memory_from=kept if number > 0 and self.experiment.stages[0].name == "probe" else None,
+            memory_to=kept if e.frozen and not last else None,
             history=ScoreHistory(len(train), len(train.classes)) if e.history else None,
         )
 
@@ -335,10 +356,12 @@ class Training:
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers
         with self.fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(
-                self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers
-            )
+            features = self._features(dataset, workers)
         return FeatureBatches(features, dataset.labels.values, self._mine(order))
+
+    def _features(self, dataset: Dataset, workers: int) -> NDArray[np.floating[Any]]:
+        device, engine = self.fabric.device, self.experiment.engine
+        return frozen_features(self.model, dataset, pooled=self._pooled, device=device, workers=workers, engine=engine)
 
     def _mine(self, order: Order) -> Order:
         """This process's share of the order."""
@@ -347,7 +370,7 @@ class Training:
     def _some_features(self, train: Dataset, hidden: HiddenLabels) -> Batches:
         """The sample's rows of the features that are there already."""
         workers = default_workers(train) if self.experiment.workers is None else self.experiment.workers
-        features = frozen_features(self.model, train, pooled=self._pooled, device=self.fabric.device, workers=workers)
+        features = self._features(train, workers)
         rows = hidden.rows
         return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], self._mine(Order(len(rows), 64)))
 
@@ -356,7 +379,7 @@ class Training:
         return needs_only_mean(self.model) and not OF_REGIONS & self.loss.needs
 
     def _start_from_best(self) -> None:
-        """The second phase starts with the best weights of the first."""
+        """The next stage starts with the best weights of the first."""
         self.fabric.barrier()  # the first process has written them
         self.model.load_state_dict(load(self.run.path).state_dict())
 
@@ -390,34 +413,48 @@ class Training:
             return
         self.run.write_log(self.records)
         if self.hidden is not None:
-            self.hidden.record(record["phase"], record["epoch"], self.hidden_logits)
+            self.hidden.record(record["stage"], record["epoch"], self.hidden_logits)
             self.hidden.write(self.run)
         if self.board is not None:
             with self.board(str(self.run.path / "tensorboard")) as writer:
                 for name, value in record.items():
                     if isinstance(value, float):
-                        writer.add_scalar(f"{record['phase']}/{name}", value, record["epoch"])
+                        writer.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
         self.run.save_checkpoint(state)
 
     def _finish(self, best: Best) -> None:
         """Evaluate the best weights on the test split (or, without one, on the validation split)."""
         where = "test" if self.prepared.test is not None else "val"
         dataset = self.prepared.test or self.prepared.val
-        if dataset is None:
+        if dataset is None and self.prior is None:
             return
         self.fabric.barrier()  # the first process has written the weights
         model = load(self.run.path).to(self.fabric.device)
-        thresholds = self._choose_thresholds(model) if self.experiment.threshold == CHOSEN else None
+        if self.prior is not None:
+            model = fused(model, self.prior, self.prepared, self.experiment, self.fabric, self.watch.say)
+            self.keep_best(model)
+        if dataset is None:
+            return
+        choose = self.experiment.threshold == CHOSEN or self.untagged
+        thresholds = self._choose_thresholds(model) if choose else None
         logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
-        report = report_of(logits, dataset, self.experiment, thresholds)
+        parts = parts_of_dataset(model, dataset, self.experiment, self.fabric)
+        report = report_of(logits, dataset, self.experiment, thresholds, baselines=parts)
         score = None if math.isnan(best.score) else best.score  # JSON knows no nan
-        selected = {"by": self.select, "epoch": best.epoch, "score": score}
+        selected = {"by": self.select, "epoch": None if self.untagged else best.epoch, "score": score}
         if self.fabric.is_global_zero:
             self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})
 
     def _choose_thresholds(self, model: Model) -> Thresholds | None:
         """Thresholds chosen on the validation images, saved in the run; None where their labels allow no choice."""
         val, observed = self.prepared.val, self.prepared.val_observed
+        if self.untagged:
+            logits = logits_of_dataset(model, self.prepared.train, self.experiment, self.fabric)
+            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS)
+            self.watch.say(f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)")
+            if self.fabric.is_global_zero:
+                expected.save(self.run.path)
+            return expected
         if val is None or observed is None or (source := source_of(val.labels)) is None:
             self.watch.say(f"thresholds: {self.experiment.cut:g} for all, as no validation image has a known tag")
             return None

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,8 @@ from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable
 from plures.data.read import find_format, read
 from plures.errors import PluresError, clipped
-from plures.labels import PRESENT
+from plures.labels import PRESENT, UNKNOWN
+from plures.runs.photos import contents_of
 from plures.runs.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
 from plures.web.front import Front
@@ -33,6 +34,7 @@ from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures
 from plures.web.questions import Question, draw_sample, read_suggestions
 from plures.web.table_edit import Key, key_of
+from plures.web.variety import most_different_first
 
 REQUESTS, SECONDS = 256, 60.0  # in flight at most, and how long one may take, with its body
 STATIC = Path(__file__).parent / "static"
@@ -117,6 +119,12 @@ class Review:
             if "separator" not in (options or {}):
                 refuse_another_separator(self.dataset, {tag for asked in tags for tag in asked}, table)
             self.decisions.know(self.dataset, rows, tags)
+            self.copies = copies_of(self.dataset, rows)
+            asked = dict(zip(rows, map(list, tags), strict=True)) if not suggestions else {}
+            for question in self.questions:
+                asked.setdefault(question.row, []).append(question.tag)
+            also = {other: asked[row] for row, others in self.copies.items() for other in others}
+            self.decisions.know(self.dataset, list(also), list(also.values()))
         except BaseException:
             self.decisions.close()
             raise
@@ -124,7 +132,10 @@ class Review:
         counts = self.dataset.labels.present.sum(0).tolist()
         self.times = Counter(dict(zip(self.dataset.classes, counts, strict=True)))
         self._of_untagged = frozenset(self.untagged)
+        self._rows = {self._key(row): row for row in self.copies}
         self._now_tagged: set[Key] = set()  # of them, by this review
+        self.untagged = most_different_first(self.dataset, self.untagged)
+        self._place = {row: place for place, row in enumerate(self.untagged)}
         self.of_tag: dict[str, list[Question]] = {}
         for question in self.questions:
             self.of_tag.setdefault(question.tag, []).append(question)
@@ -190,8 +201,8 @@ class Review:
         return [self._image(row) for row in rows]
 
     def untagged_after(self, row: int, limit: int) -> list[dict[str, Any]]:
-        """The next images without a tag, in the order of the table."""
-        found = (r for r in self.untagged if r > row and not self._tagged(r))
+        """The next images without a tag behind this row (from the first on if it is none), the most different first."""
+        found = (r for r in self.untagged[self._place.get(row, -1) + 1 :] if not self._tagged(r))
         return [self._image(r) for r in islice(found, limit)]
 
     def _key(self, row: int) -> Key:
@@ -239,17 +250,42 @@ class Review:
     def tell(self, told: Told) -> list[Outcome]:
         """Keep the answers; they are in the table when this returns. Raises PluresError, and keeps none, if one is to
         no question of this review or cannot be written; WorkFailed if the table cannot be written just now."""
-        outcomes = self.decisions.keep([self._decision(asked) for asked in told.decisions], told.tab)
+        decisions = [self._decision(asked) for asked in told.decisions]
+        outcomes = self.decisions.keep([more for one in decisions for more in self._with_copies(one)], told.tab)
         self.decisions.flush()
         self._count(outcomes)
-        return [self._as_it_is(outcome) for outcome in outcomes]
+        own = {one.id for one in decisions}
+        return [self._as_it_is(outcome) for outcome in outcomes if outcome.id in own]
+
+    def _with_copies(self, decision: Decision) -> list[Decision]:
+        """The decision, and the same one about each copy of the photograph where nothing else is known of it; all of
+        them are undone together. Copies in training follow a photograph into validation."""
+        cell, made = self.decisions.cell, [decision]
+        stale = any(cell(decision.image, tag).version != decision.versions.get(tag) for tag in decision.answers)
+        for number, row in enumerate([] if stale else self.copies.get(self._rows.get(decision.image, -1), []), 1):
+            key = self._key(row)
+            cells = {tag: cell(key, tag) for tag in decision.answers}
+            same = {
+                tag: answer
+                for tag, answer in decision.answers.items()
+                if (cells[tag].answer == "yes" if answer == "clear" else cells[tag].code == UNKNOWN)
+            }
+            if same:
+                versions = {tag: cells[tag].version for tag in same}
+                split = decision.split if self._split(row) in ("", "train") else ""
+                made.append(Decision(f"{decision.id}-copy{number}", key, same, versions, split))
+        return made if len(made) == 1 else [replace(one, batch=decision.batch or decision.id) for one in made]
+
+    def _split(self, row: int) -> str:
+        return "" if self.dataset.splits is None else str(self.dataset.splits[row])
 
     def undo(self, asked: Undo) -> list[Outcome]:
         """Take back this tab's last answer, or batch of answers; as `tell`."""
         outcomes = self.decisions.undo(asked.tab, asked.id)
         self.decisions.flush()
         self._count(outcomes)
-        return [self._as_it_is(outcome) for outcome in outcomes]
+        others = {self._key(row) for rows in self.copies.values() for row in rows} - self._rows.keys()
+        return [self._as_it_is(outcome) for outcome in outcomes if outcome.image not in others]
 
     def _count(self, outcomes: list[Outcome]) -> None:
         """Keep the number of times that a class is given, and the images that have a tag now, up to date."""
@@ -290,6 +326,26 @@ class Review:
 
     def close(self) -> None:
         self.decisions.close()
+
+
+def copies_of(dataset: Dataset, rows: Collection[int]) -> dict[int, list[int]]:
+    """For those of these rows that have any, the other rows with the same photograph. Only files of equal size are
+    read."""
+    if dataset.in_memory:
+        return {}
+    sizes: dict[int, list[int]] = {}
+    for row, image in enumerate(map(str, dataset.images)):
+        with suppress(OSError):
+            sizes.setdefault(os.stat(image).st_size, []).append(row)
+    wanted, found = set(rows), dict[int, list[int]]()
+    for alike in sizes.values():
+        if len(alike) > 1 and wanted.intersection(alike):
+            groups: dict[bytes, list[int]] = {}
+            for row, content in zip(alike, contents_of([dataset.images[row] for row in alike]).tolist(), strict=True):
+                groups.setdefault(content, []).append(row)
+            for group in groups.values():
+                found |= {row: [r for r in group if r != row] for row in group if row in wanted and len(group) > 1}
+    return found
 
 
 def options_of_run(run: Path, table: Path) -> dict[str, Any]:

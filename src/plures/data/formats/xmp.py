@@ -149,17 +149,27 @@ def _items(node: Any) -> Iterator[str]:
     return (text for text in texts if text)
 
 
-def _inside(image: Image.Image, found: Keywords) -> None:
-    """Add the keywords that an open photograph carries."""
+def packet_of(image: str) -> bytes:
+    """The XMP inside a photograph, b"" where it has none. Raises PluresError where it cannot be opened."""
+    with open_header(image) as opened:
+        return _packet(opened)
+
+
+def _packet(image: Image.Image) -> bytes:
     packet = next((image.info[key] for key in ("xmp", "XML:com.adobe.xmp") if image.info.get(key)), b"")
     tagged = getattr(image, "tag_v2", None)
     if not packet and tagged is not None and 700 in tagged:
         packet = tagged[700]
-    if packet:
-        try:
-            add_xmp(packet.encode() if isinstance(packet, str) else bytes(packet), found)
-        except (ValueError, TypeError) as error:
-            found.wrong.append(f"its XMP cannot be read ({error})")
+    return packet.encode() if isinstance(packet, str) else bytes(packet)
+
+
+def _inside(image: Image.Image, found: Keywords) -> None:
+    """Add the keywords that an open photograph carries."""
+    try:
+        if packet := _packet(image):
+            add_xmp(packet, found)
+    except (ValueError, TypeError) as error:
+        found.wrong.append(f"its XMP cannot be read ({error})")
     try:
         records = IptcImagePlugin.getiptcinfo(image) or {}  # type: ignore[arg-type]  # any opened image will do
         words = records.get((2, 25), [])

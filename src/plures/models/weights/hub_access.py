@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from huggingface_hub import constants
 
@@ -72,7 +72,7 @@ def answers(address: str) -> bool:
     return found.is_set()
 
 
-class _Work:
+class _Work(Generic[T]):
     """A call in a thread, watched."""
 
     def __init__(self, call: Callable[[], T]) -> None:

@@ -53,9 +53,9 @@ class TrainedHead:
 
 def why_not(experiment: Experiment, needs: Iterable[str]) -> str:
     """Why this experiment cannot be trained here (empty: it can). needs: what its loss needs."""
-    e = experiment
+    e = experiment.of(experiment.stages[0])
     reasons = {
-        f"mode={e.mode}": e.mode != "frozen",
+        f"stages={experiment.stage_names}": experiment.stage_names != "probe",
         f"head={e.head.name}": e.head.name != "linear",
         f"optimizer={e.optimizer.name} with its options": e.optimizer.name not in ADAMS or bool(e.optimizer.options),
         f"select={e.select}": e.select == "val_positives",
@@ -255,9 +255,7 @@ class Group:
                 head.best = Best(score, self.epoch)
                 head.weight, head.bias = weight[r].cpu().clone(), bias[r].cpu().clone()
             rates = {"lr": run.experiment.lr * factor, "seconds": round(seconds / len(self.runs), 4)}
-            head.records.append(
-                {"phase": "frozen", "epoch": self.epoch, **rates, **mine, "best_epoch": head.best.epoch}
-            )
+            head.records.append({"stage": "probe", "epoch": self.epoch, **rates, **mine, "best_epoch": head.best.epoch})
 
 
 def _stretches(names: Sequence[str]) -> list[tuple[int, int]]:

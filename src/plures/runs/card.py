@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.config import AUTO, RIDGE_L2, Experiment, Part
+from plures.errors import printable
 from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
 from plures.metrics.thresholds import Thresholds
@@ -235,7 +236,7 @@ def steps_of(stage: Experiment) -> str:
 
 def _plain(name: str) -> str:
     """A name of the user's as text in Markdown: no HTML, no cell of a table ends with it."""
-    return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|").replace("`", "'")
+    return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|").replace("`", "'")
 
 
 def _part(part: Part) -> str:

@@ -237,7 +237,7 @@ def _counted(column: Scores, positives: Scores) -> tuple[Floats, Floats]:
     by_value = [np.bincount(place, weights=count, minlength=number) for count in counts]  # lowest value first
     hits, taken = (np.cumsum(count[::-1])[::-1] for count in by_value)
     there = by_value[0] > 0
-    return hits[there], taken[there]
+    return hits[there].astype(np.float64), taken[there].astype(np.float64)
 
 
 @cache

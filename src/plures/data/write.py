@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from plures.data.formats.table import SUFFIXES, Table
 from plures.data.formats.table_layout import Layout, lay_out
 from plures.data.paths import Search, find_files, paths_from
 from plures.data.read import read
-from plures.errors import BadData, PluresError
+from plures.errors import BadData, PluresError, Problem, printable
 from plures.files import refuse_replacing, writing
+
+NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a file's name that are no UTF-8
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,23 @@ def init_table(
         refuse_extending(out)  # before any work
     photos = os.path.isdir(source) and _is_in(out, source)  # then the folder would be read as this very table
     dataset = read(f"folder:{source}" if photos else source, skip_bad=skip_bad, labelled=False)
+    if skip_bad:
+        dataset = _only_text(dataset)
     if os.path.lexists(out) and not force:
         return Listed(dataset, *extend_table(dataset, out, complete=complete, folder=source, safe_csv=safe_csv))
     write_table(dataset, out, complete=complete, safe_csv=safe_csv)
     return Listed(dataset, len(dataset), 0)
+
+
+def _only_text(dataset: Dataset) -> Dataset:
+    """Without the images whose name no file of text can hold."""
+    strange = [row for row, image in enumerate(dataset.images) if NO_TEXT.search(str(image))]
+    if not strange:
+        return dataset
+    what = "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
+    problems = tuple(Problem(printable(str(dataset.images[row])), None, what) for row in strange)
+    kept = dataset.take(np.delete(np.arange(len(dataset)), strange))
+    return replace(kept, problems=(*dataset.problems, *problems))
 
 
 def _is_in(file: Path, folder: str) -> bool:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +36,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError, did_you_mean
 from plures.labels import PRESENT, UNKNOWN, Labels
+from plures.system import in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -279,8 +279,7 @@ def map_classes(
 
     if threads == 1 or len(blocks) == 1:
         return [value for block in blocks for value in of_block(block)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [value for values in pool.map(of_block, blocks) for value in values]
+    return [value for values in in_threads(of_block, blocks, threads) for value in values]
 
 
 def arrays(scores: Scores | Tensor, labels: Labels | NDArray[Any] | Tensor) -> tuple[Scores, Labels]:

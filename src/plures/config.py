@@ -114,6 +114,7 @@ class Experiment(BaseModel):
       alone), last; auto: see `runs/data.py`.
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
+    log: where the numbers of each epoch go beside log.jsonl: tensorboard, wandb, mlflow.
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.
@@ -167,7 +168,7 @@ class Experiment(BaseModel):
     seed: int = 0
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
-    tensorboard: bool = False
+    log: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
 
     def __init__(self, /, **values: Any) -> None:
         values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
@@ -333,6 +334,8 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if "embedder" in values:
         values["backbone"] = values.pop("embedder")
+    if values.pop("tensorboard", False):
+        values["log"] = "tensorboard"
     epochs, lr = values.pop("frozen_epochs", 25), values.pop("frozen_lr", 1e-3)
     mode, optimizer = values.pop("mode", None), values.get("optimizer")
     name, options = (optimizer["name"], optimizer) if isinstance(optimizer, dict) else (optimizer, {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,37 @@ def made_up(rows: int, seed: int) -> tuple[np.ndarray, Labels]:
     return features, Labels.from_masks(present)
 
 
+def measure(loss: str, share: float, epochs: int, threads: int, device: str) -> dict[str, Any]:
+    """Seconds of the grid's eight runs on this share of the rows, and what the whole grid would take."""
+    rows = round(share * N)
+    features, full = made_up(rows, 1)
+    val, val_labels = made_up(round(share * M), 2)
+    shared = FrozenData(features, val, val_labels)
+    observed = mask_to_single_positive(full)
+    head = torch.nn.Linear(D, K)
+    runs = [
+        HeadRun(
+            Experiment(stages="probe", head="linear", optimizer="adam", epochs=epochs, batch_size=batch, lr=lr,
+                       device="cpu"),
+            shared, observed, losses.make(loss), head.weight.detach(), head.bias.detach(), "val_map",
+        )
+        for batch in (8, 16)
+        for lr in (1e-2, 1e-3, 1e-4, 1e-5)
+    ]  # fmt: skip
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = train_together(runs, device, threads=threads)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    times = EPOCHS / epochs / share
+    return {
+        "loss": loss, "runs": len(runs), "rows": rows, "epochs": epochs, "threads": threads,
+        "device": device, "seconds": round(wall, 2), "cpu": round(cpu, 2),
+        "whole_grid_seconds": round(wall * times),
+        "whole_grid_cpu": round(cpu * times), "extrapolated": "no" if times == 1 else f"x {times:.0f}",
+        "peak_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "best_val_map": round(max(head.best.score for head in found), 2),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.02, help="of the training rows, in (0, 1]")
@@ -44,33 +76,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda needs one thread")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = round(args.share * N)
-    features, full = made_up(rows, 1)
-    val, val_labels = made_up(round(args.share * M), 2)
-    shared = FrozenData(features, val, val_labels)
-    observed = mask_to_single_positive(full)
-    head = torch.nn.Linear(D, K)
-    runs = [
-        HeadRun(
-            Experiment(stages="probe", head="linear", optimizer="adam", epochs=args.epochs, batch_size=batch, lr=lr,
-                       device="cpu"),
-            shared, observed, losses.make(args.loss), head.weight.detach(), head.bias.detach(), "val_map",
-        )
-        for batch in (8, 16)
-        for lr in (1e-2, 1e-3, 1e-4, 1e-5)
-    ]  # fmt: skip
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = train_together(runs, args.device, threads=args.threads)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    times = EPOCHS / args.epochs / args.share
-    row = {
-        "loss": args.loss, "runs": len(runs), "rows": rows, "epochs": args.epochs, "threads": args.threads,
-        "device": args.device, "seconds": round(wall, 2), "cpu": round(cpu, 2),
-        "whole_grid_seconds": round(wall * times),
-        "whole_grid_cpu": round(cpu * times), "extrapolated": "no" if times == 1 else f"x {times:.0f}",
-        "peak_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "best_val_map": round(max(head.best.score for head in found), 2),
-    }  # fmt: skip
+    row = measure(args.loss, args.share, args.epochs, args.threads, args.device)
     print(row)
     print(write("coco_grid", [row]))
 

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from plures.files import writing
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -29,17 +31,17 @@ def environment() -> dict[str, str]:
     }
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows, each with the environment (or the one it has from an earlier run), to benchmarks/results/NAME.csv."""
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
+    """Write rows, each with the environment (or the one it has from an earlier run), to FOLDER/NAME.csv."""
+    folder.mkdir(exist_ok=True)
     now = environment()
     rows = [{**row, **{key: row.get(key) or value for key, value in now.items()}} for row in rows]
     fields = list(dict.fromkeys(key for row in rows for key in row))
-    with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as handle:
+    with writing(folder / f"{name}.csv") as new, new.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fields)
         writer.writeheader()
         writer.writerows(rows)
-    return RESULTS / f"{name}.csv"
+    return folder / f"{name}.csv"
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ Each head is trained as in benchmarks/voc12_heads.py (frozen MobileNetV2 maps of
 with bce, and one positive an image with gr), on VOC, and its maps of the labels that are there are judged on the VOC
 test rows and on all photos of the COCO sample (the 20 classes that both name, by COCO's names). The share of the
 hottest pixel that bounds a box is chosen for each head on the VOC validation rows by box recall, never on test.
-A flat map (equally hot everywhere) is the line to beat: it points to the middle and its box is the whole photo.
+`plain` is what `plures train` makes of the photographs without further settings, with both backbones; its maps are
+averaged with their neighbours, which those of `linear` were not yet when they were measured. A flat map (equally hot
+everywhere) is the line to beat: it points to the middle and its box is the whole photo.
 
     PLURES_SHARED=... python benchmarks/localisation.py --runs runs/localisation
 
@@ -33,6 +35,13 @@ from plures.runs.own_data import match_classes
 from plures.training.train import train
 
 LOSSES: dict[str, dict[str, Any]] = {"bce": {"supervision": "full", "loss": "bce"}, "gr": {"loss": "gr"}}
+LITE2 = str(SHARED / "weights" / "tf_efficientnet_lite2.safetensors")
+PLAIN: dict[str, dict[str, Any]] = {
+    "plain, MobileNetV2": {},
+    "plain, EfficientNet-Lite2": {"backbone": {"name": "fast", "weights": LITE2}},
+}
+OF_PLAIN: dict[str, dict[str, Any]] = {"all labels": {"supervision": "full"}, "one positive": {}}
+OF_DATA = ("data", "supervision", "split", "backbone", "device", "workers", "seed")
 SHARES = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 VOC_NAME = {
     "airplane": "aeroplane",
@@ -50,7 +59,11 @@ def trained(folder: Path, head: str, loss: str, seed: int) -> Run:
     out = folder / f"{head}_{loss}_{seed}"
     if (out / "report.json").is_file():
         return Run(out)
-    experiment = Experiment(**{**settings("linear", "an", 1e-3, seed), **HEADS[head], **LOSSES[loss]})
+    values = settings("linear", "an", 1e-3, seed)
+    if head in PLAIN:
+        experiment = Experiment(**{**{key: values[key] for key in OF_DATA}, **PLAIN[head], **OF_PLAIN[loss]})
+    else:
+        experiment = Experiment(**{**values, **HEADS[head], **LOSSES[loss]})
     return train(experiment, out, dataset=photographs(experiment.data.name))
 
 
@@ -105,13 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/localisation"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--heads", default=",".join(HEADS))
+    parser.add_argument("--heads", nargs="+", default=[*HEADS, *PLAIN])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    again = {*args.heads.split(","), "flat map"}
+    again = {*args.heads, "flat map"}
     rows = [r for r in read_rows("localisation") if r["head"] not in again]  # what was measured before stays
-    for head in args.heads.split(","):
-        for loss in LOSSES:
+    for head in args.heads:
+        for loss in OF_PLAIN if head in PLAIN else LOSSES:
             found: dict[str, list[Localisation]] = {"voc12": [], "coco": []}
             chosen: list[float] = []
             for seed in range(args.seeds):

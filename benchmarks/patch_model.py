@@ -88,30 +88,38 @@ def best(work: Callable[[], Any], runs: int) -> float:
     return seconds
 
 
-def ceilings(device: torch.device) -> dict[str, float]:
+def ceilings(device: torch.device, side: int = 2048) -> dict[str, float]:
     """GFLOP/s of matrix products in float32 and bfloat16, and GB/s (read and written) of a copy."""
+    side = 4 * side if device.type == "cuda" else side
     found = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a = torch.randn(2048, 2048, dtype=dtype, device=device)
-        found[name] = 2 * 2048**3 / best(lambda a=a: a @ a, 4) / 1e9
-    big = torch.zeros(2**27, dtype=torch.float32, device=device)
+        a = torch.randn(side, side, dtype=dtype, device=device)
+        found[name] = 2 * side**3 / best(lambda a=a: a @ a, 4) / 1e9
+    big = torch.zeros(side * 2**16, dtype=torch.float32, device=device)
     other = torch.empty_like(big)
     found["copy"] = 2 * big.numel() * 4 / best(lambda: other.copy_(big), 4) / 1e9
     return found
 
 
-def made(form: str, batch: int) -> tuple[Any, Callable[[], None], Callable[[], None]]:
+def made(
+    form: str, batch: int, side: int = 640, compiler: str = "inductor"
+) -> tuple[Any, Callable[[], None], Callable[[], None]]:
     """The model of this form, its inference and its training step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss = losses.make("wn", reduction="image")
-    images = torch.randint(0, 256, (batch, 3, 640, 640), dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     values = torch.full((batch, 80), -1, dtype=torch.int8, device=device)
     values[:, 0] = 1
     labels = TensorLabels(values)
     torch.manual_seed(0)
-    model: Any = build_model("patches", "codebook", tuple(str(k) for k in range(80))).to(device)
+    options = {"image_size": side, "levels": min(3, round(math.log2(side / 64)))}
+    model: Any = build_model("patches", "codebook", tuple(str(k) for k in range(80)), options).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    net = Plain(model) if "plain" in form else torch.compile(model) if "compiled" in form else model
+    net: Any = Plain(model) if "plain" in form else model
+    if "compiled" in form:
+        net = torch.compile(model, backend=compiler)
+    elif "graphs" in form:  # CUDA graphs: one launch for the whole forward, one for the backward
+        net = torch.compile(model, **({"mode": "reduce-overhead"} if compiler == "inductor" else {"backend": compiler}))
     half = "bf16" in form
 
     def mode(training: bool) -> None:
@@ -136,11 +144,11 @@ def made(form: str, batch: int) -> tuple[Any, Callable[[], None], Callable[[], N
     return model, infer, train
 
 
-def measure(form: str, batch: int, steps: int, counted: bool) -> dict[str, Any]:
+def measure(form: str, batch: int, steps: int, counted: bool, side: int = 640) -> dict[str, Any]:
     """Seconds of each step of this form, with the memory it took; or, counted, what it computes and moves an image."""
     if form != "plain" and not torch.cuda.is_available():
         keep_freed_memory()
-    _, infer, train = made(form, 1 if counted else batch)
+    _, infer, train = made(form, 1 if counted else batch, side)
     found: dict[str, Any] = {}
     for name, step in (("infer", infer), ("train", train)):
         if counted:

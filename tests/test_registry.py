@@ -20,6 +20,7 @@ from plures.models import build_model, load, save
 from plures.models.backbones import backbones
 from plures.models.heads import heads
 from plures.models.outputs import Tokens
+from plures.models.priors import priors
 from plures.registry import ALLOW
 
 SOURCE = '''
@@ -229,5 +230,5 @@ def test_entry_points_are_found_by_name_and_a_broken_one_stops_nobody(package, m
 
 
 def test_every_kind_has_its_group_of_entry_points():
-    groups = {registry.group for registry in KINDS.values()}
-    assert groups == {"plures.losses", "plures.backbones", "plures.heads", "plures.formats"}
+    groups = {registry.group for registry in (*KINDS.values(), priors)}
+    assert groups == {"plures.losses", "plures.backbones", "plures.heads", "plures.priors", "plures.formats"}

@@ -61,7 +61,8 @@ def train(
         out: the run folder to make.
         recipe: settings to begin with, as `--recipe`: a name, name:row or a YAML file.
         options: of the data's reader, such as {"separator": ","}.
-        classes: the K names of the columns of a torch Dataset's targets; "0", "1", ... unless given.
+        classes: the K names of the columns of a torch Dataset's targets; "0", "1", ... unless given. Of other data:
+            names of classes beside those that have tags, for a prior to find (photographs without any tag, too).
         dataset: images in hand for an Experiment.
         callbacks: objects with any of the methods of `plures.training.progress.Callback`: stage, step, epoch, say.
         progress: show a progress bar in a terminal or notebook, lines elsewhere (on stderr); False: nothing.
@@ -113,9 +114,8 @@ def _experiment(
     if data is None or isinstance(data, str | os.PathLike):
         if data is None and not may_lack_data and recipe is None and "data" not in settings:
             raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, a Dataset, or scenes")
-        if classes is not None:
-            raise PluresError("classes= names a torch Dataset's columns; of a table: options={'classes': 'cat,dog'}")
-        named = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
+        named: dict[str, Any] = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
+        named |= {} if classes is None else {"classes": classes}
         return Experiment(**{**given, **named}), None
     if options:
         raise PluresError("options= are of a reader, and a Dataset is read already")

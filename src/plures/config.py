@@ -40,6 +40,8 @@ BACKBONE = "timm"  # the backbone whose options backbone=auto takes
 AUTO_HEADS = ("linear", "codebook")  # the heads that head=auto may become
 DEVICE = re.compile(r"(auto|cpu|mps|cuda)(:\d+)?$")
 schedules: Registry[Any] = Registry("schedule", "plures.training.schedules")  # of learning rates
+SCORES = "file"  # the prior that a table of scores is
+TAGS = 1.5  # per image, expected where no tag is known and nobody says otherwise
 CUT = 0.5  # the probability from which a tag is called where nobody chose another one
 RIDGE_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths of the closed-form ridge, unless others are given
 
@@ -60,8 +62,39 @@ def _read_part(value: Any) -> Any:
     return value
 
 
+def _read_prior(value: Any) -> Any:
+    """A file of scores is written as its path alone."""
+    from plures.models.priors.file import is_scores
+
+    part = _read_part(value)
+    if isinstance(part, Part) and is_scores(part.name) and not part.options:
+        return Part(name=SCORES, options={"path": part.name})
+    return part
+
+
+def _read_names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 def _write_part(part: Part) -> Any:
     return {"name": part.name, **part.options} if part.options else part.name
+
+
+def _read_backbone(value: Any) -> Any:
+    """A preset or a name of timm is the backbone `timm` with this model, so that a run names the model itself."""
+    part = _read_part(value)
+    if not isinstance(part, Part) or part.name == AUTO or ":" in part.name:
+        return part
+    from plures.models.backbones import backbones
+    from plures.models.backbones.presets import PRESETS, timm_options
+
+    if part.name in backbones.names():
+        return part
+    options = timm_options(part.name, part.options)
+    if options is None:
+        hint = did_you_mean(part.name, [*PRESETS, *backbones.names(), AUTO])
+        raise PluresError(f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too")
+    return Part(name=BACKBONE, options=options)
 
 
 def _read_stages(value: Any) -> Any:
@@ -75,7 +108,9 @@ def _write_stages(stages: tuple[Part, ...]) -> Any:
 
 
 PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
+BackboneField = Annotated[Part, BeforeValidator(_read_backbone), PlainSerializer(_write_part)]
 StagesField = Annotated[tuple[PartField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
+PriorField = Annotated[Part, BeforeValidator(_read_prior), PlainSerializer(_write_part)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -88,13 +123,15 @@ class Experiment(BaseModel):
       present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
       observed positives of the validation images.
     data: path, `format:path` or `scenes`, with the reader's options.
+    classes: names of classes that the data do not name, beside those that they do: unknown for every image.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
       val_share, test_share in (0, 1); a split that the data give is kept. group_near_copies: a photograph that is
       another one but for its size or encoding goes into the same split, where plures divides (never with mlspl).
     backbone, head, loss: components by name, see `plures components`; auto: chosen for the data, with the reason said
-      (training/auto.py). backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
+      (training/auto.py). backbone: one of plures, or fast, balanced or best (models/backbones/presets.py), or any name
+      of timm, pretrained. backbone auto: pretrained features for photographs, small_conv for small pictures; it takes
       the options of timm, such as backbone.weights=FILE. The run's experiment.yaml holds what was chosen.
     stages: what is trained, one after another, each from the best weights of the one before. ridge: a linear head on
       the features of the frozen backbone, in closed form, for each strength of its option l2; probe: a head on those
@@ -103,6 +140,10 @@ class Experiment(BaseModel):
       optimizer, lr, head_lr, weight_decay, schedule, clip and ema as options, else the values below. auto: ridge
       where backbone and head are left to plures and photographs are given, probe for other pretrained backbones,
       else finetune.
+    prior: what is known without tags, joined with the model at the end of training, as far as the validation images
+      prefer it (training/fusing.py): none; a table of scores by image and class (.csv, .parquet, .npz); imagenet (the
+      classifier of a pretrained backbone, classes matched by name); text (an image-text model). expected_tags: per
+      image, where no tag at all is known and thresholds can rest on nothing else; None: 1.5.
     image_size: side in pixels; None: what the backbone likes. augment: none, flip, crop,
       cutout_randaugment; auto: flip in finetune.
     batch_size: images per step, over all processes; accumulate: in how many pieces, one after another, to save
@@ -115,6 +156,9 @@ class Experiment(BaseModel):
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
     log: where the numbers of each epoch go beside log.jsonl: tensorboard, wandb, mlflow.
+    engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`), the
+      network has batch norms and there are 1,000 images or more; else torch. They agree within 1e-4 of the largest
+      feature (scoring/engines.py).
     average_precision: the definition used for it. threshold: of the probability, to call a tag; chosen: for each class
       on the validation images at the end, from known labels or from observed positives; auto: chosen for the head that
       is the default for photographs, else 0.5.
@@ -131,16 +175,19 @@ class Experiment(BaseModel):
     teacher: str | None = None
     teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_read_names)] = None
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
     test_share: Share = 0.2
     group_near_copies: bool = True
 
-    backbone: PartField = Part(name="auto")
+    backbone: BackboneField = Part(name="auto")
     head: PartField = Part(name="auto")
     loss: PartField = Part(name="auto")
     stages: StagesField = (Part(name="auto"),)
+    prior: PriorField = Part(name="none")
+    expected_tags: Annotated[float, Field(gt=0)] | None = None
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
 
@@ -167,6 +214,7 @@ class Experiment(BaseModel):
 
     seed: int = 0
     device: str = "auto"
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
     log: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
 
@@ -187,6 +235,7 @@ class Experiment(BaseModel):
         from plures.losses import losses
         from plures.models.backbones import backbones
         from plures.models.heads import heads
+        from plures.models.priors import check_prior
 
         for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
             _refuse_null(part)
@@ -200,8 +249,11 @@ class Experiment(BaseModel):
                 raise PluresError(
                     f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
                 )
-        for part in (self.data, self.supervision, self.schedule, self.optimizer):
+        for part in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
             _refuse_null(part)
+        check_prior(self.prior.name, self.prior.options)
+        if self.classes is not None and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
+            raise PluresError(f"classes={','.join(self.classes)}: expected distinct names, as in classes=cat,sofa")
         _check_data(self.data)
         check_supervision(self.supervision.name, self.supervision.options)
         schedules.make(self.schedule.name, **self.schedule.options)
@@ -358,8 +410,10 @@ def refuse_imports(values: dict[str, Any], where: str | Path) -> dict[str, Any]:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     components: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "data": formats}
+    components["prior"] = priors
     for field, registry in components.items():
         value = values.get(field, "")
         name = value.get("name", "") if isinstance(value, dict) else value
@@ -436,12 +490,15 @@ def _text_option(field: str, name: str, option: str) -> bool | None:
     from plures.losses import losses
     from plures.models.backbones import backbones
     from plures.models.heads import heads
+    from plures.models.priors import priors
 
     if field == "data":
         found = [entry.text_options[option] for entry in formats if option in entry.text_options]
         return found[0] if found else None
-    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses}
+    registries: dict[str, Registry[Any]] = {"backbone": backbones, "head": heads, "loss": losses, "prior": priors}
     names = {"backbone": (BACKBONE,), "head": AUTO_HEADS}.get(field, ()) if name == AUTO else (name,)
+    if field == "backbone" and ":" not in name and name not in backbones.names():
+        names = (BACKBONE,)
     known = [registries[field][one] for one in names if field in registries and one in registries[field].names()]
     return next((entry.text_options[option] for entry in known if option in entry.text_options), None)
 

@@ -10,37 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from plures.pace import Pace
-
 LINE_EVERY = 30.0  # seconds between plain lines within a long epoch
-
-
-class Bar:
-    """What `Pace.shown` is on a terminal: a bar with images/s and the time left, gone when the work is over."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._pace: Pace | None = None
-        self._bar: Progress | None = None
-
-    def __call__(self, pace: Pace) -> None:
-        if pace is not self._pace or pace.over:
-            self.close()
-        if pace.over:
-            return
-        if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-            self._bar.add_task(pace.what, total=pace.total, speed="")
-            self._bar.start()
-            self._pace = pace
-        speed = f"{pace.done:,} images, {pace.speed:,.0f} images/s"
-        self._bar.update(self._bar.task_ids[0], completed=pace.done, speed=speed)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 class Show:

@@ -28,6 +28,7 @@ def examine(folder: str | Path = ".") -> list[Finding]:
     findings = [_python(), *_packages()]
     if all(f.fix is None for f in findings):
         findings += [*_torch(), _torchvision()]
+        findings.append(_presets())
     return [*findings, _disk(Path(folder)), _cache()]
 
 
@@ -83,6 +84,17 @@ def _torchvision() -> Finding:
     return Finding("torchvision works with this torch")
 
 
+def _presets() -> Finding:
+    from plures.models.backbones.presets import PRESETS, on_disk
+
+    files = on_disk()
+    lacking = [name for name, file in files.items() if file is None]
+    there = ", ".join(f"{name} ({PRESETS[name]['model']})" for name in files if name not in lacking)
+    how = "which are downloaded on first use, or given by backbone.weights=FILE"
+    away = f"; not {', '.join(lacking)}, {how}" if lacking else ""
+    return Finding(f"weights of backbones on this disk: {there or 'none'}{away}")
+
+
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     low = free < MIN_FREE_GB
@@ -92,7 +104,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _cache() -> Finding:
-    from plures.scoring.features import cache_folder
+    from plures.scoring.cache import cache_folder
 
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())

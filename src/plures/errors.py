@@ -21,6 +21,8 @@ SHORT_OF_MEMORY = (
     "bad_alloc",
     "could not create a primitive",  # oneDNN, for want of memory
     "could not create a memory",
+    "start new thread",  # its stack does not fit into the address space
+    "launch worker thread",  # the same in Arrow
 )
 LONGEST = 2000  # characters of a message, 300 of one thing in it: files can quote anything at any length
 
@@ -62,13 +64,14 @@ class Diverged(WorkFailed):
 
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out: Python's own and those of torch (CPU, CUDA, MPS), oneDNN,
-    onnxruntime and the operating system, which are known by their names and texts."""
+    Arrow, onnxruntime and the operating system, which are known by their names and texts."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in SHORT_OF_MEMORY)
+    known = isinstance(error, RuntimeError) or type(error).__name__ == "ArrowException"
+    return known and any(words in text for words in SHORT_OF_MEMORY)
 
 
 def machine_failure(error: BaseException) -> str | None:

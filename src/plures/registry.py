@@ -1,9 +1,9 @@
-"""A registry: components of one kind (losses, heads, backbones, formats), found by name.
+"""A registry: components of one kind (losses, heads, backbones, priors, formats), found by name.
 
 A component comes from one of three places: a file in the registry's own package, decorated with `part`; an installed
-package's entry point ("plures.losses", "plures.backbones", "plures.heads", "plures.formats"); or a class that is named
-as `module:attribute`, such as my_package.losses:MyLoss. The command line, the YAML and the documentation tables know
-it, and its options are its signature.
+package's entry point ("plures.losses", "plures.backbones", "plures.heads", "plures.priors", "plures.formats"); or a
+class that is named as `module:attribute`, such as my_package.losses:MyLoss. The command line, the YAML and the
+documentation tables know it, and its options are its signature.
 
 A run folder or a recipe may come from a stranger, and to import a module is to run its code. So a `module:attribute`
 is imported only if the user named it (Experiment(...), the command line), has imported the module already, or allows

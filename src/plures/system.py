@@ -1,4 +1,4 @@
-"""What the operating system gives, the same on Linux, macOS and Windows: locks, processes, memory."""
+"""What the operating system gives, the same on Linux, macOS and Windows: locks, processes, threads, memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from plures.errors import PluresError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def lock(path: Path, busy: str | None) -> AbstractContextManager[object]:
@@ -69,6 +75,19 @@ class EndsWithParent:
             os._exit(1)
 
         threading.Thread(target=wait, name="plures-parent", daemon=True).start()
+
+
+def in_threads(work: Callable[[T], U], items: Iterable[T], threads: int) -> list[U]:
+    """The result of each item, in order, from so many threads; from this one where the system starts no more of them,
+    as under a limit of address space or of processes."""
+    items = list(items)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, items))
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+    return list(map(work, items))
 
 
 def free_memory() -> int | None:

@@ -1,13 +1,18 @@
 """To the hub and back, by its mixin's conventions; no network: a folder stands in for the hub's repository."""
 
+import contextlib
 import json
+import logging
 import shutil
 import socket
+import threading
+import time
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 
 from plures.errors import PluresError, WorkFailed
 from plures.metrics.thresholds import Thresholds
@@ -15,6 +20,7 @@ from plures.models.model import build_model, save
 from plures.models.weights import hub, hub_access
 from plures.models.weights.hub import HubModel, from_hub, push_to_hub
 
+logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # of threads that a stalled hub leaves behind
 CLASSES = ("cat", "dog", "sofa")
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -54,21 +60,20 @@ def repository(tmp_path, monkeypatch):
         asked["private"] = private
         return type("Url", (), {"repo_id": repo_id})
 
-    def download(repo_id, *, allow_patterns, **others):
-        copy = tmp_path / "cache"
-        copy.mkdir()
-        for file in (place / repo_id).iterdir():
-            if file.name in allow_patterns:
-                shutil.copy(file, copy / file.name)
-        asked.update(others)
-        return str(copy)
+    def download(repo_id, name, *, revision, **others):
+        copy = tmp_path / "cache" / "commit"
+        copy.mkdir(parents=True, exist_ok=True)
+        asked.setdefault("revisions", []).append(revision)
+        if not (place / repo_id / name).exists():
+            raise EntryNotFoundError("there is no such file")
+        return str(shutil.copy(place / repo_id / name, copy / name))
 
     def config(repo_id, filename, **others):
         return str(place / repo_id / filename)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", config)
     return place, asked
 
@@ -83,7 +88,7 @@ def test_a_model_comes_back_from_the_hub_as_it_went(run, repository):
     assert push_to_hub(run, "someone/three-tags", private=True) == "https://hub/someone/three-tags/commit/1"
     assert asked["private"] is True
     back = from_hub("someone/three-tags", revision="v1")
-    assert asked["revision"] == "v1"
+    assert asked["revisions"] == ["v1", "commit", "commit", "commit"]
     assert not back.training
     assert back.classes == CLASSES
     np.testing.assert_array_equal(logits(back), logits(HubModel.read(run)))
@@ -144,9 +149,73 @@ def test_a_hub_that_accepts_and_never_answers_is_one_line(monkeypatch, caplog):
         with pytest.raises(PluresError, match="nobody/nothing: no model found"):
             from_hub("nobody/nothing")
     assert [r.getMessage().partition(" ")[2] for r in caplog.records if r.name == "plures"] == [
-        "does not answer; only what is on this machine is used"
+        "does not answer; only what is on this machine is used (--offline asks nobody)"
     ]
     assert hub_access.constants.HF_HUB_OFFLINE is False
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+FILE = b'ETag: "abc"\r\nX-Repo-Commit: ' + b"1" * 40 + b"\r\nContent-Length: 1000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("stall", ["at the second answer", "in the headers", "in the file", "a byte now and then"])
+def test_a_hub_that_answers_and_then_stalls_is_one_line(monkeypatch, caplog, tmp_path, stall):
+    """It answers the first question, and then never ends."""
+    monkeypatch.setattr(hub_access, "answers", REALLY_ANSWERS)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.5)
+    monkeypatch.setattr(hub_access, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(hub_access.constants, "HF_HUB_CACHE", str(tmp_path))
+    asked, over = [], threading.Event()
+
+    def talk(client):
+        with client, contextlib.suppress(OSError):
+            line = client.recv(65536).partition(b"\r\n")[0]
+            asked.append(line)
+            if len(asked) == 1:
+                client.sendall(HEAD + b"Content-Length: 0\r\n\r\n")
+                return
+            if stall != "at the second answer":
+                client.sendall(HEAD if stall == "in the headers" else HEAD + FILE)
+            if line.startswith(b"HEAD") and "headers" not in stall and "second" not in stall:
+                return
+            while not over.wait(0.05):
+                if stall == "a byte now and then":
+                    client.sendall(b"x")
+                elif stall == "in the headers":
+                    client.sendall(b"X")
+
+    def serve():
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                threading.Thread(target=talk, args=(hub_socket.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as hub_socket:
+        address = f"http://127.0.0.1:{hub_socket.getsockname()[1]}"
+        monkeypatch.setattr(hub_access.constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            hub_access.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            with pytest.raises(PluresError, match="nobody/nothing: no model found"):
+                from_hub("nobody/nothing")
+        finally:
+            over.set()
+    assert len(asked) > 1
+    assert (b"GET" in b"".join(asked)) == (stall in ("in the file", "a byte now and then"))
+    assert [r.getMessage().partition(" ")[2] for r in caplog.records if r.name == "plures"] == [
+        "answered and then sent nothing more; only what is on this machine is used (--offline asks nobody)"
+    ]
+    assert hub_access.constants.HF_HUB_OFFLINE is False
+
+
+def test_work_that_is_slow_without_the_hub_is_waited_for(monkeypatch):
+    """Building a large network may take long; only the hub is hurried."""
+    monkeypatch.setattr(hub_access, "SECONDS", 0.1)
+    monkeypatch.setattr(hub_access, "LOOK_EVERY", 0.02)
+    assert hub_access.ask_hub(lambda: time.sleep(0.5) or "built") == "built"
+    with pytest.raises(KeyError, match="lost"):
+        hub_access.ask_hub(lambda: {}["lost"])
 
 
 def test_offline_asks_nobody(monkeypatch):

@@ -33,7 +33,7 @@ SCENES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(Experiment(**SCENES), tmp_path_factory.mktemp("runs") / "one<run>").path
+    return train(Experiment(**SCENES), tmp_path_factory.mktemp("runs") / "one<run>\u202e").path
 
 
 class Tags(HTMLParser):
@@ -57,6 +57,7 @@ def test_the_page(plures, run, tmp_path):
     assert code == 0, err
     assert "opens without a network" in out
     text = (tmp_path / "r.html").read_text()
+    assert "\u202e" not in text  # it would turn the direction of all that follows
     assert (tmp_path / "r.html").stat().st_size < 5e6
     parser = Tags()
     parser.feed(text)

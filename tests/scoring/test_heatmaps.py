@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from PIL import Image
 
 from plures.errors import PluresError
 from plures.models.outputs import Output, grid_boxes
-from plures.scoring.heatmaps import contact_sheet, overlay, paint, region_weights
+from plures.scoring.heatmaps import _neighbours, contact_sheet, overlay, paint, region_weights
 
 
 def hottest(heat):
@@ -142,3 +144,22 @@ def test_a_contact_sheet_holds_every_picture():
     assert contact_sheet(pictures[:1], captions=["one"]).size == (240 + 16, 240 + 22 + 16)
     with pytest.raises(PluresError, match="at least one picture"):
         contact_sheet([])
+
+
+def test_regions_are_averaged_with_their_neighbours_of_the_same_size():
+    boxes = grid_boxes(3, 3)
+    weights = _neighbours(boxes).numpy().reshape(3, 3, 3, 3)
+    assert weights[1, 1] == pytest.approx(np.outer([1, 2, 1], [1, 2, 1]) / 16)
+    assert weights[0, 0] == pytest.approx(np.outer([2, 1, 0], [2, 1, 0]) / 9)  # at the edge, what is there
+    both = _neighbours(torch.cat([boxes, grid_boxes(1, 1)])).numpy()
+    assert both[-1] == pytest.approx([0] * 9 + [1])
+    assert both[4, :9] == pytest.approx(weights[1, 1].ravel())
+
+
+def test_a_lone_region_loses_against_a_whole_object():
+    activation = torch.zeros(1, 1, 7, 7)
+    activation[0, 0, 0, 6] = 3  # alone in a corner
+    activation[0, 0, 3:6, 1:4] = 2
+    output = Output(torch.zeros(1, 1), region_logits=activation.flatten(2), boxes=grid_boxes(7, 7))
+    assert int(region_weights(output)[0, 0].argmax()) == 4 * 7 + 2
+    assert int(region_weights(replace(output, boxes=None))[0, 0].argmax()) == 6

@@ -116,17 +116,22 @@ def test_finished_runs_are_never_trained_again_and_a_grid_can_grow(tmp_path, mon
 def test_features_go_on_where_a_kill_left_them(tmp_path, monkeypatch):
     model, seen = frozen_sweep.untrained(Experiment(**FROZEN), coloured().classes), []
     whole = frozen_features(model, coloured(), pooled=True, device=torch.device("cpu"))
-    real = model.tokens
+    real = features_module.engines.feature_function
 
-    def killed(images):
-        seen.append(len(images))
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return real(images)
+    def killed(*given):
+        compute = real(*given)
+
+        def of_images(images):
+            seen.append(len(images))
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return compute(images)
+
+        return of_images
 
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(features_module, "SAVED_EVERY", 0.0)
-    monkeypatch.setattr(model, "tokens", killed)
+    monkeypatch.setattr(features_module.engines, "feature_function", killed)
     for _ in range(2):
         try:
             again = frozen_features(model, coloured(), pooled=True, device=torch.device("cpu"))

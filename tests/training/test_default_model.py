@@ -71,7 +71,7 @@ def test_the_choice_is_written_out_and_stands():
 
 def test_the_reason_names_what_was_chosen_and_the_other_way():
     assert chosen(pictures(200))[1] == (
-        "photographs: frozen features of mobilenetv2_100 and a closed-form head; train from scratch with"
+        "photographs: frozen features of tf_efficientnet_lite2.in1k and a closed-form head; train from scratch with"
         " backbone=small_conv"
     )
     assert chosen(pictures(48))[1].startswith("pictures of 48 pixels: small_conv trained from scratch; for features")
@@ -97,7 +97,7 @@ def test_a_file_of_weights_is_the_model_that_it_is_called_after():
     assert e.backbone == Part(name="timm", options={"model": "resnet18", "weights": "w/resnet18.a1_in1k.safetensors"})
     e = Experiment(data="photos").change(["backbone.weights=1e3"])
     e = choose_model(e, lambda: pictures(200))[0]
-    assert e.backbone.options == {"model": "mobilenetv2_100", "weights": "1e3"}
+    assert e.backbone.options == {"model": "tf_efficientnet_lite2.in1k", "weights": "1e3"}
 
 
 def test_the_recipe_photos_is_the_default():

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("uvicorn", reason='needs pip install "plures[web]"')
 
@@ -33,6 +34,27 @@ try:
 except KeyboardInterrupt:
     pass
 """
+REVIEW = """
+import sys
+from pathlib import Path
+from plures.web import connections, review
+from plures import cli
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+except ImportError:
+    pass
+connections.HEAD_SECONDS = connections.Connection.head_seconds = float(sys.argv[1])
+review.SECONDS = 1.0  # of a request
+said = cli.review.screen
+say = said.print
+def told(*words, **more):
+    if words and str(words[0]).startswith("open http://localhost:"):
+        print(str(words[0]).split(":")[2].split("/")[0], flush=True)
+said.print = told
+sys.argv = ["plures", "review", "tags.csv", "--port", "0"]
+cli.main()
+"""
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -40,11 +62,13 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 def start(tmp_path):
     """Starts a server that may open 128 files; gives its port."""
     servers = []
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "tags.csv").write_text("image,tags\na.png,\n")
 
-    def begin(head_seconds):
+    def begin(head_seconds, server=SERVER):
         with (tmp_path / "said.txt").open("w") as said:
-            command = [sys.executable, "-c", SERVER, str(head_seconds)]
-            servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True))
+            command = [sys.executable, "-c", server, str(head_seconds)]
+            servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=tmp_path))
         return int(servers[0].stdout.readline())
 
     begin.servers = servers
@@ -71,9 +95,10 @@ def ended(connection):
     return True
 
 
-def test_a_crowd_of_half_sent_requests_shuts_nobody_out(start, tmp_path):
+@pytest.mark.parametrize("server", [SERVER, REVIEW], ids=["serve", "review"])
+def test_a_crowd_of_half_sent_requests_shuts_nobody_out(start, tmp_path, server):
     """300 connections against 128 files, none of them timed out before the test is over."""
-    port = start(1000)
+    port = start(1000, server)
     crowd = []
     try:
         for _ in range(300):
@@ -112,6 +137,17 @@ def test_a_request_that_trickles_in_ends(start, before):
             stopped.set()
             thread.join()
         assert ask(port).startswith(b"HTTP/1.1 200")
+
+
+def test_review_ends_a_body_that_never_comes(start):
+    port = start(60, REVIEW)
+    head = (
+        b"POST /api/undo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
+        slow.sendall(head + b"{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 504")
+    assert ask(port).startswith(b"HTTP/1.1 200")
 
 
 def test_the_log_of_many_bad_requests_stays_short(start, tmp_path):

@@ -26,12 +26,14 @@ from plures.errors import PluresError
 from plures.labels import Labels
 from plures.losses.context import OF_REGIONS
 from plures.models.heads import FitsFeatures, heads
-from plures.models.model import Model, load
+from plures.models.model import Model, load, without_prior
+from plures.models.outputs import checked_logits
+from plures.models.priors import Fused
 from plures.runs.photos import contents, copies
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
+from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset, prior_of_dataset
 from plures.training.loop import fit
 from plures.training.progress import Callback, Quiet
 from plures.training.stages import Stage
@@ -66,7 +68,17 @@ def out_of_fold(
             logits[held_out] = head_only.scores(rest, held_out, seed + fold, watch or Quiet())
         else:
             logits[held_out] = _retrained(run.experiment, dataset, rest, held_out, watch)
-    return logits
+    return _with_prior(run, dataset, logits)
+
+
+def _with_prior(run: Run, dataset: Dataset, logits: Scores) -> Scores:
+    """The logits [N, K] of other heads, fused with the run's prior as its own are."""
+    fabric = make_fabric(run.experiment)
+    model = load(run.path).to(fabric.device)
+    if not isinstance(model.head, Fused):
+        return logits
+    evidence = torch.from_numpy(prior_of_dataset(model, dataset, run.experiment, fabric)).to(fabric.device)
+    return checked_logits(model.head.fuse(torch.from_numpy(logits).to(fabric.device), evidence))
 
 
 def divide(labels: Labels, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -81,11 +93,18 @@ class _HeadOnly:
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
         self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
-        self.model: Model = load(run.path).to(self.fabric.device)
+        self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
         loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
-        self.features = frozen_features(self.model, dataset, pooled=pooled, device=self.fabric.device, workers=workers)
+        self.features = frozen_features(
+            self.model,
+            dataset,
+            pooled=pooled,
+            device=self.fabric.device,
+            workers=workers,
+            engine=run.experiment.engine,
+        )
         log = run.log
         self.epoch = int(log[-1]["best_epoch"]) if log else self.experiment.epochs - 1
 
@@ -156,7 +175,11 @@ def _retrained(
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
     plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "log": "none"}
-    plain |= {"teacher": None, "teacher_threshold": None}  # it has seen the labels of the rows held out
+    plain |= {
+        "teacher": None,
+        "teacher_threshold": None,
+        "prior": "none",
+    }  # it has seen the labels of the rows held out
     again = Experiment(**{**experiment.to_dict(), **plain})
     rows = np.concatenate([rest, held_out])
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))

@@ -21,8 +21,8 @@ from plures.runs.data import (
 from plures.runs.own_data import holds_training, match_classes, own_data, photos_of
 from plures.runs.photos import log, without_trained
 from plures.runs.run import Run
-from plures.scoring.device import thresholds_of
-from plures.scoring.logits import Scores, logits_of_run
+from plures.scoring.device import make_fabric, thresholds_of
+from plures.scoring.logits import Scores, logits_of_dataset, logits_of_run, parts_of_dataset
 from plures.scoring.measure import report_of
 
 
@@ -46,11 +46,15 @@ def evaluate(
     options: of the data's reader, such as {"variant": "query2label"}.
     """
     run = run if isinstance(run, Run) else Run(run)
-    logits, dataset = scored_split(run, data, split, options, skip_bad)
-    experiment = run.experiment
+    dataset = judged(run, data, split, options or {}, skip_bad).dataset
+    experiment, fabric = run.experiment, make_fabric(run.experiment)
+    model = load(run.path).to(fabric.device)
+    logits = logits_of_dataset(model, dataset, experiment, fabric)
+    parts = parts_of_dataset(model, dataset, experiment, fabric)
     if definition is not None:
         experiment = Experiment(**{**experiment.to_dict(), "average_precision": definition})
-    return report_of(logits, dataset, experiment, thresholds_of(run, dataset.classes, threshold))
+    thresholds = thresholds_of(run, dataset.classes, threshold)
+    return report_of(logits, dataset, experiment, thresholds, baselines=parts)
 
 
 def evaluate_positives_only(

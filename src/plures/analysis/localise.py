@@ -31,6 +31,7 @@ from plures.files import writing
 from plures.metrics.localisation import Judge, Localisation, box_of
 from plures.models.model import Model, load
 from plures.models.outputs import Output, checked_logits
+from plures.pace import Pace
 from plures.runs.own_data import photos_of
 from plures.runs.photos import without_trained
 from plures.runs.run import Run
@@ -150,15 +151,19 @@ def _outputs(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator
     order = Order(len(dataset), 32)
     net: nn.Module = model
     if experiment.frozen:
-        features = frozen_features(model, dataset, pooled=False, device=fabric.device, workers=workers)
+        features = frozen_features(
+            model, dataset, pooled=False, device=fabric.device, workers=workers, engine=experiment.engine
+        )
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, False)).to(fabric.device).eval()
         batches: FeatureBatches | ImageBatches = FeatureBatches(features, dataset.labels.values, order)
     else:
         transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
         batches = ImageBatches(dataset, transform, order, workers)
-    for batch in batches.epoch(0):
-        with fabric.autocast():
-            yield batch.index, net(batch.to(fabric.device).inputs, maps=True)
+    with Pace("looking where", len(dataset)) as pace:
+        for batch in batches.epoch(0):
+            with fabric.autocast():
+                yield batch.index, net(batch.to(fabric.device).inputs, maps=True)
+            pace.step(len(batch.index))
 
 
 def true_boxes(dataset: Dataset) -> dict[int, Truth]:

@@ -9,6 +9,7 @@ import csv
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from plures.analysis.cross_fitting import out_of_fold
 from plures.data.dataset import Dataset
+from plures.data.formats.safe_cells import guarded
 from plures.data.paths import paths_from
 from plures.data.photos import Transform, Unreadable, to_image
 from plures.data.read import read
@@ -276,19 +278,25 @@ def label_state(memory: dict[str, Any] | None, loss: str) -> Floats | None:
 # --------------------------------------------------------------------------------------------------- file and pictures
 
 
-def write_suggestions(suggestions: Sequence[Suggestion], path: str | Path, dataset: Dataset) -> None:
-    """Write COLUMNS as .csv or .tsv; paths of images and heat maps start from the file's folder."""
+def write_suggestions(
+    suggestions: Sequence[Suggestion], path: str | Path, dataset: Dataset, safe_csv: bool = True
+) -> None:
+    """Write COLUMNS as .csv or .tsv; paths of images and heat maps start from the file's folder.
+
+    safe_csv: an apostrophe before names that a spreadsheet would take for a formula; `plures review` knows it.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise PluresError(f"{path}: cannot tell the format from '{path.suffix}'; use .csv or .tsv")
-    spelt = paths_from(path.parent)
+    spelt, spell = paths_from(path.parent), partial(guarded, formulas=safe_csv)
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
         writer.writerow(COLUMNS)
         for s in suggestions:
             image = s.image if dataset.in_memory else spelt(s.image)
             heat = spelt(s.heatmap) if s.heatmap else ""
-            writer.writerow([image, s.tag, s.kind, f"{s.score:.6f}", s.rank, s.method, heat])
+            words = map(spell, (image, s.tag, s.kind, f"{s.score:.6f}", f"{s.rank}", s.method, heat))
+            writer.writerow(words)
 
 
 def draw_heatmaps(

@@ -16,9 +16,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 from plures.cli.app import app, errors, screen
-from plures.console import Bar
 from plures.errors import BadData, PluresError, clipped, grouped, machine_failure
-from plures.pace import Pace
+from plures.pace import Bar, Pace
 
 for _module in iter_modules(__path__):
     if _module.name != "__main__":
@@ -50,10 +49,11 @@ def _terminated(number: int, frame: Any) -> None:
 
 
 class _Lines(logging.Handler):
-    """What the library says in passing, as lines: warnings on stderr."""
+    """What the library says in passing, as lines: warnings and how far it is on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        where = errors if record.levelno >= logging.WARNING else screen
+        passing = record.levelno >= logging.WARNING or record.name == "plures.pace"
+        where = errors if passing else screen
         where.print(record.getMessage(), highlight=False)
 
 
@@ -63,6 +63,7 @@ def main() -> None:
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _terminated)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata and large scans, which are read all the same
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its tries are told in one line of ours
     said, lines = logging.getLogger("plures"), _Lines()
     said.setLevel(logging.INFO)
     said.addHandler(lines)

@@ -92,6 +92,13 @@ errors = Screen(stderr=True, highlight=False)
 SETTING = re.compile(r"[a-z_]+(\.\w+)?=")
 Skip = Annotated[bool, typer.Option("--skip-bad", help="Drop unusable rows and report how many.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+SafeCsv = Annotated[
+    bool,
+    typer.Option(
+        help="In .csv and .tsv, put an apostrophe before names that a spreadsheet would run as a formula (=, +, -, @);"
+        " plures reads them without it."
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this JSON file.")]
 
 

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, say_next, say_notices, say_skipped, screen, settings_values
+from plures.cli.app import (
+    Force,
+    SafeCsv,
+    Skip,
+    app,
+    errors,
+    say_next,
+    say_notices,
+    say_skipped,
+    screen,
+    settings_values,
+)
 from plures.files import mark_folder, refuse_folder, refuse_replacing
 from plures.system import free_memory
 
@@ -22,11 +33,12 @@ def init(
     complete: Annotated[bool, typer.Option(help="Untagged means absent (otherwise: unknown).")] = False,
     skip_bad: Skip = False,
     force: Force = False,
+    safe_csv: SafeCsv = True,
 ) -> None:
     """Write a table of images and tags to edit and to train on; an existing table gets the images it lacks."""
     from plures.data.write import init_table
 
-    listed = init_table(source, out, complete=complete, skip_bad=skip_bad, force=force)
+    listed = init_table(source, out, complete=complete, skip_bad=skip_bad, force=force, safe_csv=safe_csv)
     dataset = listed.dataset
     if listed.kept:
         counts = f"{listed.added:,} images added; {listed.kept:,} existing rows unchanged"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, say_next, say_skipped, screen
+from plures.cli.app import Force, SafeCsv, Skip, app, errors, say_next, say_skipped, screen
 from plures.errors import PluresError
 from plures.files import refuse_replacing
 
@@ -29,6 +29,7 @@ def merge(
     match: Annotated[str, typer.Option(help="What identifies an image: path or name.")] = "path",
     skip_bad: Skip = False,
     force: Force = False,
+    safe_csv: SafeCsv = True,
 ) -> None:
     """Merge sources that annotate different classes; what a source does not cover stays unknown."""
     from plures.data.merge import merge as run_merge
@@ -52,7 +53,7 @@ def merge(
         refuse_replacing(path, force=force, inputs=inputs)
     opened = [open_source(*source, skip_bad) for source in chosen]
     merged = run_merge(opened, same, above, match)  # type: ignore[arg-type]
-    paths = write_merged(merged, opened, out)
+    paths = write_merged(merged, opened, out, safe_csv)
     for source in opened:
         say_skipped(source.dataset.problems)
         by_class = "".join(f", {kind} of {name}" for name, kind in source.scope.by_class.items())

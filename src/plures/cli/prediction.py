@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import Force, Skip, app, errors, say_next, say_notices, screen
+from plures.cli.app import Force, SafeCsv, Skip, app, errors, say_next, say_notices, screen
 from plures.errors import PluresError, WorkFailed
 
 
@@ -52,6 +52,7 @@ def predict(
     precision: Annotated[Precision, typer.Option(help="Numeric precision of the model.")] = Precision.float32,
     engine: Annotated[Engine, typer.Option(help="This process or a Ray cluster.")] = Engine.local,
     force: Force = False,
+    safe_csv: SafeCsv = True,
 ) -> None:
     """Write scores and tags of images to a file, a folder of parts, or in the form of another tool; and heat maps on
     request."""
@@ -84,7 +85,9 @@ def predict(
                 raise PluresError("--engine ray draws no heat maps and divides the work itself; leave out --shard")
             summary = predict_on_ray(run, source, out, **options)
         else:
-            summary = run_prediction(run, source, out, heatmaps=heatmaps, shard=shard, force=force, **options)
+            summary = run_prediction(
+                run, source, out, heatmaps=heatmaps, shard=shard, force=force, safe_csv=safe_csv, **options
+            )
     except KeyboardInterrupt:
         way = "; resume with the same command and --resume" if not Path(out).suffix else ""
         raise WorkFailed(f"stopped{way}") from None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plures.cli.app import SETTING, Force, Skip, app, data_and_options, say_next, screen
+from plures.cli.app import SETTING, Force, SafeCsv, Skip, app, data_and_options, say_next, screen
 from plures.errors import PluresError, require
 from plures.files import mark_folder, refuse_folder, refuse_replacing
 
@@ -31,6 +31,7 @@ def suggest(
     heatmaps: Annotated[Path | None, typer.Option(help="Folder for one heat map per suggestion.")] = None,
     skip_bad: Skip = False,
     force: Force = False,
+    safe_csv: SafeCsv = True,
 ) -> None:
     """Write the tags that are probably missing, best first, for `plures review`."""
     from collections import Counter
@@ -63,7 +64,7 @@ def suggest(
     if heatmaps is not None:
         mark_folder(heatmaps, HEATMAPS)
         found = draw_heatmaps(run, found, dataset, heatmaps)
-    write_suggestions(found, out, dataset)
+    write_suggestions(found, out, dataset, safe_csv)
     kinds = Counter(s.kind for s in found)
     counts = f"{kinds['missing']:,} tags probably missing" + (f", {kinds['wrong']:,} look wrong" if with_wrong else "")
     screen.print(f"{out}: {counts} ({found[0].method})", highlight=False)
@@ -99,11 +100,9 @@ def review(
     """Open a page on this machine to answer suggestions (keys y n ? u), label a sample (--sample), or give the images
     of a folder or table their first tags; answers are kept at once."""
     require("reviewing", "web", ["fastapi", "uvicorn"])
-    import uvicorn
-
-    from plures.web.front import listen
+    from plures.web.connections import listen, run_server
     from plures.web.guard import allowed_hosts, is_loopback
-    from plures.web.review import Review, create_app, options_of_run
+    from plures.web.review import SECONDS, Review, create_app, options_of_run
 
     hosts = allowed_hosts(host, allow_host or [])
     suggestions, options = _suggestions_and_options(arguments or [])
@@ -125,7 +124,7 @@ def review(
             name = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
             screen.print(f"{state['done']:,} of {state['total']:,} {what} are answered", highlight=False)
             screen.print(f"open http://{name}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", highlight=False)
-            uvicorn.Server(uvicorn.Config(create_app(work, hosts), log_level="warning")).run(sockets=[listening])
+            run_server(create_app(work, hosts), listening, SECONDS)
         except KeyboardInterrupt:
             pass
         finally:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from plures.cli.app import Force, app, say_next, screen
+from plures.errors import PluresError
 from plures.files import refuse_replacing
 
 
@@ -34,7 +35,7 @@ def table(
 @app.command("parts", hidden=True)  # its name in 0.1
 @app.command()
 def components() -> None:
-    """List the losses, heads, backbones, data formats, schedules and recipes, with their options."""
+    """List the losses, heads, backbones, priors, data formats, schedules and recipes, with their options."""
     from plures.report.components import render_registries
 
     for table in render_registries():
@@ -43,10 +44,18 @@ def components() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    cache: Annotated[bool, typer.Option("--cache", help="Print what the cache of features holds instead.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="With --cache: remove all of it.")] = False,
+) -> None:
     """Print versions and device, what is broken, and how to fix it."""
     from plures.doctor import examine
 
+    if clear and not cache:
+        raise PluresError("--clear removes cached features: write plures doctor --cache --clear")
+    if cache:
+        _show_cache(clear)
+        return
     findings = examine()
     for finding in findings:
         mark = "ok  " if finding.fix is None else "!!  "
@@ -54,3 +63,24 @@ def doctor() -> None:
     if any(finding.fix is not None for finding in findings):
         raise typer.Exit(1)
     say_next("plures", "init", "photos/", "--out", "tags.csv")
+
+
+def _show_cache(clear: bool) -> None:
+    """What is kept, the most recently used first; or what was removed."""
+    from rich.table import Table
+
+    from plures.scoring import cache
+
+    folder, most = cache.cache_folder(), cache.limit()
+    found = list(cache.clear()) if clear else cache.held()
+    shown = Table("data", "backbone", "engine", "file", "MB", "last used", box=None)
+    for one in reversed(found):
+        days = cache.days_since(one.used)
+        when = "today" if days == 0 else f"{days:,} days ago"
+        said = [one.what.get(name, "-") for name in ("data", "backbone", "engine")]
+        shown.add_row(*said, f"{one.path.parent.name}/{one.path.name}", f"{one.size / 1e6:,.1f}", when)
+    if found:
+        screen.print(shown)
+    size = f"{len(found):,} files, {sum(one.size for one in found) / 1e9:.2f} GB"
+    rest = f"at most {most / 1e9:g} GB (PLURES_CACHE_GB), least recently used removed first"
+    screen.print(f"removed {size} from {folder}" if clear else f"{folder}: {size}; {rest}", highlight=False)

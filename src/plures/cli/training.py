@@ -32,6 +32,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder to create.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, name:row, or a YAML file.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume the interrupted run in this folder.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes beside those of DATA, as in cat,sofa: photographs without tags, too.")
+    ] = None,
     skip_bad: Skip = False,
 ) -> None:
     """Train and evaluate a model. DATA: a path, voc:DIR, coco:DIR, folder:DIR, table:FILE, or scenes."""
@@ -41,10 +44,11 @@ def train(
 
     if (out is None) == (resume is None):
         raise PluresError("say --out RUN for a new run, or --resume RUN to continue one")
-    if resume is not None and (arguments or recipe):
+    if resume is not None and (arguments or recipe or classes):
         raise PluresError("--resume takes everything from the run's own experiment; give no DATA, recipe or settings")
     where: Path = out or resume  # type: ignore[assignment]
-    experiment = Experiment() if resume else Experiment(**experiment_values(arguments or [], recipe))
+    given = [*(arguments or []), *([] if classes is None else [f"classes={classes}"])]
+    experiment = Experiment() if resume else Experiment(**experiment_values(given, recipe))
     watch = Show(screen)
     try:
         run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, watch=watch)

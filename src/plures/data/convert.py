@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
+from plures.data.formats.safe_cells import bare
 from plures.data.formats.table import SUFFIXES, image_paths
 from plures.data.formats.table_layout import RESERVED
 from plures.data.formats.xmp import OWN
@@ -183,11 +184,15 @@ def scores_of(source: str, dataset: Dataset) -> NDArray[np.float64] | None:
         table = pq.read_table(path) if path.suffix.lower() == ".parquet" else pacsv.read_csv(
             path, parse_options=pacsv.ParseOptions(delimiter=delimiter)
         )  # fmt: skip
+        if path.suffix.lower() != ".parquet":
+            table = table.rename_columns([bare(name.strip()) for name in table.column_names])
         kinds = [table.schema.field(column).type for column in columns.values()]
         if "tags" not in table.column_names or not kinds or not all(map(pa.types.is_floating, kinds)):
             return None
         cells = np.stack([table[column].to_numpy() for column in columns.values()], 1).astype(np.float64)
         names = table["image"].to_pylist()
+        if path.suffix.lower() != ".parquet":
+            names = list(map(bare, names))
     except (pa.ArrowException, OSError, KeyError):
         return None
     rows = {os.path.realpath(place): row for row, place in enumerate(image_paths(path, names))}
@@ -272,8 +277,10 @@ def _coco(source: _Source) -> str:
             entry["not_exhaustive_category_ids"] = []
         images.append(entry)
         for k in present:
-            of = {"id": len(annotations) + 1, "image_id": number, "category_id": k + 1}
-            score = {} if source.scores is None else {"score": round(float(source.scores[number - 1, k]), 6)}
+            of: dict[str, object] = {"id": len(annotations) + 1, "image_id": number, "category_id": k + 1}
+            score: dict[str, object] = (
+                {} if source.scores is None else {"score": round(float(source.scores[number - 1, k]), 6)}
+            )
             annotations.append(of | score)
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(data.classes, 1)]
     return _json({"info": {}, "images": images, "annotations": annotations, "categories": categories})

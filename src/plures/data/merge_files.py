@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plures.data.formats.safe_cells import guarded
 from plures.data.merge import KINDS, Merged, Scope, Source
 from plures.data.paths import paths_from
 from plures.data.read import read
@@ -98,12 +99,12 @@ def outputs(out: str | Path) -> list[Path]:
     return [out, *(out.with_suffix(end) for end in (".sources.json", ".cells.parquet", ".conflicts.csv"))]
 
 
-def write_merged(merged: Merged, sources: Sequence[Source], out: str | Path) -> list[Path]:
-    """Write the table and what stands beside it, see above. Returns the paths."""
+def write_merged(merged: Merged, sources: Sequence[Source], out: str | Path, safe_csv: bool = True) -> list[Path]:
+    """Write the table and what stands beside it, see above; safe_csv: see `write_table`. Returns the paths."""
     *paths, conflicts = outputs(out)
     out = paths[0]
     named = [_joined(int(marks), merged.sources) for marks in merged.holds]
-    write_table(merged.dataset, out, extra={"source": named})
+    write_table(merged.dataset, out, extra={"source": named}, safe_csv=safe_csv)
     with writing(paths[1]) as temporary:
         content = [_described(merged, source, s) for s, source in enumerate(sources)]
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -116,14 +117,9 @@ def write_merged(merged: Merged, sources: Sequence[Source], out: str | Path) -> 
         writer, spelt = csv.writer(handle), paths_from(out.parent)
         writer.writerow(["image", "class", "present in", "absent in"])
         for c in merged.conflicts:
-            writer.writerow(
-                [
-                    spelt(c.image),
-                    "(split)" if c.name is None else c.name,
-                    "; ".join(c.present),
-                    "; ".join(c.absent),
-                ]
-            )
+            name = "(split)" if c.name is None else c.name
+            words = (spelt(c.image), name, "; ".join(c.present), "; ".join(c.absent))
+            writer.writerow(guarded(word, safe_csv) for word in words)
     return [*paths, conflicts]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,15 @@ from plures.data.checks.verify import missing_images
 from plures.data.dataset import Dataset
 from plures.data.formats import delimited
 from plures.data.formats.cells import NULLS
+from plures.data.formats.safe_cells import bare, guarded
 from plures.data.formats.table import SUFFIXES, Table
 from plures.data.formats.table_layout import Layout, lay_out
 from plures.data.paths import Search, find_files, paths_from
 from plures.data.read import read
-from plures.errors import BadData, PluresError
+from plures.errors import BadData, PluresError, Problem, printable
 from plures.files import refuse_replacing, writing
+
+NO_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a file's name that are no UTF-8
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,13 @@ class Listed:
 
 
 def init_table(
-    source: str, out: str | Path, *, complete: bool = False, skip_bad: bool = False, force: bool = False
+    source: str,
+    out: str | Path,
+    *,
+    complete: bool = False,
+    skip_bad: bool = False,
+    force: bool = False,
+    safe_csv: bool = True,
 ) -> Listed:
     """Read `source` (any known format, or a plain folder of photos without tags) and write it as the table `out`.
 
@@ -52,6 +63,7 @@ def init_table(
         complete: a tag that is not given is absent, not unknown.
         skip_bad: leave unusable rows of the source out.
         force: replace a table that is there already, with all that was written in it.
+        safe_csv: see `write_table`.
 
     Returns:
         The dataset that was read, and how many rows were added and were there before.
@@ -72,10 +84,23 @@ def init_table(
         refuse_extending(out)  # before any work
     photos = os.path.isdir(source) and _is_in(out, source)  # then the folder would be read as this very table
     dataset = read(f"folder:{source}" if photos else source, skip_bad=skip_bad, labelled=False)
+    if skip_bad:
+        dataset = _only_text(dataset)
     if os.path.lexists(out) and not force:
-        return Listed(dataset, *extend_table(dataset, out, complete=complete, folder=source))
-    write_table(dataset, out, complete=complete)
+        return Listed(dataset, *extend_table(dataset, out, complete=complete, folder=source, safe_csv=safe_csv))
+    write_table(dataset, out, complete=complete, safe_csv=safe_csv)
     return Listed(dataset, len(dataset), 0)
+
+
+def _only_text(dataset: Dataset) -> Dataset:
+    """Without the images whose name no file of text can hold."""
+    strange = [row for row, image in enumerate(dataset.images) if NO_TEXT.search(str(image))]
+    if not strange:
+        return dataset
+    what = "its name is not UTF-8; rename the file, for example with `convmv -f latin1 -t utf8`"
+    problems = tuple(Problem(printable(str(dataset.images[row])), None, what) for row in strange)
+    kept = dataset.take(np.delete(np.arange(len(dataset)), strange))
+    return replace(kept, problems=(*dataset.problems, *problems))
 
 
 def _is_in(file: Path, folder: str) -> bool:
@@ -88,14 +113,16 @@ def write_table(
     complete: bool = False,
     separator: str = ";",
     extra: Mapping[str, Sequence[str]] | None = None,
+    safe_csv: bool = False,
 ) -> None:
     """Write columns image, tags, absent (only where something is known to be absent) and split (if the data have one).
 
     Image paths are relative to the table's folder where that is possible. A tag that is not given is unknown, unless
     `complete`: then every class that is not among an image's tags is written as absent. A class of which nothing is
-    known anywhere leaves no trace. extra: further columns, one cell per row, which readers pass over. The kind of table
-    follows from the suffix; the file is complete or absent, never half written. Raises PluresError for names that a
-    table cannot hold, WorkFailed where the file cannot be written.
+    known anywhere leaves no trace. extra: further columns, one cell per row, which readers pass over. safe_csv: in .csv
+    and .tsv, an apostrophe before names that a spreadsheet would take for a formula (`=1+1`), which readers of tables
+    know. The kind of table follows from the suffix; the file is complete or absent, never half written. Raises
+    PluresError for names that a table cannot hold, WorkFailed where the file cannot be written.
     """
     path = Path(path)
     _refuse_other_suffix(path)
@@ -104,19 +131,23 @@ def write_table(
             f"{dataset.name or 'the data'}: the images are in memory, not files, so no table can list them"
         )
     _refuse_names(dataset, path, separator)
-    columns = _columns(dataset, list(map(paths_from(path.parent), map(str, dataset.images))), complete, separator)
-    columns |= {name: list(cells) for name, cells in (extra or {}).items()}
+    spell = str if path.suffix.lower() == ".parquet" else partial(guarded, formulas=safe_csv)
+    columns = _columns(dataset, paths_from(path.parent), complete, separator, spell)
+    columns |= {name: list(map(spell, cells)) for name, cells in (extra or {}).items()}
     table = pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
     _write_whole(table, path)
 
 
-def _columns(dataset: Dataset, images: list[str], complete: bool, separator: str) -> dict[str, list[str]]:
-    """The cells of each column."""
-    labels = dataset.labels
+def _columns(
+    dataset: Dataset, spelt: Callable[[str], str], complete: bool, separator: str, spell: Callable[[str], str]
+) -> dict[str, list[str]]:
+    """The cells of each column; spelt: a path as the table says it; spell: any name."""
+    labels, classes = dataset.labels, tuple(map(spell, dataset.classes))
     absent = ~labels.present if complete else labels.absent
-    columns = {"image": images, "tags": _cells(labels.present, dataset.classes, separator)}
+    images = [spell(spelt(str(image))) for image in dataset.images]
+    columns = {"image": images, "tags": _cells(labels.present, classes, separator)}
     if absent.any():
-        columns["absent"] = _cells(absent, dataset.classes, separator)
+        columns["absent"] = _cells(absent, classes, separator)
     if dataset.splits is not None:
         columns["split"] = dataset.splits.tolist()
     return columns
@@ -162,7 +193,7 @@ def _write_whole(table: Any, path: Path) -> None:
 # ---------------------------------------------------------------------------------------- a table that is there already
 
 
-def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str) -> tuple[int, int]:
+def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str, safe_csv: bool) -> tuple[int, int]:
     """Add the images that the table does not list yet at its end; every byte of it stays, and so do its mode, its owner
     and a link that leads to it.
 
@@ -179,8 +210,7 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str) 
         return 0, len(cells)
     rows = dataset.take(np.array(new))
     _refuse_names(rows, table, ";")
-    images = list(map(paths_from(base), map(str, rows.images)))
-    columns = _columns(rows, images, complete, ";")
+    columns = _columns(rows, paths_from(base), complete, ";", partial(guarded, formulas=safe_csv))
     if not any(columns["tags"]) and "absent" not in columns:
         del columns["tags"]  # a column per class will do as well
     called = {"image": layout.image, "tags": layout.tags, "absent": layout.absent, "split": layout.split}
@@ -233,7 +263,7 @@ def _text_table(table: Path) -> tuple[delimited.Header, Layout, list[str], bytes
         reason = error.problems[0].what if isinstance(error, BadData) else "not a table of UTF-8 text"
         raise PluresError(f"{table} is there already, and no rows can be added to it ({reason}); {way_out}") from None
     at = header.names.index(layout.image)
-    cells = [line[at].strip() for line in lines[1:] if len(line) > at]
+    cells = [bare(line[at].strip()) for line in lines[1:] if len(line) > at]
     return header, layout, [cell for cell in cells if cell], content
 
 

@@ -17,6 +17,7 @@ from plures.metrics.report import evaluate_scores
 from plures.metrics.thresholds import Thresholds, sigmoid
 from plures.models.model import Model
 from plures.models.outputs import checked_logits
+from plures.pace import Pace
 from plures.scoring.heatmaps import region_weights
 
 BATCHES = (1, 3)  # images
@@ -61,8 +62,8 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
     sizes = sizes_to_check(side)
     worst = {True: 0.0, False: 0.0}  # by whether the image has the model's own size
     calibrated, tags, images = 0.0, 0, 0
-    for number, (height, width) in enumerate(sizes):
-        for batch in BATCHES:
+    with Pace("comparing the file with the model", len(sizes) * sum(BATCHES)) as pace:
+        for number, (height, width), batch in ((n, size, b) for n, size in enumerate(sizes) for b in BATCHES):
             pictures = patterns(batch, height, width, seed=number)
             logits, weights = expected(model, pictures)
             got = run(pictures)
@@ -73,6 +74,7 @@ def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> 
             calibrated = max(calibrated, _largest(got["scores"] - thresholds.probabilities(got["logits"])))
             tags += int((got["tags"] != thresholds.called(got["logits"])).sum())
             images += batch
+            pace.step(batch)
     return Agreement(worst[True], worst[False], calibrated, tags, images, sizes)
 
 
@@ -117,13 +119,17 @@ def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8
 # ------------------------------------------------------------------------------------------------- real photographs
 
 
-def pixels_of(model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them."""
+def pixels_of(
+    model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int, what: str = "reading"
+) -> Iterator[NDArray[np.uint8]]:
+    """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them; what: the work, for its pace."""
     p = model.preprocessing
     transform = Transform(p.image_size, "none", p.interpolation)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
+    with Pace(what, len(images)) as pace:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            yield torch.stack([transform(to_pixels(image, transform.decoding_size)) for image in batch]).numpy()
+            pace.step(len(batch))
 
 
 def some(count: int, most: int) -> NDArray[np.int64]:
@@ -136,7 +142,7 @@ def cost(run: Runner, model: Model, thresholds: Thresholds, dataset: Dataset, sp
     """mAP of the model and of the file on (at most MOST_IMAGES of) the dataset's images."""
     dataset = dataset.take(some(len(dataset), MOST_IMAGES))
     before, after = [], []
-    for pixels in pixels_of(model, dataset.images, 16):
+    for pixels in pixels_of(model, dataset.images, 16, "measuring what 8 bits cost"):
         logits = model(torch.from_numpy(pixels), maps=False).logits
         before.append(thresholds.probabilities(checked_logits(logits)))
         after.append(run(pixels)["scores"].astype(np.float64))

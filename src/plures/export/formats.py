@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plures.errors import PluresError, WorkFailed
+from plures.errors import WorkFailed
 from plures.export.graph import AnySize, Graph
 from plures.models.model import Preprocessing
+from plures.scoring.engines import OPSET, Outputs, Runner, one_line_failure, onnx_proto, run_onnx, run_openvino
+
+__all__ = ["OPSET", "Outputs", "Runner", "one_line_failure", "run_onnx", "run_openvino"]
 
 Format = Literal["onnx", "openvino", "torch"]
-Outputs = dict[str, NDArray[Any]]
-Runner = Callable[[NDArray[np.uint8]], Outputs]  # uint8 images [B, 3, H, W] -> its outputs by name
-
-OPSET = 20
 NEEDS: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -43,24 +38,7 @@ def onnx_of(graph: Graph) -> Any:
     """The graph as an onnx.ModelProto that takes pixels [batch, 3, S, S] of the model's own side."""
     side = graph.model.preprocessing.image_size
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    with one_line_failure("onnx"):
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            input_names=["pixels"],
-            output_names=output_names(graph.maps),
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    del proto.metadata_props[:]
-    for node in proto.graph.node:  # where in the source a node came from: as large as the weights of a small model
-        del node.metadata_props[:]
-        node.doc_string = ""
-    return proto
+    return onnx_proto(graph, example, "pixels", output_names(graph.maps))
 
 
 def with_resize(proto: Any, preprocessing: Preprocessing) -> Any:
@@ -100,17 +78,6 @@ def onnx_bytes(proto: Any, metadata: dict[str, Any], card: str) -> bytes:
         raise WorkFailed(f"one ONNX file holds 2 GB, this model is larger ({error}); use --to torch") from None
 
 
-def run_onnx(content: bytes, threads: int = 0) -> Runner:
-    """A function that runs the file with ONNX Runtime. threads: 0 for as many as there are cores."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(None, {"images": images}), strict=True))
-
-
 # ----------------------------------------------------------------------------------------------------------- OpenVINO
 
 
@@ -136,20 +103,6 @@ def openvino_of(proto: Any, preprocessing: Preprocessing, metadata: dict[str, An
     model.set_rt_info(json.dumps(metadata, ensure_ascii=False), [METADATA])
     model.set_rt_info(card, [CARD])
     return model
-
-
-def run_openvino(xml: bytes, weights: bytes, threads: int = 0) -> Runner:
-    """A function that runs the two files with OpenVINO on the CPU, in float32 as the model was trained."""
-    import openvino
-
-    core = openvino.Core()
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    with one_line_failure("openvino"):  # its own passes trip over some graphs, such as the patch model's in 8 bits
-        compiled = core.compile_model(core.read_model(model=xml, weights=weights), "CPU", settings)
-    names = [output.any_name for output in compiled.outputs]
-    return lambda images: dict(zip(names, (np.array(v) for v in compiled(images).values()), strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- torch
@@ -179,24 +132,3 @@ def run_torch(content: bytes, maps: bool) -> Runner:
             return {n: v.numpy() for n, v in zip(names, module(torch.from_numpy(images)), strict=True)}
 
     return run
-
-
-@contextmanager
-def one_line_failure(what: str) -> Iterator[None]:
-    """Exporters warn of their own future; a failure in them becomes one line that says which part cannot do it."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except PluresError:
-        raise
-    except Exception as error:  # each of these programs raises kinds of its own
-        line = " ".join(str(error).split())[:300]
-        raise WorkFailed(f"this model cannot be exported to {what} ({type(error).__name__}: {line})") from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

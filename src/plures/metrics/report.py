@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,7 +76,8 @@ class Report:
     nothing known to be absent); classes_scored: how many; left_out: the others' names, each with the reason.
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
     per image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
-    estimates: where labels are not complete, else None; warning: for people, or nothing.
+    estimates: where labels are not complete, else None; warning: for people, or nothing. baselines: mAP, in [0, 1], of
+    other scores of the same images, by what they are.
 
     Example:
         >>> import numpy as np
@@ -98,6 +99,7 @@ class Report:
     per_class: tuple[ClassResult, ...]
     estimates: Estimates | None = None
     warning: str = ""
+    baselines: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return as_text(*self._shown())
@@ -131,7 +133,7 @@ class Report:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
         """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is not a report."""
-        since_0_2 = {"estimates": None, "warning": ""}
+        since_0_2: dict[str, Any] = {"estimates": None, "warning": "", "baselines": {}}
         values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
         values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
         report = read_as(cls, values)
@@ -163,6 +165,7 @@ class Report:
         rows = {"images": f"{self.images:,} ({self.labels} labels)"}
         if self.classes_scored:
             rows[f"mAP ({self.definition})"] = percent(self.map) + interval
+            rows |= {f"mAP of the {name}": percent(value) for name, value in self.baselines.items()}
             rows["classes scored"] = f"{self.classes_scored} of {len(self.per_class)}"
         for names in (("CP", "CR", "CF1"), ("OP", "OR", "OF1")):
             defined = [name for name in names if not math.isnan(self.averages[name])]

@@ -200,3 +200,15 @@ def _judged(
 
 def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else float("nan")
+
+
+def from_expected(logits: Scores, classes: tuple[str, ...], tags: float) -> Thresholds:
+    """One cut on logits [N, K] for all classes, at so many tags per image on average, where no tag is known."""
+    logits, objective = np.asarray(logits, np.float32), Objective("tags", tags)
+    every = np.ones(logits.shape, np.bool_)
+    pool = Pool(logits.astype(np.float64), np.zeros(logits.shape), every, ~every)
+    cuts = settle(choose(pool, objective, per_class=False).values, pool.scores, logits, None)
+    assumes = "Photographs show so many of the classes on average; nothing was observed that could say otherwise."
+    promise = guarantee("clean", objective, False, len(logits))
+    values = probabilities_at(cuts, None)
+    return Thresholds(classes, values, "expected tags, global", str(objective), assumes, promise, None, cuts)

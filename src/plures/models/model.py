@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +19,12 @@ from plures.files import parse_json, read_as, writing
 from plures.models.backbones import Backbone, backbones
 from plures.models.heads import Head, heads
 from plures.models.outputs import Output, Tokens
+from plures.models.priors.base import Fused, Given, Prior, priors
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 CARD = "model_card.md"  # beside them in a run folder; README.md in a repository on a hub
-FORMAT = 2  # of model.json: raised whenever an older plures would misread it
+FORMAT = 3  # of model.json: raised whenever an older plures would misread it
+WITHOUT_PRIOR = 2  # the format of a model without a prior
 OLD = "embedder"  # what format 1 called the backbone, also in the names of its weights
 STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
 
@@ -44,12 +46,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parts a model was built of: names in the registries and the options that were set."""
+    """Which parts a model was built of: names in the registries and the options that were set; prior "": none."""
 
     backbone: str
     head: str
     backbone_options: dict[str, Any] = field(default_factory=dict)
     head_options: dict[str, Any] = field(default_factory=dict)
+    prior: str = ""
+    prior_options: dict[str, Any] = field(default_factory=dict)
 
 
 class Model(nn.Module):
@@ -80,8 +84,10 @@ class Model(nn.Module):
         return (images - self.mean) / self.std
 
     def tokens(self, images: Tensor) -> Tokens:
-        """What the backbone says of the images, as for example to keep frozen features."""
-        return Tokens.of(self.backbone(self.normalise(images)))
+        """What the backbone says of the images, as for example to keep frozen features; with a prior that has a network
+        of its own, that one's features beside."""
+        tokens = Tokens.of(self.backbone(self.normalise(images)))
+        return self.head.extended(images, tokens, self.backbone) if isinstance(self.head, Fused) else tokens
 
     def forward(self, images: Tensor, maps: bool = True) -> Output:
         return self.head(self.tokens(images), maps=maps)
@@ -119,7 +125,44 @@ def assemble(backbone: Backbone, parts: Parts, classes: tuple[str, ...], preproc
     if len(set(classes)) != len(classes) or not classes:
         raise PluresError(f"a model requires one class or more, each named once, got {list(classes)[:20]}")
     given = {"width": backbone.width, "classes": len(classes)}
-    return Model(backbone, heads.make(parts.head, given, **parts.head_options), classes, preprocessing, parts)
+    head = heads.make(parts.head, given, **parts.head_options)
+    if parts.prior:
+        stored = {name: value for name, value in parts.prior_options.items() if name not in STARTING_POINT}
+        prior = priors.make(parts.prior, {**stored, "classes": tuple(classes), "width": backbone.width})
+        head = Fused(cast(nn.Module, head), cast(nn.Module, prior), backbone.width, len(classes))
+    return Model(backbone, head, classes, preprocessing, parts)
+
+
+def make_prior(model: Model, name: str, options: dict[str, Any], *, frozen: bool) -> Prior:
+    """A prior for this model, filled. frozen: whether training leaves the backbone as it is. Raises PluresError in one
+    line if it cannot be had."""
+    prior = priors.make(name, {"classes": model.classes, "width": model.backbone.width}, **options)
+    prior.fill(Given(model.backbone, model.parts.backbone_options, frozen))
+    return prior
+
+
+def with_prior(model: Model, name: str, prior: Prior) -> Model:
+    """The model with a prior beside its head, whose word counts nothing yet (`weighed`)."""
+    parts = replace(model.parts, prior=name, prior_options=prior.options)
+    head = Fused(cast(nn.Module, model.head), cast(nn.Module, prior), model.backbone.width, len(model.classes))
+    return _with_head(model, head.to(next(model.parameters()).device), parts)
+
+
+def weighed(model: Model, head: Any, prior: Any, offset: Any = 0.0) -> Model:
+    """A model with a prior, with these weights of head and prior, [K] or one for all."""
+    assert isinstance(model.head, Fused)
+    return _with_head(model, model.head.weighed(head, prior, offset), model.parts)
+
+
+def without_prior(model: Model) -> Model:
+    """The model with its head alone."""
+    if not isinstance(model.head, Fused):
+        return model
+    return _with_head(model, cast(Head, model.head.head), replace(model.parts, prior="", prior_options={}))
+
+
+def _with_head(model: Model, head: Any, parts: Parts) -> Model:
+    return Model(model.backbone, head, model.classes, model.preprocessing, parts)
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -135,7 +178,7 @@ def save(model: Model, folder: str | Path) -> None:
 def described(model: Model) -> dict[str, Any]:
     """What `model.json` says: everything that the model is but its weights."""
     return {
-        "format": FORMAT,
+        "format": FORMAT if model.parts.prior else WITHOUT_PRIOR,
         "plures": plures.__version__,
         "classes": list(model.classes),
         "parts": asdict(model.parts),
@@ -181,6 +224,7 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
         parts, shown = read_as(Parts, named), read_as(Preprocessing, spec["preprocessing"])
         backbones.refuse_import(parts.backbone, str(path))
         heads.refuse_import(parts.head, str(path))
+        priors.refuse_import(parts.prior, str(path))
         return parts, read_as(tuple[str, ...], spec["classes"]), shown
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None

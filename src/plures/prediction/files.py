@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from plures.data.formats.safe_cells import guarded
 from plures.data.formats.table_layout import RESERVED
 from plures.data.paths import paths_from
 from plures.data.photos import is_address
@@ -90,12 +92,14 @@ class Write(Protocol):
 
 
 @contextmanager
-def writer(path: Path, suffix: str, classes: tuple[str, ...]) -> Iterator[Write]:
-    """A function that appends predictions to a file of this kind."""
+def writer(path: Path, suffix: str, classes: tuple[str, ...], safe_csv: bool = True) -> Iterator[Write]:
+    """A function that appends predictions to a file of this kind; safe_csv: no cell of text is a formula."""
     if suffix == ".jsonl":
         with path.open("w", encoding="utf-8") as handle:
             yield lambda rows: handle.writelines(_lines(rows, classes))
         return
+    spell = str if suffix == ".parquet" else partial(guarded, formulas=safe_csv)
+    classes = tuple(map(spell, classes))
     schema = schema_of(classes)
     if suffix == ".parquet":
         sink: Any = pa.parquet.ParquetWriter(path, schema)
@@ -103,7 +107,7 @@ def writer(path: Path, suffix: str, classes: tuple[str, ...]) -> Iterator[Write]
         options = pa.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",", quoting_style="needed")
         sink = pa.csv.CSVWriter(path, schema, write_options=options)
     with sink:
-        yield lambda rows: sink.write_table(table_of(rows, classes))
+        yield lambda rows: sink.write_table(table_of(replace(rows, names=list(map(spell, rows.names))), classes))
 
 
 def _lines(rows: Rows, classes: tuple[str, ...]) -> Iterator[str]:
@@ -213,7 +217,7 @@ class Parts:
         if bad:
             text = io.StringIO()
             lines = csv.writer(text, lineterminator="\n")
-            lines.writerows([("image", "problem"), *bad])
+            lines.writerows([("image", "problem"), *((guarded(name), guarded(reason)) for name, reason in bad)])
             self._write(f"{self.name(number)}.bad.csv", text.getvalue().encode())
         sink = pa.BufferOutputStream()
         described = table.replace_schema_metadata({b"plures": json.dumps(vars(record)).encode()})

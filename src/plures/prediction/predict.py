@@ -62,6 +62,7 @@ def predict(
     shard: str | None = None,
     precision: Precision = "float32",
     force: bool = False,
+    safe_csv: bool = True,
 ) -> Summary:
     """Score the images of `source`: an image, a folder, a list (.txt), a table, or data as `train` takes them.
 
@@ -72,6 +73,8 @@ def predict(
     resume: compute only the parts that are missing. shard "i/n": only the i-th of n shares of the images, i from 1.
     heatmaps: a folder that gets a picture for each tag of each image. threshold in (0, 1): the run's own unless given.
     precision: bfloat16 or int8 (CPU) are faster on machines that have instructions for them, and not exact.
+    safe_csv: in .csv and .tsv, an apostrophe before names that a spreadsheet would take for a formula (=, +, -, @);
+    readers of tables know it.
     force: replace a file `out` that is there. A folder of parts or heat maps must be new, empty or of plures' making.
     """
     run = run if isinstance(run, Run) else Run(run)
@@ -91,9 +94,11 @@ def predict(
     scorer = load(run, threshold=threshold, precision=precision, calibration=calibration)
     pictures = None if heatmaps is None else _Pictures(Path(heatmaps), open_, scorer.classes)
     items = sharded(open_(), number, of)
+    total = None if resume else sum(1 for _ in sharded(open_(), number, of))
     here = os.getcwd() if isinstance(next(open_())[1], str) else None
     if not into_folder:
-        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source))
+        return _into_file(scorer, items, Path(out), here, batch_size, workers, skip_bad, pictures, Tally(source),
+                          safe_csv, total)  # fmt: skip
     rows = parts or ROWS_A_PART
     folder = Parts(str(out), scorer.classes, (number, of), here)
     folder.begin(settings_of(run, source, rows, of, scorer), resume)
@@ -101,7 +106,8 @@ def predict(
     todo = unfinished(items, rows, folder, summary)
     sizes: dict[int, int] = {}
     stretch = ((part, item) for part, items_ in _measured(todo, sizes) for item in items_)
-    for part in _by_part(scorer.stream(stretch, batch_size, workers, pictures is not None), sizes):
+    scores = scorer.stream(stretch, batch_size, workers, pictures is not None, total)
+    for part in _by_part(scores, sizes):
         summary.add(write_part(folder, scorer, part, pictures), [b for s in part for b in s.bad])
     return summary.summary()
 
@@ -148,7 +154,8 @@ def predict_to(
     open_ = images_of(source, skip_bad)
     scorer = load(run, threshold=threshold, precision=precision, calibration=open_() if precision == "int8" else ())
     tally, found = Tally(source), list[Rows]()
-    for scored in scorer.stream(((0, item) for item in open_()), batch_size, workers):
+    total = sum(1 for _ in open_())
+    for scored in scorer.stream(((0, item) for item in open_()), batch_size, workers, total=total):
         rows = rows_of(scorer, scored)
         found.append(replace(rows, scores=rows.scores.astype(np.float32)))
         tally.add(PartRecord("", "", len(scored.asked), len(rows.names), len(scored.bad), int(rows.called.sum())),
@@ -188,11 +195,13 @@ def _into_file(
     skip_bad: bool,
     pictures: _Pictures | None,
     tally: Tally,
+    safe_csv: bool,
+    total: int | None,
 ) -> Summary:
     named = names_from(out.parent, here)
-    with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes) as write:
+    with writing(out) as temporary, writer(temporary, out.suffix.lower(), scorer.classes, safe_csv) as write:
         stretch = ((0, item) for item in items)
-        for scored in scorer.stream(stretch, batch_size, workers, pictures is not None):
+        for scored in scorer.stream(stretch, batch_size, workers, pictures is not None, total):
             rows = rows_of(scorer, scored)
             if len(rows.names):
                 write(replace(rows, names=[named(name) for name in rows.names]))

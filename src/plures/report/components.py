@@ -1,4 +1,4 @@
-"""The registries as tables: losses, heads, backbones, formats, schedules and recipes, with their options."""
+"""The registries as tables: losses, heads, backbones, priors, formats, schedules and recipes, with their options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from plures.data.dataset import formats
 from plures.losses import losses
 from plures.models.backbones import backbones
 from plures.models.heads import heads
+from plures.models.priors import priors
 from plures.recipes import load_recipe, recipe_names
 from plures.registry import Registry
 from plures.training.schedules import schedules
@@ -19,6 +20,7 @@ REGISTRIES: tuple[tuple[str, Registry[Any]], ...] = (
     ("Losses", losses),
     ("Heads", heads),
     ("Backbones", backbones),
+    ("Priors", priors),
     ("Data formats", formats),
     ("Schedules", schedules),
 )

@@ -157,19 +157,22 @@ PAGE = """<!doctype html>
 <title>plures demo</title>
 <style>
 :root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
+html {{ background: Canvas; color: CanvasText; }}
 body {{ margin: 1.5rem auto; max-width: 80rem; padding: 0 1rem; }}
+.scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }} th, td {{ text-align: left; vertical-align: top; padding: .5rem; }}
 tr {{ border-top: 1px solid #8884; }} figure {{ display: inline-block; margin: 0 .4rem .4rem 0; }}
 img {{ border-radius: 4px; image-rendering: pixelated; max-width: 100%; height: auto; }}
-.right figcaption {{ color: #18794e; }} .wrong figcaption {{ color: #c62a2f; }} .missed {{ color: #a8741a; }}
+.right figcaption {{ color: #18794e; }} .wrong figcaption {{ color: #c62a2f; }} .missed {{ color: #8a5a00; }}
 @media (prefers-color-scheme: dark) {{ .right figcaption {{ color: #4cc38a; }} .wrong figcaption {{ color: #ff8589; }}
 .missed {{ color: #f1a10d; }} }}
-</style></head><body>
+</style></head><body><main>
 <h1>What each model finds in scenes it has never seen</h1>
 <p>Green: found and there. Red: found but not there. Amber: there but missed. The colour over a scene shows where
 the model saw the tag; the number is its probability.</p>
 <p>{shows}</p>
+<div class="scroll" tabindex="0" role="group" aria-label="scenes">
 <table><thead><tr><th>scene and true tags</th>{head}</tr></thead><tbody>
 {rows}
-</tbody></table></body></html>
+</tbody></table></div></main></body></html>
 """

@@ -153,17 +153,32 @@ def against_frequency(
     with _drawing(4.6, 3.2) as figure:
         axes = figure.add_subplot()
         axes.scatter(images[scored], 100 * ap[scored], s=18, color=BLUE, linewidth=0)
-        if scored.sum() <= 30:
-            for k in np.flatnonzero(scored).tolist():
-                where = (images[k], 100 * ap[k])
-                axes.annotate(_plain(classes[k], 14), where, (3, 2), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         axes.set_xlabel("training images that show it (log)")
         axes.set_ylabel("AP, percent")
         axes.set_ylim(-3, 103)
+        if scored.sum() <= 30:
+            figure.draw_without_rendering()  # the layout must stand before a label has a place
+            _name(axes, {_plain(classes[k], 14): (images[k], 100 * ap[k]) for k in np.flatnonzero(scored).tolist()})
         picture = _svg(figure, "frequency", "average precision of each class against its training images")
     flat = len(set(images[scored].tolist())) == 1 or len(set(ap[scored].tolist())) == 1
     return picture, float("nan") if flat else float(spearmanr(ap[scored], images[scored])[0])
+
+
+def _name(axes: Any, places: dict[str, tuple[float, float]]) -> None:
+    """A label beside each place, where it covers no other one; none where there is no such side."""
+    taken: list[Any] = []
+    for name, place in places.items():
+        label = axes.annotate(name, place, (3, 2), textcoords="offset points", fontsize=7)
+        for offset in ((3, 2), (3, -8), (-3, 2), (-3, -8)):
+            label.xyann = offset
+            label.set_horizontalalignment("left" if offset[0] > 0 else "right")
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            label.remove()
 
 
 def co_occurrences(labels: Labels, tags: NDArray[np.bool_], classes: Sequence[str]) -> tuple[str, float] | None:

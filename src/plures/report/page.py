@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import plures
 from plures.config import AUTO, Part
-from plures.errors import PluresError
+from plures.errors import PluresError, printable
 from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
 from plures.metrics.reliability import reliability
@@ -80,7 +80,8 @@ def render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "interval": spell_interval, "measure": spell_measure}
-    return environment.get_template(template).render(version=plures.__version__, **context)
+    # a name may hold characters that turn the direction of all that follows
+    return printable(environment.get_template(template).render(version=plures.__version__, **context))
 
 
 def page_context(s: Scored, model: Model) -> dict[str, Any]:

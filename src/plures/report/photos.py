@@ -20,13 +20,13 @@ from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model
 from plures.scoring.heatmaps import overlay
 
-SIDE, QUALITY = 220, 72  # of a picture in the page: 5 to 15 KB each
+SIDE, QUALITY = 320, 72  # of a picture in the page: 10 to 30 KB each
 MAPS = 2  # heat maps beside a photo
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG as a data URI; kind: right, wrong, missed or "" for the photo itself."""
+    """A JPEG as a data URI; kind: right, wrong, missed, below (its threshold) or "" for the photo itself."""
 
     uri: str
     words: str
@@ -99,10 +99,12 @@ def _photo(dataset: Dataset, n: int, seen: Seen | None, thresholds: Thresholds) 
         p = thresholds.probabilities(seen.logits[None])[0]
         called = thresholds.called(seen.logits)
         order = np.argsort(-p)
-        kinds = {"missed": present & ~called, "wrong": absent & called, "right": present & called}
+        ranked = margins(seen.logits[None], dataset.labels.take([n]))[0] > 0  # every true tag above every absent one
+        missed = "below its threshold" if ranked else "missed"
+        kinds = {missed: present & ~called, "wrong": absent & called, "right": present & called}
         chosen = [(kind, k) for kind, mask in kinds.items() for k in order if mask[k]]
         top = [k for k in order if absent[k]][:1]  # the highest-scored absent tag, called or not
-        if not kinds["wrong"].any() and kinds["missed"].any():
+        if not kinds["wrong"].any() and kinds[missed].any():
             chosen[1:1] = [("not there", k) for k in top]
         for kind, k in chosen[:MAPS]:
             words = f"{kind}: {dataset.classes[k]} {p[k]:.2f}"

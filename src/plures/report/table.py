@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from plures.config import Experiment, Part
+from plures.data.formats.safe_cells import guarded
 from plures.errors import PluresError
 from plures.files import PAGE, read_json, writing
 from plures.metrics.report import Report
@@ -46,7 +47,7 @@ COLUMNS = {
 }
 SHOWN_ON_SCREEN = ("recipe", "backbone", "head", "loss", "supervision", "settings", "published", "measured", "sd", "n")
 MISSING = "missing"
-IRRELEVANT = ("seed", "device", "workers", "log", "compile")  # for what a number means
+IRRELEVANT = ("seed", "device", "engine", "workers", "log", "compile")  # for what a number means
 HAS_COLUMN = ("recipe", "start", "data", "backbone", "head", "loss", "supervision", "image_size", *IRRELEVANT)
 Cells = dict[str, str]
 
@@ -235,7 +236,7 @@ def as_csv(rows: Sequence[Cells]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: guarded(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 

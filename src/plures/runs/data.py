@@ -18,7 +18,8 @@ from plures.data.photos import is_address
 from plures.data.read import find_format, read
 from plures.data.splits import mlspl_split, stratified_split
 from plures.errors import PluresError
-from plures.labels import Labels
+from plures.labels import UNKNOWN, Labels
+from plures.models.priors import NONE
 from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_contents
 
 Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
@@ -52,7 +53,17 @@ def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
             f"data={IN_MEMORY}: these are the settings of a run on a Dataset in memory, which only the program that"
             " trained it has; name DATA, or from Python pass the Dataset"
         )
-    return read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
+    labelled = experiment.classes is None
+    dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, labelled=labelled, **experiment.data.options)
+    return dataset if experiment.classes is None else with_classes(dataset, experiment.classes)
+
+
+def with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The dataset with these classes beside its own, unknown for every image."""
+    more = [name for name in classes if name not in dataset.classes]
+    unknown = np.full((len(dataset), len(more)), UNKNOWN, np.int8)
+    labels = Labels(np.concatenate([dataset.labels.values, unknown], 1))
+    return replace(dataset, labels=labels, classes=(*dataset.classes, *more))
 
 
 def data_root(experiment: Experiment) -> str:
@@ -166,10 +177,10 @@ def observe_splits(experiment: Experiment, dataset: Dataset) -> Prepared:
     observed = observe(pool, experiment.supervision.name, **experiment.supervision.options)
     assert pool.splits is not None
     in_train, in_val = pool.splits == "train", pool.splits == "val"
-    if not observed.take(in_train).present.any():
+    if experiment.prior.name == NONE and not observed.take(in_train).present.any():
         raise PluresError(
             f"{dataset.name}: no training image has a known tag under supervision={experiment.supervision.name};"
-            " there is nothing to learn from"
+            " there is nothing to learn from; a prior tags without any (prior=imagenet, text or FILE)"
         )
     return Prepared(
         train=pool.with_labels(observed).take(in_train),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +31,7 @@ from plures.data.photos import is_address, opened
 from plures.errors import PluresError, Problem
 from plures.files import writing
 from plures.labels import ABSENT, PRESENT
+from plures.system import in_threads
 
 PHOTOS = "photos.parquet"
 THREADS, AT_ONCE = 8, 64  # photographs a task
@@ -69,9 +69,7 @@ def contents_of(images: Any) -> Contents:
             found[row] = _content(images[row])
 
     in_cells = len(images) > 0 and isinstance(images[0], str) and ".parquet#" in images[0]  # read a group at a time
-    with ThreadPoolExecutor(1 if in_cells else THREADS) as pool:
-        for _ in pool.map(fill, range(0, len(images), AT_ONCE)):
-            pass
+    in_threads(fill, range(0, len(images), AT_ONCE), 1 if in_cells else THREADS)
     return found
 
 

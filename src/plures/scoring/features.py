@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -28,11 +28,15 @@ from plures.models.backbones.features import Features
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import STARTING_POINT, Model
 from plures.models.outputs import grid_boxes
+from plures.models.priors import Fused, Prior
 from plures.pace import Pace
 from plures.runs.photos import contents
+from plures.scoring import cache, engines
+from plures.scoring.cache import cache_folder
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
+NETWORK = ("model", "model_options", "shared", "config")  # options of a prior that its own features depend on
 SAVED_EVERY = 10.0  # seconds of computing that a kill may cost
 
 
@@ -77,20 +81,21 @@ def token_boxes(model: Model, pooled: bool) -> Tensor:
     return model.eval().tokens(blank).boxes.clone()
 
 
-def cache_folder() -> Path:
-    """Where features are kept: $PLURES_CACHE, or plures in the user's cache folder."""
-    root = os.environ.get("PLURES_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plures"
-
-
-def feature_key(model: Model, dataset: Dataset, pooled: bool, device: str = "cpu") -> str:
+def feature_key(
+    model: Model, dataset: Dataset, pooled: bool, device: str = "cpu", engine: engines.Engine = "torch"
+) -> str:
     """A hash of all that the features depend on: the backbone with its options and weights, preprocessing, pooling and
-    what they are kept as, the kind of device, the versions of what decodes, resizes and computes; names, sizes and
-    times of files.
+    what they are kept as, the kind of device, the engine, the versions of what decodes, resizes and computes; names,
+    sizes and times of files.
 
     Not of what they do not depend on: the head, the classes, where the weights came from, workers and batch size.
     Features are always computed in the weights' own precision, whatever `precision` is trained with.
     """
+    return _joined(backbone_key(model, pooled, device), *engines.made_by(engine), images_key(dataset))
+
+
+def backbone_key(model: Model, pooled: bool, device: str) -> str:
+    """A hash of how an image becomes its features."""
     parts, backbone = model.parts, cast(nn.Module, model.backbone)
     options = {name: value for name, value in parts.backbone_options.items() if name not in STARTING_POINT}
     said = {
@@ -100,12 +105,23 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool, device: str = "cpu
         "kept as": "mean float32" if pooled else "float16",
         "decoded": [DECODED_OVER_WANTED, PIXELS],
         "versions": {name: version(name) for name in COMPUTED_BY},
-        "engine": [device, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
+        "computed": [device, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, "folded"],
     }
+    state = dict(backbone.state_dict())
+    network = cast(Prior, model.head.prior).network if isinstance(model.head, Fused) else None
+    if network is not None:  # its features lie beside
+        said["prior"] = [model.parts.prior, {k: model.parts.prior_options.get(k) for k in NETWORK}]
+        state |= {f"prior.{name}": value for name, value in network.state_dict().items()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    for name, value in sorted(backbone.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def images_key(dataset: Dataset) -> str:
+    """A hash of the images: their pixels in memory, or names, sizes and times of their files."""
+    digest = hashlib.sha256()
     if isinstance(dataset.images, np.ndarray):
         digest.update(f"{dataset.images.dtype} {dataset.images.shape}".encode())
         if dataset.images.dtype == object:  # of several sizes
@@ -121,7 +137,11 @@ def feature_key(model: Model, dataset: Dataset, pooled: bool, device: str = "cpu
             else:
                 state = shards[file] = shards.get(file) or state_of(file)
             digest.update(f"{os.path.abspath(path)} {state}\n".encode())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
+
+
+def _joined(*keys: str) -> str:
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
 
 
 def state_of(path: str) -> str:
@@ -132,21 +152,50 @@ def state_of(path: str) -> str:
 
 @torch.inference_mode()
 def frozen_features(
-    model: Model, dataset: Dataset, *, pooled: bool, device: torch.device, workers: int = 0, batch_size: int = 16
+    model: Model,
+    dataset: Dataset,
+    *,
+    pooled: bool,
+    device: torch.device,
+    workers: int = 0,
+    batch_size: int = 16,
+    engine: str = "auto",
 ) -> NDArray[np.floating]:
     """Features of every image: [N, 1, D] float32 if pooled (the mean over regions), else [N, P, D] float16.
 
     Those that come with the data as they are; else read from the cache where they are there, and written there
-    otherwise. Raises Unreadable on an image that cannot be read, PluresError on data of another kind than the model's.
+    otherwise. engine: auto, torch, onnxruntime or openvino, see `scoring/engines.py`. Raises Unreadable on an image
+    that cannot be read, PluresError on data of another kind than the model's or an engine that is not there.
     """
     refuse_other_input(model, None if dataset.features is None else dataset.features.shape[1], dataset.name or "data")
     if dataset.features is not None:
         return dataset.features[:, None]
-    path = cache_folder() / "features" / f"{feature_key(model, dataset, pooled, torch.device(device).type)}.npy"
+    device = torch.device(device)
+    backbone, images = backbone_key(model, pooled, device.type), images_key(dataset)
+
+    def kept(by: engines.Engine) -> Path:
+        return cache_folder() / "features" / f"{_joined(backbone, *engines.made_by(by), images)}.npy"
+
+    chosen = engines.chosen(engine, model, device, len(dataset))
+    path, plain = kept(chosen), kept("torch")
+    if engine == "auto" and not path.is_file() and plain.is_file():
+        path = plain  # of a network that cannot be exported
     if not path.is_file():
         with _alone(path):
             if not path.is_file():  # another process may have finished them meanwhile
-                _compute(model, dataset, path, pooled, device, workers, batch_size)
+                model = model.to(device).eval()
+                graph = cache_folder() / "engines" / f"{_joined(backbone, *engines.made_by(chosen))}.onnx"
+                try:
+                    compute = engines.feature_function(model, pooled, chosen, graph)
+                except WorkFailed:
+                    if engine != "auto" or chosen == "torch":
+                        raise
+                    same: Any = {"pooled": pooled, "device": device, "workers": workers, "batch_size": batch_size}
+                    return frozen_features(model, dataset, **same, engine="torch")
+                _compute(model, dataset, path, compute, pooled, workers, batch_size)
+                network = model.parts.backbone_options.get("model", model.parts.backbone)
+                cache.describe(path, data=dataset.name, backbone=network, engine=chosen)
+    cache.touch(path)
     try:
         features: NDArray[np.floating] = np.load(path, mmap_mode="r" if path.stat().st_size > 2**31 else None)
     except (OSError, ValueError, EOFError) as error:
@@ -168,7 +217,13 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _compute(
-    model: Model, dataset: Dataset, path: Path, pooled: bool, device: torch.device, workers: int, batch_size: int
+    model: Model,
+    dataset: Dataset,
+    path: Path,
+    of_images: Callable[[Tensor], Tensor],
+    pooled: bool,
+    workers: int,
+    batch_size: int,
 ) -> None:
     """Fill a table beside `path` and put it in its place; what a killed process had filled is continued."""
     part, progress = path.with_suffix(".part"), path.with_suffix(".rows")
@@ -177,12 +232,11 @@ def _compute(
     transform = Transform(preprocessing.image_size, "none", preprocessing.interpolation)
     left = dataset.take(np.arange(done, len(dataset)))
     batches = ImageBatches(left, transform, Order(len(left), batch_size), workers)
-    model = model.to(device).eval()
     saved = time.monotonic()
 
     def run(images: Tensor) -> Tensor:
-        features = model.tokens(images.to(device)).features  # [B, P, D]
-        return (features.mean(1, keepdim=True).float() if pooled else features.half()).cpu()
+        features = of_images(images)  # [B, P, D], or [B, 1, D] if pooled
+        return (features.float() if pooled else features.half()).cpu()
 
     compute = BatchHalver(run, torch.cat)
     with Pace("computing features", len(left)) as pace:
@@ -203,6 +257,7 @@ def _compute(
 
 def _claimed(part: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     """A new table whose place on the disk is sure. Raises WorkFailed if there is not enough."""
+    cache.make_room(math.prod(shape) * dtype.itemsize, part)
     table = np.lib.format.open_memmap(part, "w+", dtype, shape)
     try:
         with part.open("r+b") as handle:

@@ -14,9 +14,13 @@ from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform
+from plures.errors import PluresError
 from plures.models.batch_halving import BatchHalver
-from plures.models.model import Model, load
+from plures.models.model import Model, load, weighed, without_prior
 from plures.models.outputs import Output, Tokens, checked_logits
+from plures.models.priors import Fused
+from plures.models.priors.file import FromFile
+from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.distributed import gather
@@ -48,8 +52,8 @@ class HeadOnFeatures(nn.Module):
 
 
 @torch.inference_mode()
-def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
-    """Logits [N, K] float32 of every row exactly once, in row order, in evaluation mode."""
+def logits_of(net: nn.Module, batches: Batches, fabric: Fabric, pace: Pace | None = None) -> Scores:
+    """Logits [N, K] float32 of every row exactly once, in row order, in evaluation mode; pace: told of every batch."""
     was_training = net.training
     net.eval()
     table: Scores | None = None
@@ -67,6 +71,8 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
             table = np.full((batches.order.rows, logits.shape[1]), np.nan, np.float32)
         table[gather(batch.index.to(fabric.device), batch.total).cpu().numpy()] = logits
         seen += len(logits)
+        if pace is not None:
+            pace.step(len(logits))
     net.train(was_training)
     assert table is not None
     if seen != batches.order.rows:
@@ -75,17 +81,58 @@ def logits_of(net: nn.Module, batches: Batches, fabric: Fabric) -> Scores:
 
 
 def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> Scores:
-    """Logits [N, K] of every image in row order; through the cached features where the run has a frozen backbone."""
+    """Logits [N, K] of every image in row order, fused with the model's prior where it has one; through the cached
+    features where the run has a frozen backbone."""
+    if (fused := by_name(model)) is not None:
+        evidence = cast(FromFile, fused.prior).of(dataset.images)
+        logits = torch.from_numpy(logits_of_dataset(without_prior(model), dataset, experiment, fabric))
+        return checked_logits(fused.fuse(logits.to(evidence.device), evidence))
     workers = default_workers(dataset) if experiment.workers is None else experiment.workers
     order = Order(len(dataset), 64, rank=fabric.global_rank, processes=fabric.world_size)
     if dataset.features is not None or experiment.frozen:
         pooled = needs_only_mean(model)
         with fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(model, dataset, pooled=pooled, device=fabric.device, workers=workers)
+            features = frozen_features(
+                model, dataset, pooled=pooled, device=fabric.device, workers=workers, engine=experiment.engine
+            )
         net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
         return logits_of(net, FeatureBatches(features, dataset.labels.values, order), fabric)
     transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
-    return logits_of(model, ImageBatches(dataset, transform, order, workers), fabric)
+    batches = ImageBatches(dataset, transform, order, workers)
+    if fabric.global_rank:
+        return logits_of(model, batches, fabric)
+    with Pace("scoring", len(dataset)) as pace:
+        return logits_of(model, batches, fabric, pace)
+
+
+def by_name(model: Model) -> Fused | None:
+    """The head of a model whose prior finds an image's scores by its name, not in its pixels; None of any other."""
+    head = model.head
+    return head if isinstance(head, Fused) and isinstance(head.prior, FromFile) else None
+
+
+def refuse_names(model: Model, what: str) -> None:
+    """Raise PluresError for a model whose prior is a file, for what takes any photograph."""
+    if by_name(model) is not None:
+        raise PluresError(
+            f"{what} scores any photograph, and the prior of this run is a file, which knows only its own images; train"
+            " with prior=imagenet, text or none"
+        )
+
+
+def prior_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> Scores:
+    """The evidence [N, K] of the model's prior alone."""
+    return logits_of_dataset(weighed(model, 0.0, 1.0), dataset, experiment, fabric)
+
+
+def parts_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> dict[str, Scores]:
+    """What head and prior of a fused model say each alone, [N, K], by what to call them; nothing of other models."""
+    if not isinstance(model.head, Fused):
+        return {}
+    parts = {"prior alone": prior_of_dataset(model, dataset, experiment, fabric)}
+    if bool(model.head.head_weight.any()):  # else nothing was trained
+        parts["head alone"] = logits_of_dataset(without_prior(model), dataset, experiment, fabric)
+    return parts
 
 
 def logits_of_run(run: Run, dataset: Dataset) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from plures.config import Experiment
@@ -20,9 +21,11 @@ def report_of(
     experiment: Experiment,
     thresholds: Thresholds | None = None,
     estimate: bool = True,
+    baselines: Mapping[str, Scores] | None = None,
 ) -> Report:
     """The report of these logits against the dataset's known labels; thresholds None: the experiment's. estimate:
-    whether to estimate, where labels are not complete, what nobody wrote down (seconds for thousands of images)."""
+    whether to estimate, where labels are not complete, what nobody wrote down (seconds for thousands of images).
+    baselines: other logits of the same images, by what they are of."""
     thresholds = thresholds or Thresholds.constant(dataset.classes, experiment.cut)
     report = evaluate_scores(
         logits,
@@ -39,7 +42,8 @@ def report_of(
     if thresholds.objective in ("none", "f1"):  # nobody asked for more or fewer than there are
         there = None if estimates is None else estimates.tags_present
         warning = too_many_or_few(report.tags_predicted, report.tags_true, there, complete)
-    return replace(report, per_class=per_class, estimates=estimates, warning=warning)
+    others = {name: _mean_ap(those, dataset.labels, experiment) / 100 for name, those in (baselines or {}).items()}
+    return replace(report, per_class=per_class, estimates=estimates, warning=warning, baselines=others)
 
 
 def validation_map(logits: Scores, labels: Labels, observed: Labels | None, experiment: Experiment) -> dict[str, float]:

@@ -23,12 +23,15 @@ from plures.models.batch_halving import BatchHalver, joined
 from plures.models.model import Model
 from plures.models.model import load as load_model
 from plures.models.outputs import Output, checked_logits
+from plures.models.priors import Fused
+from plures.models.priors.file import FromFile
 from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
 from plures.scoring.features import refuse_maps, refuse_other_input
 from plures.scoring.heatmaps import region_weights
+from plures.scoring.logits import by_name
 from plures.scoring.predictions import Predictions, Regions
 from plures.scoring.sources import Item, items_of
 
@@ -92,6 +95,10 @@ class Predictor(Model):
         refuse_other_input(self, len(image) if _is_features(image) else None, name)
         return item
 
+    @property
+    def _named(self) -> Fused | None:
+        return by_name(self)  # a prior that looks up the images' names
+
     @torch.inference_mode()
     def score(self, images: Tensor, maps: bool = False) -> Output:
         """uint8 images [B, 3, H, W] -> Output, in `precision`; a batch that does not fit into memory is halved."""
@@ -100,6 +107,8 @@ class Predictor(Model):
     def _run(self, images: Tensor, maps: bool) -> Output:
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            if self._named is not None:
+                return self._named.head(self.tokens(images.to(self.device)), maps=maps)  # type: ignore[no-any-return]
             output: Output = self(images.to(self.device, non_blocking=True), maps=maps)
         return output
 
@@ -132,7 +141,8 @@ class Predictor(Model):
         if threshold is not None and not 0 < threshold < 1:
             raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
         thresholds = self.thresholds if threshold is None else Thresholds.constant(self.classes, threshold)
-        scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers))
+        total = len(images) if isinstance(images, list | tuple) else None
+        scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers, total=total))
         bad = [one for s in scored for one in s.bad]
         if bad and not skip_bad:
             raise BadData([Problem(name, None, reason) for name, reason in bad])
@@ -151,7 +161,8 @@ class Predictor(Model):
 
         @torch.inference_mode()
         def run(pixels: Tensor) -> Tensor:
-            return self.tokens(pixels.to(self.device)).features.mean(1).float().cpu()
+            features = self.tokens(pixels.to(self.device)).features[..., : self.backbone.width]
+            return features.mean(1).float().cpu()
 
         compute = BatchHalver(run, torch.cat)
         for _, _, _, pixels, _, bad in self._decoded(((0, item) for item in items_of(images)), batch_size, 0):
@@ -171,20 +182,32 @@ class Predictor(Model):
         """Batches of decoded images, see `_collate`."""
         return loader(_Decode(self.transform), _batches(map(self._fitting, items), batch_size), workers, _collate)
 
+    def _fused(self, logits: Tensor, names: list[str]) -> Tensor:
+        """The logits [B, K] of images of these names, with what a prior that finds them by name says."""
+        if self._named is None:
+            return logits
+        evidence = cast(FromFile, self._named.prior).of(names)
+        return self._named.fuse(logits.float(), evidence)
+
     def stream(
-        self, items: Iterable[tuple[int, Item]], batch_size: int = 32, workers: int = 0, maps: bool = False
+        self,
+        items: Iterable[tuple[int, Item]],
+        batch_size: int = 32,
+        workers: int = 0,
+        maps: bool = False,
+        total: int | None = None,
     ) -> Iterator[Scored]:
-        """Score (part, image) one after another, in batches that never span two parts."""
+        """Score (part, image) one after another, in batches that never span two parts. total: how many, if known."""
         if maps:
             refuse_maps(self)
-        with Pace("scoring") as pace:
+        with Pace("scoring", total) as pace:
             for part, asked, rows, pixels, images, bad in self._decoded(items, batch_size, workers):
                 weights = boxes = None
                 if pixels is None:
                     logits = np.empty((0, len(self.classes)), np.float32)
                 else:
                     output = self.score(arrived(pixels), maps)
-                    logits = checked_logits(output.logits)
+                    logits = checked_logits(self._fused(output.logits, [asked[row] for row in rows]))
                     if maps and output.boxes is not None:
                         weights = region_weights(output).float().cpu().numpy()
                         boxes = output.boxes.float().cpu().numpy()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from plures.data.formats import delimited
 from plures.data.formats.parquet_shards import holds_images
+from plures.data.formats.safe_cells import bare
 from plures.data.formats.table import parquet_batches
 from plures.data.formats.table_layout import image_column
 from plures.data.paths import Search
@@ -177,7 +178,7 @@ def _text_words(file: Path) -> Iterator[list[str | None]]:
         _, table, problems = delimited.parse(block, line, header, [column], file)
         if problems:
             raise BadData(problems, skippable=False)
-        yield table.column(column).to_pylist()
+        yield [word and bare(word.strip()) for word in table.column(column).to_pylist()]
 
 
 def _image_column(names: list[str], file: Path) -> str:

@@ -145,9 +145,9 @@ class SharedData:
 
     def _feature_key(self, model: Model, e: Experiment) -> str:
         """`feature_key` of the whole data, which reads every weight and looks at every file, once for each model."""
-        key = str((e.backbone, e.image_size, e.seed))
+        key = str((e.backbone, e.image_size, e.seed, e.engine))
         if key not in self._keys:
-            self._keys[key] = feature_key(model, self.dataset, True, self.device.type)
+            self._keys[key] = e.engine + feature_key(model, self.dataset, True, self.device.type)
         return self._keys[key]
 
     def _one(self, labels: Labels) -> Labels:
@@ -159,7 +159,9 @@ class SharedData:
         key = self._feature_key(model, e)
         if key not in self._features:
             workers = default_workers(self.dataset) if e.workers is None else e.workers
-            found = frozen_features(model, self.dataset, pooled=True, device=self.device, workers=workers)
+            found = frozen_features(
+                model, self.dataset, pooled=True, device=self.device, workers=workers, engine=e.engine
+            )
             self._features[key] = found[:, 0]
         assert prepared.photos is not None
         splits = prepared.photos.splits

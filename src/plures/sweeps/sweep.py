@@ -24,6 +24,7 @@ import numpy as np
 
 from plures.config import CUT, Experiment, apply_settings
 from plures.data.dataset import Dataset
+from plures.data.formats.safe_cells import guarded
 from plures.errors import Diverged, PluresError, WorkFailed, machine_failure, require
 from plures.files import mark_folder, refuse_folder, writing
 from plures.runs.data import IN_MEMORY, read_data
@@ -301,7 +302,7 @@ def _write_csv(found: Sweep, keys: Sequence[str]) -> None:
         for name, values in (("val", cell.validation), ("test", cell.test)):
             row |= {f"{name}_map": mean(values), f"{name}_sd": spread(values)}
         row["run"] = "" if cell.folder is None else str(cell.folder.relative_to(found.folder))
-        writer.writerow(row)
+        writer.writerow({key: guarded(value) for key, value in row.items()})
     with writing(found.folder / "sweep.csv") as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from plures.config import AUTO, CHOSEN, CUT, Experiment, Part
+from plures.config import AUTO, BACKBONE, CHOSEN, CUT, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable, is_address, open_header
 from plures.labels import Labels
+from plures.models.backbones.presets import FAST
 from plures.runs.run import Run
 
 SMALL = 64  # pixels: up to this side pictures are no photographs, and features of photographs do not suit them
 LOOKED_AT = 100  # pictures whose size is looked at
-MODEL = "mobilenetv2_100"
 FROM_SCRATCH = Part(name="small_conv")
 STEPS: dict[str, Any] = {
     "optimizer": "adamw",
@@ -108,8 +108,8 @@ def _pretrained(options: dict[str, Any]) -> Part:
     from timm import is_model
 
     file = Path(str(options.get("weights") or "")).name.partition(".")[0]
-    model = file if file and is_model(file) else MODEL
-    return Part(name="timm", options={"model": model, **({} if file else {"pretrained": True}), **options})
+    model = file if file and is_model(file) else FAST
+    return Part(name=BACKBONE, options={"model": model, **({} if file else {"pretrained": True}), **options})
 
 
 def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool) -> str:

@@ -6,13 +6,14 @@ import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from plures.config import AUTO, CHOSEN, Experiment, Part
+from plures.config import AUTO, CHOSEN, TAGS, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform, Unreadable
@@ -22,10 +23,10 @@ from plures.labels import Labels
 from plures.losses import Loss, losses
 from plures.losses.context import FROM_TRAINING, OF_REGIONS
 from plures.metrics.choosing import Objective
-from plures.metrics.threshold_choice import from_logits, source_of
+from plures.metrics.threshold_choice import from_expected, from_logits, source_of
 from plures.metrics.thresholds import Thresholds
 from plures.models.heads import FitsFeatures, heads
-from plures.models.model import Model, build_model, load, save
+from plures.models.model import Model, build_model, load, save, without_prior
 from plures.runs.card import write_card
 from plures.runs.data import (
     IN_MEMORY,
@@ -43,10 +44,19 @@ from plures.runs.photos import Photos
 from plures.runs.run import ENVIRONMENT, Record, Run, environment
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
-from plures.scoring.logits import Batches, HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset
+from plures.scoring.logits import (
+    Batches,
+    HeadOnFeatures,
+    Net,
+    Scores,
+    logits_of,
+    logits_of_dataset,
+    parts_of_dataset,
+)
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
 from plures.training.auto import choose_loss, choose_model
+from plures.training.fusing import fused, prior_of
 from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
 from plures.training.loop import fit
@@ -177,7 +187,7 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
 
 def start_from(model: Model, run: str) -> None:
     """Fill the model with the weights of a run folder. Raises PluresError unless it is the same model."""
-    other = load(run)
+    other = without_prior(load(run))
     if (other.parts.backbone, other.parts.head) != (model.parts.backbone, model.parts.head):
         raise PluresError(
             f"start={run}: {other.parts.backbone} with {other.parts.head} cannot fill {model.parts.backbone} with"
@@ -243,6 +253,8 @@ class Training:
         self.hidden = HiddenLabels.of(prepared.train, prepared.train_known, e.seed)
         self.hidden_batches: Batches | None = None
         self.tracker = Tracker(e) if e.log != "none" and self.fabric.is_global_zero else None
+        self.prior = prior_of(e, self.model, prepared)
+        self.untagged = not prepared.train.labels.present.any()  # then the prior is all there is
 
     @property
     def head(self) -> nn.Module:
@@ -262,6 +274,10 @@ class Training:
         if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
             self.watch.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
         names = [stage.name for stage in e.stages]
+        stages = () if self.untagged else e.stages
+        if self.untagged:
+            self.keep_best(self.model)
+            self._finish(Best())
         first = 0 if state is None else int(state["stage"])
         if state is not None:
             done = [r for r in self.run.log if names.index(r["stage"]) <= first]
@@ -269,7 +285,7 @@ class Training:
             if self.hidden is not None:
                 self.hidden.read(run, self.records)
         loss = self.loss
-        for number, part in enumerate(e.stages):
+        for number, part in enumerate(stages):
             if number < first:
                 continue
             if number > 0:
@@ -280,7 +296,8 @@ class Training:
                 self.loss = make_loss(squares, self.prepared.train.labels, self.head)
             stage = self._stage(e.of(part), number)
             best = fit(stage, self.loss, self.fabric, self, self.watch, state if number == first else None)
-        self._finish(best)
+        if stages:
+            self._finish(best)
         if self.fabric.is_global_zero:
             write_card(run)
         if self.tracker is not None:
@@ -333,10 +350,12 @@ class Training:
     def _feature_batches(self, dataset: Dataset, order: Order) -> Batches:
         workers = default_workers(dataset) if self.experiment.workers is None else self.experiment.workers
         with self.fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(
-                self.model, dataset, pooled=self._pooled, device=self.fabric.device, workers=workers
-            )
+            features = self._features(dataset, workers)
         return FeatureBatches(features, dataset.labels.values, self._mine(order))
+
+    def _features(self, dataset: Dataset, workers: int) -> NDArray[np.floating[Any]]:
+        device, engine = self.fabric.device, self.experiment.engine
+        return frozen_features(self.model, dataset, pooled=self._pooled, device=device, workers=workers, engine=engine)
 
     def _mine(self, order: Order) -> Order:
         """This process's share of the order."""
@@ -345,7 +364,7 @@ class Training:
     def _some_features(self, train: Dataset, hidden: HiddenLabels) -> Batches:
         """The sample's rows of the features that are there already."""
         workers = default_workers(train) if self.experiment.workers is None else self.experiment.workers
-        features = frozen_features(self.model, train, pooled=self._pooled, device=self.fabric.device, workers=workers)
+        features = self._features(train, workers)
         rows = hidden.rows
         return FeatureBatches(np.asarray(features[rows]), train.labels.values[rows], self._mine(Order(len(rows), 64)))
 
@@ -398,21 +417,35 @@ class Training:
         """Evaluate the best weights on the test split (or, without one, on the validation split)."""
         where = "test" if self.prepared.test is not None else "val"
         dataset = self.prepared.test or self.prepared.val
-        if dataset is None:
+        if dataset is None and self.prior is None:
             return
         self.fabric.barrier()  # the first process has written the weights
         model = load(self.run.path).to(self.fabric.device)
-        thresholds = self._choose_thresholds(model) if self.experiment.threshold == CHOSEN else None
+        if self.prior is not None:
+            model = fused(model, self.prior, self.prepared, self.experiment, self.fabric, self.watch.say)
+            self.keep_best(model)
+        if dataset is None:
+            return
+        choose = self.experiment.threshold == CHOSEN or self.untagged
+        thresholds = self._choose_thresholds(model) if choose else None
         logits = logits_of_dataset(model, dataset, self.experiment, self.fabric)
-        report = report_of(logits, dataset, self.experiment, thresholds)
+        parts = parts_of_dataset(model, dataset, self.experiment, self.fabric)
+        report = report_of(logits, dataset, self.experiment, thresholds, baselines=parts)
         score = None if math.isnan(best.score) else best.score  # JSON knows no nan
-        selected = {"by": self.select, "epoch": best.epoch, "score": score}
+        selected = {"by": self.select, "epoch": None if self.untagged else best.epoch, "score": score}
         if self.fabric.is_global_zero:
             self.run.write_json("report.json", {**report.to_dict(), "split": where, "selected": selected})
 
     def _choose_thresholds(self, model: Model) -> Thresholds | None:
         """Thresholds chosen on the validation images, saved in the run; None where their labels allow no choice."""
         val, observed = self.prepared.val, self.prepared.val_observed
+        if self.untagged:
+            logits = logits_of_dataset(model, self.prepared.train, self.experiment, self.fabric)
+            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS)
+            self.watch.say(f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)")
+            if self.fabric.is_global_zero:
+                expected.save(self.run.path)
+            return expected
         if val is None or observed is None or (source := source_of(val.labels)) is None:
             self.watch.say(f"thresholds: {self.experiment.cut:g} for all, as no validation image has a known tag")
             return None

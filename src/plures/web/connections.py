@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -28,11 +29,14 @@ LINES, LINES_SECONDS = 10, 10.0  # lines logged at most in so many seconds
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on this address. Raises PluresError if it is taken or not of this machine."""
+    """A socket that listens there (port 0: any free one). Raises PluresError if it cannot, as where it is in use."""
     try:
-        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise PluresError(f"cannot listen on {host} port {port} ({error.strerror}); choose another --port") from None
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.create_server(address[:2], family=family)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0  # below 0: a name that nobody knows; else Python adds the address
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
+        raise PluresError(f"cannot listen on {host}, port {port} ({reason}); choose another --port or --host") from None
     # asyncio does this only for sockets it made itself; without it each answer's body waits 40 ms for the other side to
     # acknowledge its head
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,38 +1,18 @@
-"""What stands before a server's routes: its socket, how many requests may be in flight and for how long, refusals."""
+"""What stands before a server's routes: how many requests may be in flight and for how long, refusals."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from typing import TYPE_CHECKING
 
-from plures.errors import PluresError
 from plures.web.guard import HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there (port 0: any free one). Raises PluresError if it cannot, as where it is in use."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(128)
-        except OSError:
-            listening.close()
-            raise
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PluresError(f"cannot listen on {host}, port {port} ({reason}); choose another --port or --host") from None
-    return listening
 
 
 class Front:

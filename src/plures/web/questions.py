@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
+from plures.data.formats.safe_cells import bare
 from plures.data.splits import stratified_split
 from plures.errors import BadData, PluresError, Problem
 from plures.web.table_edit import Key, key_of
@@ -52,8 +53,8 @@ def read_suggestions(path: Path, dataset: Dataset, table: Path) -> list[Question
             for line in reader:
                 if len(questions) >= MAX_SUGGESTIONS:
                     raise PluresError(f"{path}: more than {MAX_SUGGESTIONS:,} suggestions; use --top")
-                row = rows.get(os.path.abspath(path.parent / (line["image"] or "")))
-                tag, kind = (line["tag"] or "").strip(), line.get("kind") or "missing"
+                row = rows.get(os.path.abspath(path.parent / bare(line["image"] or "")))
+                tag, kind = bare((line["tag"] or "").strip()), line.get("kind") or "missing"
                 if row is None or not tag or kind not in ("missing", "wrong"):
                     what = (
                         f"image '{line['image']}' is not in {table.name}" if row is None else "no tag, or another kind"
@@ -64,7 +65,7 @@ def read_suggestions(path: Path, dataset: Dataset, table: Path) -> list[Question
                     continue
                 seen.add((row, tag))
                 key = key_of(str(dataset.images[row]), table)
-                heat = line.get("heatmap") or ""
+                heat = bare(line.get("heatmap") or "")
                 questions.append(Question(len(questions), row, key, tag, kind, _number(line.get("score")), heat))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PluresError(f"{path}: cannot be read ({error})") from None

@@ -29,11 +29,14 @@ from plures.labels import PRESENT, UNKNOWN
 from plures.runs.photos import contents_of
 from plures.runs.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
+from plures.web.front import Front
 from plures.web.guard import LOOPBACK_NAMES, Guard
 from plures.web.pictures import Pictures
 from plures.web.questions import Question, draw_sample, read_suggestions
 from plures.web.table_edit import Key, key_of
+from plures.web.variety import most_different_first
 
+REQUESTS, SECONDS = 256, 60.0  # in flight at most, and how long one may take, with its body
 STATIC = Path(__file__).parent / "static"
 FILES = {"review.js": "text/javascript", "tagging.js": "text/javascript", "review.css": "text/css"}
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
@@ -131,6 +134,8 @@ class Review:
         self._of_untagged = frozenset(self.untagged)
         self._rows = {self._key(row): row for row in self.copies}
         self._now_tagged: set[Key] = set()  # of them, by this review
+        self.untagged = most_different_first(self.dataset, self.untagged)
+        self._place = {row: place for place, row in enumerate(self.untagged)}
         self.of_tag: dict[str, list[Question]] = {}
         for question in self.questions:
             self.of_tag.setdefault(question.tag, []).append(question)
@@ -196,8 +201,8 @@ class Review:
         return [self._image(row) for row in rows]
 
     def untagged_after(self, row: int, limit: int) -> list[dict[str, Any]]:
-        """The next images without a tag, in the order of the table."""
-        found = (r for r in self.untagged if r > row and not self._tagged(r))
+        """The next images without a tag behind this row (from the first on if it is none), the most different first."""
+        found = (r for r in self.untagged[self._place.get(row, -1) + 1 :] if not self._tagged(r))
         return [self._image(r) for r in islice(found, limit)]
 
     def _key(self, row: int) -> Key:
@@ -378,6 +383,7 @@ def create_app(review: Review, hosts: Collection[str] = LOOPBACK_NAMES) -> FastA
     """The page and what it calls. hosts: the names by which it may be called."""
     app = FastAPI(title="plures review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, hosts=hosts)
+    app.add_middleware(Front, max_requests=REQUESTS, seconds=SECONDS, watch=lambda *_: None)
     page = Environment(loader=PackageLoader("plures.web"), autoescape=select_autoescape())
     template = page.get_template("review.html")
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from plures.data.checks.verify import missing_images
 from plures.data.formats import delimited
+from plures.data.formats.safe_cells import bare, guarded
 from plures.data.formats.table import Table
 from plures.data.formats.table_layout import Layout
 from plures.data.paths import find_files
@@ -59,11 +60,15 @@ class EditableTable(ABC):
         self.columns = {name for name in (layout.tags, layout.absent, layout.split) if name}
         self._load()
         self.rows = {}
-        images = [(self._text(row, self.image) or "").strip() for row in self._numbers()]
+        images = [self._image(row) for row in self._numbers()]
         key = _Keys(path, reader, images)
         for row, image in zip(self._numbers(), images, strict=True):
             if image:
                 self.rows.setdefault(key(image), []).append(row)
+
+    def _image(self, row: int) -> str:
+        """The path in a row's image cell."""
+        return (self._text(row, self.image) or "").strip()
 
     # ------------------------------------------------------------------------------------------------ reading, setting
 
@@ -267,6 +272,9 @@ class TextTable(EditableTable):
             at = found.end() + 1
         return cells, end
 
+    def _image(self, row: int) -> str:
+        return bare(super()._image(row))
+
     def _text(self, row: int, name: str) -> str:
         cells, _ = self._cells(row)
         at = self.names.index(name)
@@ -289,16 +297,16 @@ class TextTable(EditableTable):
         self.lines[row] = self.delimiter.join(cells) + end
 
     def _words(self, row: int, name: str) -> list[str]:
-        return [word.strip() for word in self._text(row, name).split(self.reader.separator) if word.strip()]
+        return [bare(word.strip()) for word in self._text(row, name).split(self.reader.separator) if word.strip()]
 
     def _change_words(self, row: int, name: str, word: str, present: bool) -> None:
         if (word in self._words(row, name)) == present:
             return
         separator = self.reader.separator
-        words = [w for w in self._text(row, name).split(separator) if w.strip() and w.strip() != word]
+        words = [w for w in self._text(row, name).split(separator) if w.strip() and bare(w.strip()) != word]
         if present:
             spaced = len(words) > 1 and all(w[:1].isspace() for w in words[1:])  # "cat; dog"
-            words.append(" " * spaced + word)
+            words.append(" " * spaced + guarded(word))
         self._put_text(row, name, separator.join(words).strip())
 
     def _check_words(self, tag: str) -> None:

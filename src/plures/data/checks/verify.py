@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Lock
 from typing import IO
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from plures.data.dataset import Dataset
 from plures.data.photos import MAX_PIXELS, Unreadable, decoded, is_address, open_header
 from plures.errors import Problem
+from plures.system import in_threads
 
 THREADS = 8
 LARGE = 16_000_000  # pixels: larger images are decoded one at a time, so that threads together stay below 500 MB
@@ -71,9 +71,8 @@ def verify_images(dataset: Dataset, *, decode: bool = False, max_pixels: int = M
     """
     if dataset.in_memory:
         return []
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda path: _look(str(path), decode, max_pixels), dataset.images, chunksize=64)
-        return [(row, problem) for row, problem in enumerate(found) if problem is not None]
+    found = in_threads(lambda path: _look(str(path), decode, max_pixels), dataset.images, THREADS)
+    return [(row, problem) for row, problem in enumerate(found) if problem is not None]
 
 
 def readable_rows(dataset: Dataset) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from plures.data.formats.safe_cells import bare
 from plures.labels import ABSENT, PRESENT, UNKNOWN
 
 BAD = 2  # a cell that is none of 1, 0 and blank
@@ -203,6 +204,7 @@ class TagPairs:
     """The tags of a table, gathered batch by batch as pairs (row, number of the tag)."""
 
     separator: str
+    text: bool = False  # of a text file, where a spreadsheet's apostrophe is no part of a tag
     nulls: int = 0  # cells that say that nothing stands in them
     numbers: dict[str, int] = field(default_factory=dict)
     _rows: list[NDArray[np.int64]] = field(default_factory=list)
@@ -215,7 +217,8 @@ class TagPairs:
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             column = self._split(column.cast(pa.string()).fill_null(""))
         words = pc.utf8_trim_whitespace(pc.list_flatten(column).cast(pa.string()).fill_null("")).dictionary_encode()
-        table = np.array([self._number(word) for word in words.dictionary.to_pylist()] or [-1], np.int32)
+        spelt = map(bare, words.dictionary.to_pylist()) if self.text else words.dictionary.to_pylist()
+        table = np.array([self._number(word) for word in spelt] or [-1], np.int32)
         tags = table[words.indices.to_numpy()]
         rows = pc.list_parent_indices(column).to_numpy().astype(np.int64) + first_row
         real = tags >= 0  # an empty cell, or the end of "cat;", is no tag

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,8 @@ def doubtful(classes: Sequence[str], separator: str, file: str) -> list[Problem]
     found = []
     for name in classes:
         if "".join(letter for letter in name.casefold() if letter.isalnum()) in NOTHING:
-            found.append(f"class '{name}' reads as if nothing were present; data.nothing={name} takes it so")
+            way = quote(f"data.nothing={name}")
+            found.append(f"class '{name}' reads as if nothing were present; {way} takes it so")
     for other in SEPARATORS if separator else ():
         joined = [name for name in classes if other in name.strip()]
         pieces = [{piece.strip() for piece in name.split(other)} for name in joined]

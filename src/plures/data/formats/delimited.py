@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from plures.data.formats.cells import BAD
+from plures.data.formats.safe_cells import bare
 from plures.data.formats.table_layout import named
 from plures.errors import BadData, PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN
@@ -55,7 +56,7 @@ def read_header(path: Path, delimiter: str = "", encoding: str = "") -> Header:
         names = next(csv.reader([text], delimiter=delimiter))
     except csv.Error as error:  # a name of more than 131,072 characters
         raise BadData([Problem(str(path), 1, f"not a table ({error})", "delimited text")], False) from None
-    return Header(named([name.strip() for name in names]), delimiter, len(line))
+    return Header(named([bare(name.strip()) for name in names]), delimiter, len(line))
 
 
 def _opened(path: Path, encoding: str) -> BinaryIO:
@@ -118,7 +119,7 @@ class SingleCells:
         """The cells of a column as text, stripped."""
         starts = self.ends[:, column - 1] + 1 if column else np.concatenate([[0], self.ends[:-1, -1] + 1])
         pairs = zip(starts.tolist(), self.ends[:, column].tolist(), strict=True)
-        return [self.block[start:end].decode().strip() for start, end in pairs]
+        return [bare(self.block[start:end].decode().strip()) for start, end in pairs]
 
 
 def single_cells(block: bytes, delimiter: str, columns: int, first: int, last: int) -> SingleCells | None:

@@ -67,26 +67,26 @@ class Features:
     # --------------------------------------------------------------------------------------------- the kinds of file
 
     def _npz(self, file: Path, problems: list[Problem]) -> Dataset:
-        arrays = _arrays(file)
-        features = _features(file, _one_of(arrays, FEATURES))
-        n, names = len(features), _one_of(arrays, NAMES)
-        images = [str(row) for row in range(n)] if names is None else _texts(file, names, n, "names")
-        labels = _one_of(arrays, LABELS)
+        arrays = arrays_of(file)
+        features = _features(file, one_of(arrays, FEATURES))
+        n, names = len(features), one_of(arrays, NAMES)
+        images = [str(row) for row in range(n)] if names is None else texts_of(file, names, n, "names")
+        labels = one_of(arrays, LABELS)
         if labels is None:
             alone = Dataset(images, Labels(np.empty((n, 0), np.int8)), (), features=features)
             return self._with_table(file, alone, problems, by_name=names is not None) if self.table else alone
         if self.table:
             raise PluresError(f"{file}: it holds labels itself; leave data.table={self.table} out")
         values = _codes(file, labels, n)
-        given = _one_of(arrays, CLASSES)
+        given = one_of(arrays, CLASSES)
         k = values.shape[1]
-        classes = [str(c) for c in range(k)] if given is None else _texts(file, given, k, "classes")
-        split = _one_of(arrays, SPLITS)
-        splits = None if split is None else _splits(file, _texts(file, split, n, "split"))
+        classes = [str(c) for c in range(k)] if given is None else texts_of(file, given, k, "classes")
+        split = one_of(arrays, SPLITS)
+        splits = None if split is None else _splits(file, texts_of(file, split, n, "split"))
         return Dataset(images, Labels(values), distinct(classes, file), splits, features=features)
 
     def _npy(self, file: Path, problems: list[Problem]) -> Dataset:
-        features = _features(file, _arrays(file)["features"])
+        features = _features(file, arrays_of(file)["features"])
         images = [str(row) for row in range(len(features))]
         alone = Dataset(images, Labels(np.empty((len(features), 0), np.int8)), (), features=features)
         beside = [str(file.with_suffix(s)) for s in SUFFIXES if file.with_suffix(s).is_file()]
@@ -158,7 +158,7 @@ class Features:
                 fitting = "the same images in the same order, each once (or an .npz with names)"
                 raise BadData([*found, Problem(str(file), None, what, fitting)], skippable=False)
             return replace(labelled, features=alone.features)
-        rows = _places([str(name) for name in labelled.images], [str(name) for name in alone.images])
+        rows = places_of([str(name) for name in labelled.images], [str(name) for name in alone.images])
         if (rows < 0).any():
             first = str(labelled.images[int(np.flatnonzero(rows < 0)[0])])
             count = int((rows < 0).sum())
@@ -175,7 +175,7 @@ class Features:
 # --------------------------------------------------------------------------------------------------------- the arrays
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]]:
+def arrays_of(file: Path) -> dict[str, NDArray[Any]]:
     """What a .npz or .npy holds; nothing in it is unpickled."""
     try:
         found = np.load(file, allow_pickle=False)
@@ -192,7 +192,7 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
         raise _bad(file, f"not a NumPy file ({line})", ".npz of np.savez, or .npy of np.save") from None
 
 
-def _one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any] | None:
+def one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any] | None:
     return next((arrays[name] for name in names if name in arrays), None)
 
 
@@ -221,7 +221,7 @@ def _codes(file: Path, labels: NDArray[Any], n: int) -> NDArray[np.int8]:
     return labels.astype(np.int8)
 
 
-def _texts(file: Path, found: NDArray[Any], n: int, what: str) -> list[str]:
+def texts_of(file: Path, found: NDArray[Any], n: int, what: str) -> list[str]:
     if found.shape != (n,) or found.dtype.kind not in "USiu":
         raise _bad(file, f"{what} of shape {list(found.shape)} and type {found.dtype}", f"{n:,} texts")
     return [cell.decode() if isinstance(cell, bytes) else str(cell) for cell in found.tolist()]
@@ -235,7 +235,7 @@ def _splits(file: Path, words: list[str]) -> NDArray[np.str_]:
     return np.array([meant[word] for word in words], np.str_)
 
 
-def _places(paths: list[str], names: list[str]) -> NDArray[np.int64]:
+def places_of(paths: list[str], names: list[str]) -> NDArray[np.int64]:
     """For each path the row [n] of its name, which may lack leading folders or have others (then its last word must be
     of one row alone); -1 where there is none."""
     row_of = {name.replace("\\", "/"): row for row, name in enumerate(names)}

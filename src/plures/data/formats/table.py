@@ -30,6 +30,7 @@ from plures.data.formats.class_rules import ClassRules, doubtful
 from plures.data.formats.faults import LABELS, NESTED, SPLITS, Faults
 from plures.data.formats.joined import joined
 from plures.data.formats.repeated_rows import merge_duplicates
+from plures.data.formats.safe_cells import bare
 from plures.data.formats.split_names import VALID, split_name
 from plures.data.formats.table_layout import Cells, Chosen, Layout, lay_out
 from plures.data.paths import Found, Search, find_files
@@ -238,7 +239,8 @@ def gather(
     """The usable rows of a table, their labels int8 [N, K] and the classes; the other rows become problems. A row that
     contradicts itself is marked with a code above 1, see `merge_duplicates`."""
     gathered = Gathered()
-    tags, absent = TagPairs(separator), TagPairs(separator)
+    text = file.suffix.lower() in (".csv", ".tsv")
+    tags, absent = TagPairs(separator, text), TagPairs(separator, text)
     for rows in batches:
         first = len(gathered.images)
         keep = _usable(rows, layout, file, problems, gathered.faults)
@@ -336,7 +338,8 @@ def _text_rows(
             continue
         numbers, table, found = delimited.parse(block, line, header, layout.wanted, file)
         problems += found
-        yield rows_of(numbers, table, layout)
+        rows = rows_of(numbers, table, layout)
+        yield replace(rows, images=list(map(bare, rows.images)))
 
 
 def parquet_batches(parquet: Any, columns: list[str], file: Path) -> Iterator[Any]:

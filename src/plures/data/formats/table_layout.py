@@ -145,11 +145,8 @@ def lay_out(
             notice(f"column '{name}' is not used{hint}")
     rest = [name for name, hint in zip(unused, hints, strict=True) if not hint]
     if rest:
-        way = (
-            ""
-            if tags
-            else f"; data.classes={','.join([*classes[:3], sorted(rest, key=_is_nameless)[0]])} would train on it"
-        )
+        named = [name for name in rest if not _is_nameless(name)]  # the others are a row's number
+        way = f"; data.classes={','.join([*classes[:3], named[0]])} would train on it" if named and not tags else ""
         listed = ", ".join(f"'{name}'" if tags else _held(name, cells) for name in rest[:UNUSED])
         listed += f" and {len(rest) - UNUSED:,} more" if len(rest) > UNUSED else ""
         notice(f"column{'s' * (len(rest) > 1)} {listed} {'are' if len(rest) > 1 else 'is'} not used{way}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers.helpers import to_2tuple
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.utils.model import freeze
 from torch import Tensor, nn
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 from plures.errors import PluresError, did_you_mean
 from plures.models.backbones import backbones
 from plures.models.outputs import Tokens, grid_boxes
-from plures.models.weights.hub_access import hub_or_cache
+from plures.models.weights.hub_access import ask_hub
 
 
 @backbones.register("timm", title="Feature map of a timm backbone")
@@ -28,6 +32,8 @@ class TimmMap(nn.Module):
     pixels; None for the backbone's own. model_options: passed on to timm.create_model. mean, std: of the channels for
     images in [0, 1]; None for the backbone's own. frozen: names of parts of the backbone that are not trained
     (`("conv1", "bn1", "layer1")` for a ResNet's stem and first stage); their batch norms keep their statistics.
+    class_token: every token carries the class token behind its own features (D is then twice as wide), so that the mean
+    over the grid is what DINOv2 judges linear classifiers on, and region logits still add up to the image's.
     frozen_norm: all batch norms keep their weights and statistics, as detectors and Query2Label train a ResNet.
 
     `folded_norm` says that the weights' batch norms were folded into their convolutions (a converted or quantised
@@ -45,6 +51,7 @@ class TimmMap(nn.Module):
         std: tuple[float, float, float] | None = None,
         frozen: Sequence[str] = (),
         frozen_norm: bool = False,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = create(model, pretrained and not weights, image_size, dict(model_options or {}))
@@ -56,7 +63,10 @@ class TimmMap(nn.Module):
             self.backbone = freeze_batch_norm_2d(self.backbone)  # type: ignore[no-untyped-call]
         if frozen:
             freeze(self.backbone, list(frozen))  # type: ignore[no-untyped-call]
-        self.width: int = self.backbone.num_features
+        self.class_token = class_token
+        if class_token and getattr(self.backbone, "cls_token", None) is None:
+            raise ValueError(f"class_token: '{model}' has no class token; leave it out")
+        self.width: int = self.backbone.num_features * (2 if class_token else 1)
         self.image_size: int = image_size or cfg["input_size"][-1]
         self.mean: tuple[float, float, float] = tuple(mean or cfg["mean"])
         self.std: tuple[float, float, float] = tuple(std or cfg["std"])
@@ -69,7 +79,9 @@ class TimmMap(nn.Module):
             rows, columns = features.shape[2:]
             features = features.flatten(2).transpose(1, 2)  # [B, P, D]
         else:
-            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]  # [B, P, D]
+            whole, features = features, features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]  # [B, P, D]
+            if self.class_token:  # the first one; registers come behind it
+                features = torch.cat([features, whole[:, :1].expand_as(features)], -1)
             rows, columns = grid_of(features.shape[1], images.shape[2], images.shape[3])
         return Tokens(features, grid_boxes(rows, columns, features.device))
 
@@ -100,15 +112,25 @@ def create(name: str, pretrained: bool, image_size: int | None, options: dict[st
     if image_size and cfg is not None and cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
     if not pretrained:
-        return timm.create_model(name, num_classes=0, **options)
-    with hub_or_cache():
-        try:
-            return timm.create_model(name, pretrained=True, num_classes=0, **options)
-        except OSError as error:
-            raise PluresError(
-                f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
-                " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone=small_conv"
-            ) from error
+        return _of_whole_patches(timm.create_model(name, num_classes=0, **options), image_size)
+    try:
+        made = ask_hub(lambda: timm.create_model(name, pretrained=True, num_classes=0, **options))
+    except OSError as error:
+        raise PluresError(
+            f"the pretrained weights of timm's '{name}' are not on this machine and cannot be downloaded; connect"
+            " once, or give backbone.weights=FILE.safetensors, or train from scratch with backbone=small_conv"
+        ) from error
+    return _of_whole_patches(made, image_size)
+
+
+def _of_whole_patches(backbone: Any, image_size: int | None) -> Any:
+    """The backbone. Raises PluresError where its patches do not divide the image."""
+    side = max(to_2tuple(getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)))
+    if image_size and image_size % side:
+        low = image_size // side * side
+        fits = f"{low} or {low + side}" if low else f"{side}"
+        raise PluresError(f"image_size={image_size} is not a multiple of the backbone's patch of {side}; use {fits}")
+    return backbone
 
 
 def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
@@ -122,6 +144,10 @@ def load_weights(backbone: nn.Module, name: str, path: Path) -> None:
     classifier = backbone.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier or ()))
     expected = backbone.state_dict()
+    adapt = getattr(inspect.getmodule(type(backbone)), "checkpoint_filter_fn", None)
+    if adapt is not None and any(key not in state or state[key].shape != expected[key].shape for key in expected):
+        with suppress(Exception):  # of another architecture, which is said below
+            state = adapt(state, backbone)  # as timm adapts what it downloads: positions of another size, other names
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected and not key.startswith(heads)]
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]

@@ -7,21 +7,20 @@ it is code.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 import plures
 from plures.errors import PluresError, WorkFailed
 from plures.files import writing
 from plures.models.model import CARD, SPEC, WEIGHTS, Model, load, save
-from plures.models.weights.hub_access import hub_or_cache
+from plures.models.weights import hub_access
 
 README, THRESHOLDS = "README.md", "thresholds.json"
-FILES = (WEIGHTS, SPEC, README, THRESHOLDS)
+FILES = (THRESHOLDS, README, SPEC, WEIGHTS)  # the weights last: where they are, nothing else is missing
 
 
 class HubModel(
@@ -75,15 +74,25 @@ class HubModel(
     ) -> HubModel:
         if Path(model_id).is_dir():
             return cls.read(model_id)
-        folder = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            allow_patterns=list(FILES),
-        )
+        folder = None
+        for name in FILES:  # one after another: threads of the client could not be left alone where they hang
+            try:
+                file = hf_hub_download(
+                    model_id,
+                    name,
+                    revision=revision if folder is None else folder.name,  # the same commit
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            except EntryNotFoundError as error:
+                lost = isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE
+                if lost or name in (WEIGHTS, SPEC):
+                    raise
+            else:
+                folder = folder or Path(file).parent
+        assert folder is not None
         return cls.read(folder)
 
 
@@ -96,9 +105,10 @@ def push_to_hub(run: str | Path, repo_id: str, *, private: bool | None = None, t
     """
     model = HubModel.read(run)
     say = "Model trained with plures"
+    if not constants.HF_HUB_OFFLINE and not hub_access.answers(constants.ENDPOINT):
+        raise WorkFailed(f"{repo_id}: not uploaded: {constants.ENDPOINT} does not answer")
     try:
-        with hub_or_cache():
-            return str(model.push_to_hub(repo_id, private=private, token=token, commit_message=say))
+        return str(model.push_to_hub(repo_id, private=private, token=token, commit_message=say))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise WorkFailed(f"{repo_id}: not uploaded: {_first_line(error)}") from None
 
@@ -109,8 +119,9 @@ def from_hub(repo_id: str, *, revision: str | None = None, token: str | None = N
     revision: a branch, tag or commit. Raises PluresError if there is no such model, or if it is none of plures.
     """
     try:
-        with nullcontext() if Path(repo_id).is_dir() else hub_or_cache():
-            return HubModel.from_pretrained(str(repo_id), revision=revision, token=token)
+        if Path(repo_id).is_dir():
+            return HubModel.read(repo_id)
+        return hub_access.ask_hub(lambda: HubModel.from_pretrained(str(repo_id), revision=revision, token=token))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise PluresError(f"{repo_id}: no model found: {_first_line(error)}") from None
 

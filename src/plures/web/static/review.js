@@ -28,7 +28,7 @@ async function call(path, body) {
   if (answer.ok) return answer.json();
   const text = await answer.text();
   let detail = text;
-  try { detail = JSON.parse(text).detail; } catch { /* plain text */ }
+  try { const told = JSON.parse(text); detail = told.detail || told.error; } catch { /* plain text */ }
   throw Object.assign(new Error(typeof detail === "string" ? detail : "refused"), { status: answer.status });
 }
 

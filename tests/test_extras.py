@@ -10,6 +10,8 @@ import pytest
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 EXPORT = ("export", "RUN", "--to")
+TRAIN = ("train", "scenes", "data.train=8", "data.val=2", "data.test=2", "data.size=32", "backbone=small_conv",
+         "epochs=1", "--out", "run")  # fmt: skip
 NEEDED = {  # by extra: which command needs which packages, as they are imported
     "web": {
         ("serve", "RUN"): ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
@@ -22,10 +24,9 @@ NEEDED = {  # by extra: which command needs which packages, as they are imported
     },
     "ray": {("predict", "RUN", "photos", "--out", "parts", "--engine", "ray"): ("ray",)},
     "search": {("sweep", "scenes", "--out", "sweep", "--grid", "lr=1e-4..1e-3", "--search", "2"): ("optuna",)},
-    "track": {
-        ("train", "scenes", "data.train=8", "data.val=2", "data.test=2", "data.size=32", "backbone=small_conv",
-         "epochs=1", "tensorboard=true", "--out", "run"): ("tensorboard",),
-    },
+    "track": {(*TRAIN, "log=tensorboard"): ("tensorboard",)},
+    "wandb": {(*TRAIN, "log=wandb"): ("wandb",)},
+    "mlflow": {(*TRAIN, "log=mlflow"): ("mlflow",)},
 }  # fmt: skip
 CASES = [
     (extra, package, words)
@@ -56,8 +57,8 @@ def test_every_package_of_every_extra_is_among_them():
     extras = PROJECT["optional-dependencies"]
     for extra, commands in NEEDED.items():
         assert {imported(line) for line in extras[extra]} == {name for names in commands.values() for name in names}
-    assert extras["all"] == [f"plures[{','.join([*NEEDED, 'heic'])}]"]
-    assert extras.keys() - NEEDED.keys() == {"all", "dev", "docs", "heic"}  # heic: tests/data/test_images.py
+    assert extras["all"] == [f"plures[{','.join([*NEEDED, 'heic', 'text'])}]"]
+    assert extras.keys() - NEEDED.keys() == {"all", "dev", "docs", "heic", "text"}  # heic: tests/data/test_images.py
 
 
 @pytest.mark.slow

@@ -155,6 +155,7 @@ class Experiment(BaseModel):
       alone), last; auto: see `runs/data.py`.
     patience: a stage stops after so many epochs in turn that were no better by it. history: keep the mean score of
       every training cell over the epochs, for `plures suggest` (one more pass over the training images per epoch).
+    log: where the numbers of each epoch go beside log.jsonl: tensorboard, wandb, mlflow.
     engine: what computes frozen features; auto: ONNX Runtime on a CPU where it is installed (`plures[export]`), the
       network has batch norms and there are 1,000 images or more; else torch. They agree within 1e-4 of the largest
       feature (scoring/engines.py).
@@ -215,7 +216,7 @@ class Experiment(BaseModel):
     device: str = "auto"
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
-    tensorboard: bool = False
+    log: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
 
     def __init__(self, /, **values: Any) -> None:
         values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in values.items()}
@@ -385,6 +386,8 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if "embedder" in values:
         values["backbone"] = values.pop("embedder")
+    if values.pop("tensorboard", False):
+        values["log"] = "tensorboard"
     epochs, lr = values.pop("frozen_epochs", 25), values.pop("frozen_lr", 1e-3)
     mode, optimizer = values.pop("mode", None), values.get("optimizer")
     name, options = (optimizer["name"], optimizer) if isinstance(optimizer, dict) else (optimizer, {})

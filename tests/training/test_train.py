@@ -295,13 +295,70 @@ def test_every_loss_trains(tmp_path, name):
 
 
 def test_tensorboard_is_written_or_asked_for(tmp_path):
-    experiment = Experiment(**{**SMALL, "epochs": 2}, tensorboard=True)
+    experiment = Experiment(**{**SMALL, "epochs": 2}, log="tensorboard")
     if importlib.util.find_spec("tensorboard") is None:
         with pytest.raises(PluresError, match=r"pip install \"plures\[track\]\""):
             train(experiment, tmp_path / "run", dataset=coloured(24))
     else:
         run = train(experiment, tmp_path / "run", dataset=coloured(24))
         assert list((run.path / "tensorboard").glob("events*"))
+
+
+class Service:
+    """Stands for wandb or mlflow: remembers what it is told, or fails."""
+
+    def __init__(self, broken=False):
+        self.told, self.ended, self.broken = [], 0, broken
+        self.util = self
+        self.generate_id = lambda: "abc"
+
+    def init(self, **settings):
+        if self.broken:
+            raise OSError("no\nnetwork")
+        self.settings = settings
+        return self
+
+    def log(self, numbers):
+        self.told.append(numbers)
+
+    def start_run(self, run_name):
+        self.settings = {"name": run_name}
+
+    def log_params(self, values):
+        self.settings["config"] = values
+
+    def log_metrics(self, numbers, step):
+        self.told.append({**numbers, "epoch": step})
+
+    def finish(self):
+        self.ended += 1
+
+    end_run = finish
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_numbers_go_to_a_tracker(tmp_path, monkeypatch, name, caplog):
+    service = Service()
+    monkeypatch.setitem(sys.modules, name, service)
+    run = train(Experiment(**{**SMALL, "epochs": 2}, log=name), tmp_path / "run", dataset=coloured(24))
+    assert [told["epoch"] for told in service.told] == [r["epoch"] for r in run.log]
+    assert service.told[0]["finetune/loss"] == run.log[0]["loss"]
+    assert (service.settings["name"], service.ended) == ("run", 1)
+    assert str(service.settings["config"]["epochs"]) == "2"
+    monkeypatch.setitem(sys.modules, name, Service(broken=True))
+    if name == "wandb":
+        run = train(Experiment(**{**SMALL, "epochs": 2}, log=name), tmp_path / "other", dataset=coloured(24))
+        assert len(run.log) == 2
+        assert [r.getMessage() for r in caplog.records if "log=" in r.getMessage()] == [
+            "log=wandb failed (no network); training continues without it"
+        ]
+
+
+def test_the_old_spelling_of_tensorboard_is_read(tmp_path):
+    (tmp_path / "e.yaml").write_text("data: scenes\ntensorboard: true\n")
+    assert Experiment.load(tmp_path / "e.yaml").log == "tensorboard"
+    (tmp_path / "e.yaml").write_text("data: scenes\ntensorboard: false\n")
+    assert Experiment.load(tmp_path / "e.yaml").log == "none"
 
 
 def test_resuming_on_other_labels_is_refused(tmp_path):

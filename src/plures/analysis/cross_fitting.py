@@ -174,7 +174,7 @@ def _retrained(
     watch: Callback | None,
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
-    plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "tensorboard": False}
+    plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "log": "none"}
     plain |= {
         "teacher": None,
         "teacher_threshold": None,

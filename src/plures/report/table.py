@@ -47,7 +47,7 @@ COLUMNS = {
 }
 SHOWN_ON_SCREEN = ("recipe", "backbone", "head", "loss", "supervision", "settings", "published", "measured", "sd", "n")
 MISSING = "missing"
-IRRELEVANT = ("seed", "device", "engine", "workers", "tensorboard", "compile")  # for what a number means
+IRRELEVANT = ("seed", "device", "engine", "workers", "log", "compile")  # for what a number means
 HAS_COLUMN = ("recipe", "start", "data", "backbone", "head", "loss", "supervision", "image_size", *IRRELEVANT)
 Cells = dict[str, str]
 

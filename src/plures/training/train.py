@@ -65,6 +65,7 @@ from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Callback, Quiet
 from plures.training.self_training import with_teacher
 from plures.training.stages import Best, Stage
+from plures.training.trackers import Tracker
 
 
 def train(
@@ -204,15 +205,6 @@ def start_from(model: Model, run: str) -> None:
         raise PluresError(f"start={run}: {line[:300]}; use --recipe {run}/experiment.yaml") from None
 
 
-def _tensorboard() -> Any:
-    """torch's SummaryWriter class. Raises PluresError if tensorboard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise PluresError('tensorboard=true requires the tensorboard package: pip install "plures[track]"') from None
-    return SummaryWriter
-
-
 LABEL_STATE = "label_state.safetensors"  # of the first stage's best epoch, for losses that carry it over
 
 
@@ -260,7 +252,7 @@ class Training:
         self.val_batches: Batches | None = None
         self.hidden = HiddenLabels.of(prepared.train, prepared.train_known, e.seed)
         self.hidden_batches: Batches | None = None
-        self.board = _tensorboard() if e.tensorboard else None
+        self.tracker = Tracker(e) if e.log != "none" and self.fabric.is_global_zero else None
         self.prior = prior_of(e, self.model, prepared)
         self.untagged = not prepared.train.labels.present.any()  # then the prior is all there is
 
@@ -308,6 +300,8 @@ class Training:
             self._finish(best)
         if self.fabric.is_global_zero:
             write_card(run)
+        if self.tracker is not None:
+            self.tracker.close()
 
     def _stage(self, e: Experiment, number: int) -> Stage:
         """e: the settings of this stage alone."""
@@ -415,11 +409,8 @@ class Training:
         if self.hidden is not None:
             self.hidden.record(record["stage"], record["epoch"], self.hidden_logits)
             self.hidden.write(self.run)
-        if self.board is not None:
-            with self.board(str(self.run.path / "tensorboard")) as writer:
-                for name, value in record.items():
-                    if isinstance(value, float):
-                        writer.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
+        if self.tracker is not None:
+            self.tracker.record(self.run.path, record)
         self.run.save_checkpoint(state)
 
     def _finish(self, best: Best) -> None:

@@ -69,7 +69,7 @@ def why_not(experiment: Experiment, needs: Iterable[str]) -> str:
         "start": e.start is not None,
         "teacher": e.teacher is not None,
         f"prior={e.prior.name}": e.prior.name != "none",
-        "tensorboard": e.tensorboard,
+        f"log={e.log}": e.log != "none",
         f"a loss that needs {' and '.join(sorted(needs))}": not set(needs) <= {"label_state"},
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)

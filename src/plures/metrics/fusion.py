@@ -79,7 +79,9 @@ def choose_fusion(train: Seen, val: Seen | None, said: NDArray[np.bool_]) -> Fus
     if val is not None and val.logits is not None:
         unit = float(_scale(val.logits)[1].mean())
         if heard.any() and val.observed.present.any():
-            weight = _weight(val.logits / unit, (val.evidence - mean) / spread * heard, val.observed.present)
+            weight = _weight(
+                np.asarray(val.logits, np.float64) / unit, (val.evidence - mean) / spread * heard, val.observed.present
+            )
     alone = np.isinf(weight)  # the head only disturbs: the prior by itself, where it says something
     factor = (1.0 if alone else weight) * unit * heard / spread
     head = np.where((heard > 0) & alone, 0.0, 1.0)

@@ -5,8 +5,7 @@ Frozen EfficientNet-Lite2 features, the plain command (closed form), one tag per
 voc12    standin:  ImageNet probabilities of the same network, added up by hand to the VOC classes (a file of scores)
          imagenet: the same network's classifier, classes matched by plures (prior=imagenet)
          half:     the stand-in, of which every second class is noise; random: noise alone
-miml     imagenet: five natural scenes, of which ImageNet names few
-scenes   random:   noise for the built-in scenes (no photographs)
+miml     imagenet: five natural scenes, of which ImageNet names few; random: noise alone
 
 mAP in percent on test images with all labels; voc12 over the 13 classes with 10 or more positives there.
 precision@100: of the first 100 tags that are suggested as missing in the training images, how many are there.
@@ -50,9 +49,8 @@ STANDIN = SHARED / "fixtures" / "prior" / "voc12_imagenet.csv"
 DATA = {
     "voc12": f"voc:{SHARED / 'data' / 'voc12' / 'VOCdevkit' / 'VOC2012'}",
     "miml": str(SHARED / "data" / "miml_scene" / "labels.csv"),
-    "scenes": "scenes",
 }
-PRIORS = {"voc12": ("standin", "imagenet", "half", "random"), "miml": ("imagenet",), "scenes": ("random",)}
+PRIORS = {"voc12": ("standin", "imagenet", "half", "random"), "miml": ("imagenet", "random")}
 BACKBONE = {"model": "tf_efficientnet_lite2", "weights": str(SHARED / "weights" / "tf_efficientnet_lite2.safetensors")}
 AT = 100
 
@@ -136,6 +134,11 @@ def main() -> None:
             for seed in range(args.draws):
                 runs.append(one(name, prior, seed, data, evidence))
                 print(runs[-1], flush=True)
+    print(keep(runs))
+
+
+def keep(runs: list[dict[str, Any]]) -> Path:
+    """Write the runs, and their mean and standard deviation over the draws."""
     write("priors_runs", runs)
     rows = []
     for name, prior in dict.fromkeys((run["data"], run["prior"]) for run in runs):
@@ -144,7 +147,7 @@ def main() -> None:
         for what in [key for key in mine[0] if key not in ("data", "prior", "draw", "classes")]:
             values = np.array([run[what] for run in mine], np.float64)
             rows[-1] |= {what: round(float(values.mean()), 2), f"{what} sd": round(float(values.std(ddof=1)), 2)}
-    print(write("priors", rows))
+    return write("priors", rows)
 
 
 if __name__ == "__main__":

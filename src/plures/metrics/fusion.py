@@ -80,7 +80,7 @@ def choose_fusion(train: Seen, val: Seen | None, said: NDArray[np.bool_]) -> Fus
         unit = float(_scale(val.logits)[1].mean())
         if heard.any() and val.observed.present.any():
             weight = _weight(
-                val.logits.astype(np.float64) / unit, (val.evidence - mean) / spread * heard, val.observed.present
+                np.asarray(val.logits, np.float64) / unit, (val.evidence - mean) / spread * heard, val.observed.present
             )
     alone = np.isinf(weight)  # the head only disturbs: the prior by itself, where it says something
     factor = (1.0 if alone else weight) * unit * heard / spread

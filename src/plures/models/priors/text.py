@@ -136,7 +136,8 @@ def _of_tokens(backbone: Any, head: nn.Module, tokens: Tokens) -> Tensor:
     """The image feature [B, E] from the tokens of a timm backbone: its own pooling, then the model's projection."""
     features, network = tokens.features, backbone.backbone
     if not hasattr(network, "num_prefix_tokens"):  # a convolutional network pools its map [B, D, rows, columns]
-        features = features.transpose(1, 2).unflatten(2, (math.isqrt(features.shape[1]), -1))  # type: ignore[no-untyped-call]
+        side = math.isqrt(features.shape[1])
+        features = features.transpose(1, 2).reshape(len(features), -1, side, side)
     feature: Tensor = head(network.forward_head(features))
     return feature
 

@@ -37,6 +37,7 @@ PACKAGES = (
     "doctor",
     "api",
     "cli",
+    "__main__",
 )
 ALLOWED_UP = {("report", "console")}  # the demo prints while it trains
 

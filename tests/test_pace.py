@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import Progress
 
 import plures
@@ -59,13 +60,20 @@ def test_a_bar_on_a_terminal_and_no_line(monkeypatch, caplog):
     assert caplog.records == []
 
 
-def test_within_another_bar_there_is_none(monkeypatch):
+def test_within_another_bar_nothing_breaks(monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(Pace, "shown", Bar(console))
     with Progress(console=console) as training, Pace("scoring", 100) as going:
         going.step(40)
-        going.step(40)
         assert training.live.is_started
+
+    def refused(bar):
+        raise LiveError("one at a time")  # as rich did before its version 14.1
+
+    monkeypatch.setattr(pace.Progress, "start", refused)
+    with Pace("scoring", 100) as going:
+        going.step(40)
+        going.step(40)
 
 
 class Shown:

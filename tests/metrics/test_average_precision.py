@@ -173,6 +173,23 @@ def test_every_floating_type_and_layout(dtype):
         np.testing.assert_allclose(average_precision(layout, labels), expected, rtol=1e-12)
 
 
+def test_counted_halves_are_sorted_floats_to_the_bit(monkeypatch):
+    """Ties, negative scores, both zeros, infinities and unknown labels; nan is refused."""
+    monkeypatch.setattr(module, "COUNTED_FROM", 1)
+    random = np.random.default_rng(8)
+    scores = np.round(random.normal(0, 3, (900, 6)), 1).astype(np.float16)
+    scores[:40, 0], scores[40:80, 0], scores[80:90], scores[90:100] = 0.0, -0.0, np.inf, -np.inf
+    labels = Labels(random.integers(-1, 2, scores.shape, np.int8))
+    for name in DEFINITIONS:
+        np.testing.assert_array_equal(
+            average_precision(scores, labels, name), average_precision(scores.astype(np.float32), labels, name)
+        )
+    for bad in (np.nan, -np.nan):
+        scores[5, 2] = bad
+        with pytest.raises(PluresError, match="scores hold nan"):
+            average_precision(scores, Labels(np.abs(labels.values)))
+
+
 def test_blocks_and_threads_do_not_change_the_values(monkeypatch):
     random = np.random.default_rng(5)
     scores = random.random((500, 23))

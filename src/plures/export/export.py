@@ -33,6 +33,7 @@ from plures.runs.photos import log
 from plures.runs.run import Run
 from plures.scoring.device import thresholds_of
 from plures.scoring.features import refuse_features
+from plures.scoring.logits import refuse_names
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-3  # of scores in [0, 1] and of maps' shares
@@ -77,6 +78,7 @@ def export(
         refuse_replacing(path, force=force, inputs=run.reads(calibration))
     model = load(run.path)
     refuse_features(model, "an exported file")
+    refuse_names(model, "an exported file")
     thresholds = thresholds_of(run, model.classes)
     graph = Graph(model, thresholds, maps)
     metadata = metadata_of(model, thresholds, graph.boxes() if maps else None, int8)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -45,6 +46,7 @@ Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 BLOCK_BYTES = 32 * 2**20  # scores that one thread holds at once, class by class
+COUNTED_FROM = 2**15  # rows from which counting float16 scores is faster than sorting them
 TILE_ROWS = 4096  # rows copied at once when the scores are turned over: fits the cache
 RECALLS_2007 = np.arange(0.0, 1.1, 0.1)  # holds 0.30000000000000004, as the published code does
 
@@ -210,15 +212,44 @@ def curve(column: Scores, codes: NDArray[np.int8]) -> tuple[Floats, Floats]:
 
     Two sorts of plain numbers, all images and the positives alone, give every rank; no argsort is needed.
     """
-    positives = np.sort(column.take(np.flatnonzero(codes == PRESENT)))
-    known = np.flatnonzero(codes != UNKNOWN)
-    ordered = np.sort(column if len(known) == len(column) else column.take(known))
+    positives = column.take(np.flatnonzero(codes == PRESENT))
+    if np.any(codes == UNKNOWN):
+        column = column.take(np.flatnonzero(codes != UNKNOWN))
+    if column.dtype == np.float16:
+        if len(column) >= COUNTED_FROM:
+            return _counted(column, positives)
+        column, positives = column.astype(np.float32), positives.astype(np.float32)
+    positives, ordered = np.sort(positives), np.sort(column)
     if len(ordered) and np.isnan(ordered[-1]):
-        raise PluresError("scores hold nan; average precision needs a number for every image and class")
+        raise _nan_in_scores()
     first = first_of_ties(positives)
     hits = len(positives) - first
     taken = len(ordered) - np.searchsorted(ordered, positives[first], side="left")
     return hits.astype(np.float64), taken.astype(np.float64)
+
+
+def _counted(column: Scores, positives: Scores) -> tuple[Floats, Floats]:
+    """`curve` of float16 scores: there are so few different ones that counting them replaces sorting."""
+    values, place, number = _halves()  # the 65,536 bit patterns, how many values there are
+    counts = [np.bincount(scores.view(np.uint16), minlength=len(place)) for scores in (positives, column)]
+    if counts[1][np.isnan(values)].any():
+        raise _nan_in_scores()
+    by_value = [np.bincount(place, weights=count, minlength=number) for count in counts]  # lowest value first
+    hits, taken = (np.cumsum(count[::-1])[::-1] for count in by_value)
+    there = by_value[0] > 0
+    return hits[there].astype(np.float64), taken[there].astype(np.float64)
+
+
+@cache
+def _halves() -> tuple[NDArray[np.float16], NDArray[np.int64], int]:
+    """The value of each bit pattern of a float16, its place among all values (two zeros are one), and their number."""
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    different, place = np.unique(values.astype(np.float32), return_inverse=True)
+    return values, place, len(different)
+
+
+def _nan_in_scores() -> PluresError:
+    return PluresError("scores hold nan; average precision needs a number for every image and class")
 
 
 def first_of_ties(ordered: Scores) -> NDArray[np.int64]:
@@ -244,8 +275,6 @@ def map_classes(
 
     def of_block(block: slice) -> list[T]:
         columns, codes = _turned(scores, block), _turned(labels.values, block)  # [k, N]
-        if columns.dtype == np.float16:
-            return [work(column.astype(np.float32), code) for column, code in zip(columns, codes, strict=True)]
         return [work(column, code) for column, code in zip(columns, codes, strict=True)]
 
     if threads == 1 or len(blocks) == 1:

@@ -1,20 +1,18 @@
 """How much a head's logits and a prior's evidence each count, from observed positives alone.
 
-Evidence is brought to mean 0 and standard deviation 1 per class (over the training images), and enters a class's logit
-with the weight
+Evidence is brought to mean 0 and standard deviation 1 per class (over the training images), and enters the logits of
+the classes that it knows something of with one weight, in units of the logits' mean standard deviation. Logits as they
+are can be compared between classes, and stay so: a weight or a scale of each class's own finds fewer missing tags
+(docs/log.md).
 
-    weight * reliability_k * (the logits' standard deviation),
-
-where reliability_k in [0, 1] is a property of the class and `weight` is common to all:
-
-- reliability: Somers' D = 2 AUC - 1 of the evidence, observed positives against all other images. Neither head nor
-  weights have seen it, so training images count too. Classes lend each other strength: D is shrunk to their common mean
-  as its standard error and the spread between classes say (empirical Bayes, DerSimonian & Laird 1986). A class whose D
-  is below LEAST, or below two standard errors, takes nothing from the prior, and is named.
-- weight: the ratio of two common slopes in a logistic regression, on the validation images, of "observed present" on
-  logit and evidence, with an intercept for each class. Positives that nobody wrote down count as absent there; that
+- Which classes: by Somers' D = 2 AUC - 1 of the evidence, observed positives against all other images. Neither head
+  nor weight has seen it, so training images count too. Classes lend each other strength: D is shrunk to their common
+  mean as its standard error and the spread between classes say (empirical Bayes, DerSimonian & Laird 1986). A class
+  whose D is below LEAST, or below two standard errors, takes nothing from the prior, and is named.
+- The weight: the ratio of two common slopes in a logistic regression, on the validation images, of "observed present"
+  on logit and evidence, with an intercept for each class. Positives that nobody wrote down count as absent there; that
   lowers both slopes alike. Two numbers fitted on all cells are far less noisy than the best of a grid by mAP, which
-  cost up to 2 points on VOC-12 (docs/log.md).
+  cost up to 2 points on VOC-12.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from plures.labels import Labels
 from plures.metrics.thresholds import Floats, sigmoid
 
 LEAST = 0.1  # reliability below which a class is left to the head
-USUAL = 0.7  # the weight where there is no validation image to choose it by: what VOC-12 chose, five of six times
+USUAL = 0.3  # the weight where there is no validation image to choose it by: what VOC-12 chooses
 MOST = 20.0  # of the weight: the head then hardly counts
 NOTHING = -20.0  # the logit of a class of which nothing at all is known
 ROWS = 20_000  # looked at; more hardly move anything
@@ -57,8 +55,8 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """Fused logits are head * logit + prior * evidence + offset, each [K]. weight, reliability [K]: see above; silent:
-    the classes, by number, that take nothing from the prior, each with the reason."""
+    """Fused logits are head * logit + prior * evidence + offset, each [K]. weight, reliability [K] (Somers' D): see
+    above; silent: the classes, by number, that take nothing from the prior, each with the reason."""
 
     head: Floats
     prior: Floats
@@ -76,20 +74,18 @@ def choose_fusion(train: Seen, val: Seen | None, said: NDArray[np.bool_]) -> Fus
     z = np.concatenate([(one.evidence - mean) / spread for one in both])
     present = np.concatenate([one.observed.present for one in both])
     reliability, silent = _reliability(z, present, said & (np.ptp(train.evidence, axis=0) > 0))
-    if val is None or val.logits is None:
-        return Fusion(np.ones_like(mean), *_linear(USUAL * reliability, np.ones_like(mean), mean, spread), USUAL,
-                      reliability, silent)  # fmt: skip
-    heads = _scale(val.logits)[1]
-    weight = USUAL
-    if not reliability.any():
-        weight = 0.0
-    elif val.observed.present.any():
-        zv = (val.evidence - mean) / spread * reliability
-        weight = _weight(val.logits / heads, zv, val.observed.present)
-    own = 0.0 if np.isinf(weight) else 1.0  # the head only disturbs: the prior alone, where it says something
-    head = np.where(reliability > 0, own, 1.0)
-    scaled = (1.0 if np.isinf(weight) else weight) * reliability
-    return Fusion(head, *_linear(scaled, heads, mean, spread), weight, reliability, silent)
+    heard = (reliability > 0).astype(np.float64)
+    weight, unit = USUAL * bool(heard.any()), 1.0
+    if val is not None and val.logits is not None:
+        unit = float(_scale(val.logits)[1].mean())
+        if heard.any() and val.observed.present.any():
+            weight = _weight(
+                val.logits.astype(np.float64) / unit, (val.evidence - mean) / spread * heard, val.observed.present
+            )
+    alone = np.isinf(weight)  # the head only disturbs: the prior by itself, where it says something
+    factor = (1.0 if alone else weight) * unit * heard / spread
+    head = np.where((heard > 0) & alone, 0.0, 1.0)
+    return Fusion(head, factor, -factor * mean, weight, reliability, silent)
 
 
 def prior_alone(evidence: Scores) -> Fusion:
@@ -113,12 +109,6 @@ def _scale(values: Scores) -> tuple[Floats, Floats]:
     """Mean and standard deviation, [K] each; 1 for a constant column."""
     mean, spread = np.mean(values, 0, dtype=np.float64), np.std(values, 0, dtype=np.float64)
     return np.asarray(mean), np.where(spread > 1e-9, spread, 1.0)
-
-
-def _linear(weights: Floats, heads: Floats, mean: Floats, spread: Floats) -> tuple[Floats, Floats]:
-    """The factor of raw evidence and the offset for weights [K] of z-scores in standard deviations of the logits."""
-    factor = weights * heads / spread
-    return factor, -factor * mean
 
 
 def _reliability(z: Floats, present: NDArray[np.bool_], said: NDArray[np.bool_]) -> tuple[Floats, dict[int, str]]:

@@ -135,7 +135,7 @@ def assemble(backbone: Backbone, parts: Parts, classes: tuple[str, ...], preproc
 
 def make_prior(model: Model, name: str, options: dict[str, Any], *, frozen: bool) -> Prior:
     """A prior for this model, filled. frozen: whether training leaves the backbone as it is. Raises PluresError in one
-    line if it cannot be had."""
+    line if it cannot be found."""
     prior = priors.make(name, {"classes": model.classes, "width": model.backbone.width}, **options)
     prior.fill(Given(model.backbone, model.parts.backbone_options, frozen))
     return prior

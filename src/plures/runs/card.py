@@ -17,10 +17,12 @@ from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
 from plures.metrics.thresholds import Thresholds
 from plures.models.model import CARD, SPEC, WEIGHTS
+from plures.models.priors import NONE
 from plures.runs.run import Run
 
 MARK = "<!-- Written by plures and renewed with every choice of thresholds; take this line out to keep your edits. -->"
 SELF_TRAINING = "self_training.json"  # what a teacher added to the training labels
+PRIVATE = ("weights", "path", "names")  # where files lay on one machine
 FEW = 10  # positives in the evaluation below which the AP of a class says little
 KINDS = {
     "complete": "every label of every image is known",
@@ -86,11 +88,12 @@ def _model(run: Run, spec: dict[str, Any]) -> list[str]:
     if weights.is_file():
         size = f"{weights.stat().st_size / 1e6:.1f} MB of weights"
     side = shown["image_size"]
+    known = f" Joined with what is known without tags: prior {_part(e.prior)}." if e.prior.name != NONE else ""
     return [
         f"It gives each of these classes a probability of its own: {', '.join(map(_plain, spec['classes']))}.",
         "",
         f"Backbone {_part(e.backbone)}; head {_part(e.head)}; {size}. A photo is turned upright,"
-        f" squashed to {side} x {side} pixels ({shown['interpolation']}) and normalised inside.",
+        f" squashed to {side} x {side} pixels ({shown['interpolation']}) and normalised inside.{known}",
     ]
 
 
@@ -238,5 +241,5 @@ def _plain(name: str) -> str:
 
 def _part(part: Part) -> str:
     """`name`, or `name (option value, ...)`; where weights lay on one machine is no news to others."""
-    options = [f"{name} {value}" for name, value in part.options.items() if name != "weights"]
+    options = [f"{name} {value}" for name, value in part.options.items() if name not in PRIVATE]
     return f"`{part.name}`" + (f" ({', '.join(options)})" if options else "")

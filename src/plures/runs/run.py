@@ -191,7 +191,7 @@ def labels_hash(dataset: Dataset) -> str:
 def environment(train: Dataset) -> Record:
     """Versions, machine, command and training labels of a run."""
     cells = {name: int(getattr(train.labels, name).sum()) for name in ("present", "absent", "unknown")}
-    program = "plures" if sys.argv[0].endswith("plures/cli/__main__.py") else Path(sys.argv[0]).name
+    program = "plures" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
     packages = ("plures", "torch", "timm", "torchvision", "lightning", "numpy", "scikit-learn", "pillow")
     return {
         "command": shlex.join([program, *sys.argv[1:]]),

@@ -14,6 +14,7 @@ from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform
+from plures.errors import PluresError
 from plures.models.batch_halving import BatchHalver
 from plures.models.model import Model, load, weighed, without_prior
 from plures.models.outputs import Output, Tokens, checked_logits
@@ -108,6 +109,15 @@ def by_name(model: Model) -> Fused | None:
     """The head of a model whose prior finds an image's scores by its name, not in its pixels; None of any other."""
     head = model.head
     return head if isinstance(head, Fused) and isinstance(head.prior, FromFile) else None
+
+
+def refuse_names(model: Model, what: str) -> None:
+    """Raise PluresError for a model whose prior is a file, for what takes any photograph."""
+    if by_name(model) is not None:
+        raise PluresError(
+            f"{what} scores any photograph, and the prior of this run is a file, which knows only its own images; train"
+            " with prior=imagenet, text or none"
+        )
 
 
 def prior_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric) -> Scores:

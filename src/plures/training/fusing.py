@@ -76,11 +76,7 @@ def _sayings(fusion: Fusion, classes: tuple[str, ...], chosen: bool, observed: b
         lines = ["prior: it counts nothing, as observed positives say"]
     else:
         how = "chosen on the validation images" if chosen else "there are no validation images to choose it by"
-        usual = fusion.reliability[fusion.reliability > 0].mean()
-        lines = [
-            f"prior: counts {fusion.weight * usual:.2f} of the head on average in {heard:,} of {len(classes):,} classes"
-            f" ({how})"
-        ]
+        lines = [f"prior: counts {fusion.weight:.2f} of the head in {heard:,} of {len(classes):,} classes ({how})"]
     reasons: dict[str, list[str]] = {}
     for k, why in fusion.silent.items():
         reasons.setdefault(why, []).append(classes[k])

@@ -15,6 +15,7 @@ does the bias, so Woodbury's identity leaves a system of that size instead of D.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -101,17 +102,21 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[fl
     """
     N, K, D = len(labels), labels.classes, int(rows.features.shape[2])
     lightly = loss.unknown_weight(K)
-    gram, sums, of_targets = (rows.zeros(D, n) for n in (D, K, K))  # X'X, X'w, X'(w t)
-    total, total_target = rows.zeros(K), rows.zeros(K)  # sums of w and of w t
+    gram, sums, of_present = (rows.zeros(D, n) for n in (D, K, K))  # X'X, X'w, X'present
+    everything, total, present = rows.zeros(D), rows.zeros(K), rows.zeros(K)  # sums of x, of w, of present cells
     for some, x in rows.pieces(np.arange(N)):
         part = TensorLabels(torch.from_numpy(labels.values[some]).to(x.device))
-        w = torch.where(part.unknown, lightly, 1.0).double()  # [n, K]
-        wt = w * torch.where(part.present, loss.target, -loss.target)
-        gram += x.T @ x
-        sums += x.T @ w
-        of_targets += x.T @ wt
-        total += w.sum(0)
-        total_target += wt.sum(0)
+        gram += _gram(x)
+        everything += x.sum(0)
+        of_part = _summed(x, part.present)
+        of_present += of_part
+        sums += of_part if torch.equal(part.present, ~part.unknown) else _summed(x, ~part.unknown)
+        total += (~part.unknown).sum(0)
+        present += part.present.sum(0)
+    sums = lightly * everything[:, None] + (1 - lightly) * sums
+    total = lightly * N + (1 - lightly) * total
+    of_targets = loss.target * (2 * of_present - sums)  # X'(w t): present cells weigh 1
+    total_target = loss.target * (2 * present - total)
     if not bool(gram.isfinite().all()):
         raise Diverged("some feature of a training image is not a number; optimizer=exact cannot compute the head")
     values, vectors = torch.linalg.eigh(gram)  # [D], [D, D]; below, everything is in these eigenvectors
@@ -136,41 +141,69 @@ def solve(rows: Rows, labels: Labels, loss: LeastSquares, strengths: Sequence[fl
 
 
 class System:
-    """diag(d) + u diag(signs) u', positive semidefinite. d: [D]; terms u: [D, n]; signs: [n], 1 or -1.
-
-    Begins as diag(d) - mean mean', where the mean [D] is what the bias takes away.
-    """
+    """diag(d) + sign z'z - mean mean', positive semidefinite; mean [D] is what the bias takes away, z [n, D] the rows
+    that weigh otherwise. d: [D]."""
 
     def __init__(self, diagonal: Tensor, mean: Tensor) -> None:
-        self.diagonal, self.terms, self.signs = diagonal, mean[:, None], torch.full_like(mean[:1], -1.0)
-        self.whole: Tensor | None = None
+        self.diagonal, self.mean, self.sign = diagonal, mean, 1.0
+        self.terms: Tensor | None = None  # z' [D, n]
+        self.whole: Tensor | None = None  # the system without the mean, where that is smaller than the terms
 
     def add(self, weight: float, pieces: Iterable[Tensor], rows: int) -> None:
         """Add weight z z' of so many rows z, which come in pieces [n, D]."""
         D = len(self.diagonal)
-        if rows > D // 2:  # the system itself is then smaller than their number
-            self.whole = self.diagonal.diag() - self.terms @ self.terms.T
+        self.sign = 1.0 if weight > 0 else -1.0
+        if rows > D // 2:
+            self.whole = self.diagonal.diag()
             for z in pieces:
-                self.whole += weight * (z.T @ z)
-            return
-        new = torch.cat([abs(weight) ** 0.5 * z.T for z in pieces], 1)
-        self.terms = torch.cat([self.terms, new], 1)
-        self.signs = torch.cat([self.signs, torch.full_like(new[0], 1.0 if weight > 0 else -1.0)])
+                self.whole += weight * _gram(z)
+        elif rows:
+            self.terms = torch.cat([abs(weight) ** 0.5 * z.T for z in pieces], 1)
 
     def times(self, a: Tensor) -> Tensor:
         """The product with a [D]."""
         if self.whole is not None:
-            return self.whole @ a
-        return self.diagonal * a + self.terms @ (self.signs * (self.terms.T @ a))
+            product = self.whole @ a
+        else:
+            product = self.diagonal * a
+            if self.terms is not None:
+                product = product + self.sign * (self.terms @ (self.terms.T @ a))
+        return product - self.mean * (self.mean @ a)
 
     def solve(self, ridge: float, right: Tensor) -> Tensor:
         """The solution [D] of the system with `ridge` added to its diagonal."""
+        ridge = max(ridge, 1e-9)
+        both = torch.stack([right, self.mean], 1)  # [D, 2]
         if self.whole is not None:
             penalised = self.whole.clone()
-            penalised.diagonal().add_(max(ridge, 1e-9))
-            return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(penalised))[:, 0]
-        d = self.diagonal + max(ridge, 1e-9)
-        scaled = self.terms / d[:, None]
-        inner = self.signs.diag() + self.terms.T @ scaled
-        away: Tensor = scaled @ torch.linalg.solve(inner, scaled.T @ right)
-        return right / d - away
+            penalised.diagonal().add_(ridge)
+            solved = torch.cholesky_solve(both, torch.linalg.cholesky(penalised))
+        else:
+            d = (self.diagonal + ridge)[:, None]
+            solved = both / d
+            if self.terms is not None:  # Woodbury's identity
+                inner = self.sign * _gram(self.terms / d.sqrt())
+                inner.diagonal().add_(1.0)
+                away = torch.cholesky_solve(self.terms.T @ solved, torch.linalg.cholesky(inner))
+                solved = solved - self.sign * ((self.terms @ away) / d)
+        a, of_mean = solved[:, 0], solved[:, 1]
+        return a + of_mean * (self.mean @ a) / (1 - self.mean @ of_mean).clamp(min=1e-12)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """x'x [D, D] of x [n, D], half of which is computed: it is symmetric."""
+    D = x.shape[1]
+    ends = [D * i // 8 for i in range(9)] if D >= 512 else [0, D]
+    found = x.new_empty(D, D)
+    for begin, end in itertools.pairwise(ends):
+        found[begin:end, begin:] = x[:, begin:end].T @ x[:, begin:]
+        found[end:, begin:end] = found[begin:end, end:].T
+    return found
+
+
+def _summed(x: Tensor, cells: Tensor) -> Tensor:
+    """Sums of x [n, D] over the marked cells [n, K] of each class: [D, K]. A few cells are looked up."""
+    if 20 * int(cells.sum()) > cells.numel():
+        return x.T @ cells.double()
+    column, row = cells.T.nonzero(as_tuple=True)
+    return x.new_zeros(cells.shape[1], x.shape[1]).index_add_(0, column, x[row]).T

@@ -22,6 +22,7 @@ from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.features import refuse_features
 from plures.scoring.heatmaps import COLOURS, OPACITY, paint, region_weights
+from plures.scoring.logits import refuse_names
 from plures.web.uploads import Photo
 
 HEAT_SIDE = 320  # pixels of a heat map's longer side
@@ -48,6 +49,7 @@ class Scoring:
         self.device = make_fabric(run.experiment).device
         self.model = load(run.path).to(self.device).eval()
         refuse_features(self.model, "the web page")
+        refuse_names(self.model, "the web page")
         self.classes = self.model.classes
         self.thresholds = thresholds_of(run, self.classes)
         p = self.model.preprocessing

@@ -54,28 +54,29 @@ def most_different_first(dataset: Dataset, rows: list[int]) -> list[int]:
 def farthest_first(vectors: Floats, looks: Floats, before: int) -> list[int]:
     """The places from `before` on, each the farthest by its vector from all before it, and behind it those whose looks
     are the same (root mean square below NEAR). vectors: [N, D]; looks: [N, E], in levels of 255."""
+    lengths, looks_lengths = (vectors**2).sum(1), (looks**2).sum(1)
     left = np.ones(len(vectors), bool)
     left[:before] = False
     distance = np.full(len(vectors), np.inf, np.float32)
     for place in range(before):
-        np.minimum(distance, _squares(vectors, place), out=distance)
+        np.minimum(distance, _squares(vectors, lengths, place), out=distance)
     order: list[int] = []
     while left.any():
         if not before and not order:  # what is most usual, as nothing has been seen
             place = int(np.argmin(((vectors - vectors.mean(0)) ** 2).sum(1)))
         else:
             place = int(np.argmax(np.where(left, distance, -1)))
-        same = np.flatnonzero(left & (_squares(looks, place) < NEAR**2 * looks.shape[1]))
+        same = np.flatnonzero(left & (_squares(looks, looks_lengths, place) < NEAR**2 * looks.shape[1]))
         for one in [place, *(other for other in same.tolist() if other != place)]:
             order.append(one)
             left[one] = False
-            np.minimum(distance, _squares(vectors, one), out=distance)
+            np.minimum(distance, _squares(vectors, lengths, one), out=distance)
     return order
 
 
-def _squares(table: Floats, place: int) -> Floats:
-    """Squared distances [N] from one row."""
-    return np.asarray(((table - table[place]) ** 2).sum(1), np.float32)
+def _squares(table: Floats, lengths: Floats, place: int) -> Floats:
+    """Squared distances [N] from one row; lengths [N]: the squared ones of the rows."""
+    return np.asarray(np.maximum(lengths + lengths[place] - 2 * (table @ table[place]), 0), np.float32)
 
 
 def _spread(rows: list[int], most: int) -> list[int]:

@@ -8,6 +8,7 @@ is used for both: a photograph goes through it once. So are data that come as im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -132,7 +133,11 @@ class Tower(nn.Module):
 
 
 def _of_tokens(backbone: Any, head: nn.Module, tokens: Tokens) -> Tensor:
-    feature: Tensor = head(backbone.backbone.forward_head(tokens.features))
+    """The image feature [B, E] from the tokens of a timm backbone: its own pooling, then the model's projection."""
+    features, network = tokens.features, backbone.backbone
+    if not hasattr(network, "num_prefix_tokens"):  # a convolutional network pools its map [B, D, rows, columns]
+        features = features.transpose(1, 2).unflatten(2, (math.isqrt(features.shape[1]), -1))  # type: ignore[no-untyped-call]
+    feature: Tensor = head(network.forward_head(features))
     return feature
 
 

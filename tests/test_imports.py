@@ -92,3 +92,38 @@ def test_import_stays_light(module: str):
     code = f"import sys, {module}; print([m for m in ('torch', 'timm', 'pandas', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ELSEWHERE = """
+import importlib, os, pkgutil, signal, sys
+import torch, timm, pyarrow.parquet, huggingface_hub, PIL.Image, fsspec, filelock, rich.progress  # their own affair
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "geteuid", "getuid", "killpg", "posix_fallocate", "statvfs", "mkfifo", "sched_getaffinity"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGHUP", "SIGKILL", "SIGALRM"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+import plures
+from plures.errors import PluresError
+for found in pkgutil.walk_packages(plures.__path__, "plures."):
+    try:
+        importlib.import_module(found.name)
+    except PluresError as error:
+        assert "pip install" in str(error), error
+    except ModuleNotFoundError as error:
+        assert not error.name.startswith("plures") and error.name not in sys.modules, error
+from plures.cli import main
+sys.argv = ["plures", "train", "scenes", "data.train=16", "data.val=8", "data.test=8", "data.size=32", "epochs=1",
+            "backbone=small_conv", "backbone.image_size=32", "workers=0", "device=cpu", "--out", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_everything_is_imported_and_trains_without_what_windows_lacks(tmp_path):
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.json").is_file()

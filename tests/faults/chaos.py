@@ -547,7 +547,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     from environment import read_rows, write
 
-    kept = [row for row in read_rows("faults") if row["fault"] not in {r["fault"] for r in rows}]
+    new = {(row["fault"], row["seed"]) for row in rows}
+    kept = [row for row in read_rows("faults") if (row["fault"], row.get("seed")) not in new]
     print(write("faults", kept + rows))
 
 

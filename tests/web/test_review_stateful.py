@@ -128,6 +128,7 @@ class Asking(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
+        self.open()  # sees what a hand has set meanwhile
         before = self.client.get("/api/state").json()["done"]
         self.open()
         assert self.client.get("/api/state").json()["done"] == before

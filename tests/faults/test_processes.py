@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from faults.chaos import Fault, start_here
 from faults.test_disks import world  # noqa: F401  (a fixture)
 from faults.test_luck import photos
-from faults.test_readers import benchmark
 from plures import files
 from plures.data.loading import ImageBatches, Order, arrived, crossing
 from plures.data.photos import Transform
@@ -86,7 +86,7 @@ def stopped_while_writing(command, at, number):
 
         files.os.replace = wait
         os.close(read)
-        benchmark("faults").start_here(command, at)
+        start_here(command, at, Fault())  # never returns
     os.close(write)
     assert os.read(read, 1) == b"."
     os.close(read)
@@ -94,7 +94,7 @@ def stopped_while_writing(command, at, number):
     os.kill(process, number)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     until(lambda: not any(map(runs, children)))
-    return code, (at / "said.txt").read_text()
+    return code, (at.parent / f"{at.name}.said").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -109,7 +109,7 @@ def test_a_signal_ends_every_verb_at_once(world, tmp_path, verb):  # noqa: F811
         code, said = stopped_while_writing(command, at, number)
         assert code == 1, said
         assert "Traceback" not in said
-        made = {p.name for p in at.rglob("*") if p.is_file() and p.stat().st_size} - set(before) - {"said.txt"}
+        made = {p.name for p in at.rglob("*") if p.is_file() and p.stat().st_size} - set(before)
         assert made == set()
         assert not list(at.rglob("*.tmp"))
 

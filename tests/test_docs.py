@@ -31,6 +31,7 @@ ELSEWHERE = {
     "torchrun": "several processes: tests/training/test_distributed.py",
     "sbatch": "needs a cluster",
     "python benchmarks/": "takes minutes to hours",
+    "python tests/faults/": "takes minutes",
     "python docs/pictures/": "takes minutes and a browser",
     "python -m plures.report.": "renews a page: tests/report",
     "python -m pytest ": "is what runs these tests",

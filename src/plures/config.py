@@ -93,7 +93,10 @@ def _read_backbone(value: Any) -> Any:
     options = timm_options(part.name, part.options)
     if options is None:
         hint = did_you_mean(part.name, [*PRESETS, *backbones.names(), AUTO])
-        raise PluresError(f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too")
+        raise PluresError(
+            f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too, and your own is"
+            " module:attribute, as in my_package.mine:Mine"
+        )
     return Part(name=BACKBONE, options=options)
 
 

@@ -16,6 +16,7 @@ from plures.data.read import read
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.models.model import build_model, save
+from plures.runs import photos as run_photos
 from plures.runs.data import with_splits
 from plures.runs.run import Run
 
@@ -116,6 +117,20 @@ def test_a_drawn_split_keeps_copies_on_one_side(tmp_path, seed):
     assert len(set(with_splits(Dataset(in_memory, data.labels.take(np.arange(6)), data.classes), e).splits)) > 1
     if seed == 0:
         assert all(len(set(splits[copies])) > 1 for splits in apart)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("COPIES", 4), ("COMPARED", 18)])
+def test_pictures_of_one_kind_and_very_many_are_not_held_together(tmp_path, monkeypatch, limit, value):
+    data = photographs(tmp_path)
+    near = [0, 12, 13, 14]  # 15 is equal to 0
+    monkeypatch.setattr(run_photos, "_near", {})
+    together = [len(set(with_splits(data, Experiment(data="x.csv", seed=seed)).splits[near])) == 1 for seed in range(4)]
+    assert all(together)
+    monkeypatch.setattr(run_photos, "_near", {})
+    monkeypatch.setattr(run_photos, limit, value)
+    splits = [with_splits(data, Experiment(data="x.csv", seed=seed)).splits for seed in range(4)]
+    assert not all(len(set(split[near])) == 1 for split in splits)
+    assert all(split[0] == split[15] for split in splits)
 
 
 def test_unreadable_and_remote_photographs_are_copies_of_none():

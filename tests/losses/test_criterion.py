@@ -174,7 +174,7 @@ def test_role_in_a_plain_loop_learns_what_training_learns_bit_for_bit(dense):
     batches = FeatureBatches(features[:, None].numpy(), labels.values, order)
     net = HeadOnFeatures(head, grid_boxes(1, 1))
     loss, keep = L.ROLE(expected_positives=2, dense_adam=dense), Keep()
-    fit(Stage("frozen", 0, net, head, batches, labels, 3, 0.03, batches), e, loss, make_fabric(e), keep, Quiet())
+    fit(Stage("probe", 0, net, head, batches, labels, e, batches), loss, make_fabric(e), keep, Quiet())
 
     role = L.ROLE(expected_positives=2, dense_adam=dense).bind(codes, seed=5)
     before = role.memory.table.clone()

@@ -25,7 +25,7 @@ pytest.importorskip("fastapi", reason='the pages need the web packages: pip inst
 pytest.importorskip("prometheus_client", reason='needs pip install "plures[web]"')
 import uvicorn
 
-from plures.web.front import listen
+from plures.web.connections import listen
 from plures.web.review import Review, create_app
 from plures.web.serve import make_app
 

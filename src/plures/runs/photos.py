@@ -157,10 +157,14 @@ def on_one_side(
 def _near_too(dataset: Dataset, among: NDArray[np.bool_], first: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
     """The groups `first` [N] of equal photographs, and with them near-exact copies `among` these rows."""
     rows = np.flatnonzero(among)
+    if len(rows) > COMPARED:  # every pair is looked at: half a minute for so many, an hour for a million
+        return first
     key = _digest(np.ascontiguousarray(contents(dataset)[rows]).data)
     if key not in _near:
         _near.clear()
-        _near[key] = near_groups(small_pictures(dataset.take(rows)), NEAR_EXACT)
+        groups = near_groups(small_pictures(dataset.take(rows)), NEAR_EXACT)
+        many = np.bincount(groups, minlength=len(groups))[groups] > COPIES
+        _near[key] = np.where(many, np.arange(len(groups)), groups)
     leaders = rows[_near[key]]
     if (leaders == rows).all():
         return first
@@ -168,6 +172,8 @@ def _near_too(dataset: Dataset, among: NDArray[np.bool_], first: NDArray[np.int6
     return joined_groups(np.arange(len(dataset)) if first is None else first, [pairs])
 
 
+COMPARED = 100_000  # photographs; among more only equal ones are grouped
+COPIES = 20  # more photographs than this are of one kind, as X-rays are, and no copies of each other
 _near: dict[bytes, NDArray[np.int64]] = {}  # of the data that were divided last: a sweep divides them again and again
 
 

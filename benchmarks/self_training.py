@@ -83,7 +83,7 @@ def photographs(args: argparse.Namespace, data: str, method: str, seed: int, dat
         values["backbone"] = LITE2
     values["teacher_threshold"] = args.threshold
     if args.rounds:
-        second = train(Experiment(**values, rounds=2), folder / "run", dataset=dataset)
+        second = train(Experiment(**values | {"rounds": 2}), folder / "run", dataset=dataset)
         first = Run(second.path / "first_round")
     else:
         first = train(Experiment(**values | {"teacher_threshold": None}), folder / "first", dataset=dataset)

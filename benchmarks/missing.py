@@ -43,11 +43,11 @@ def scores(loss: str, seed: int, wrong: bool) -> dict[str, np.ndarray]:
     import torch
 
     from plures import train
-    from plures.analysis.cross_fitting import out_of_fold
     from plures.models.model import load
     from plures.runs.data import prepare, with_splits
     from plures.scoring.device import make_fabric
     from plures.scoring.logits import logits_of_dataset
+    from plures.training.cross_fitting import out_of_fold
     from plures.training.history import mean_logits
 
     torch.set_num_threads(1)

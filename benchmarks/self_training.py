@@ -9,6 +9,9 @@ The threshold is chosen from observed positives alone, except where it is named.
     PLURES_SHARED=... OMP_NUM_THREADS=1 python benchmarks/self_training.py --data voc12,miml_scene --seeds 5
     OMP_NUM_THREADS=1 python benchmarks/self_training.py --data scenes --seeds 3 --runs DIR
 
+`--rounds`: the teacher is cross-fitted on the run's own training photographs (rounds=2). `--backbone lite2`:
+EfficientNet-Lite2 at 260 px in place of MobileNetV2.
+
 Adds to self_training_runs.csv; writes self_training.csv: n, means, and the mean and sd of the paired difference.
 """
 
@@ -23,8 +26,11 @@ from typing import Any
 
 import numpy as np
 from environment import environment, read_rows, write
+from voc12 import SHARED
 
 REGULARISED = {"head": {"name": "linear", "standardise": True}, "optimizer": "adamw", "lr": 3e-4, "weight_decay": 10.0}
+LITE2 = {"name": "fast", "weights": str(SHARED / "weights" / "tf_efficientnet_lite2.safetensors")}
+KEY = ("data", "method", "backbone", "threshold")
 METHODS: dict[str, dict[str, Any]] = {
     "exact": {
         "head": {"name": "linear", "standardise": True},
@@ -48,32 +54,42 @@ def score(run: Any, data: str) -> dict[str, float]:
     return {"mAP": round(100 * float(np.nanmean([ap[c] for c in kept])), 2), "tags": round(report.tags_predicted, 3)}
 
 
-def row_of(data: str, method: str, threshold: float | None, seed: int, first: Any, second: Any) -> dict[str, Any]:
+def row_of(
+    data: str, method: str, threshold: float | None, seed: int, first: Any, second: Any, backbone: str = ""
+) -> dict[str, Any]:
     from plures.training.self_training import PRECISION
 
     cut = threshold or f"chosen at {PRECISION}"
     added = json.loads((second.path / "self_training.json").read_text())
     one, two = score(first, data), score(second, data)
     return {
-        "data": data, "method": method, "threshold": cut, "seed": seed, "teacher": one["mAP"],
+        "data": data, "method": method, "backbone": backbone, "threshold": cut, "seed": seed, "teacher": one["mAP"],
         "student": two["mAP"], "teacher_tags": one["tags"], "student_tags": two["tags"], "at": added["threshold"],
         "added": added["added"], "estimated_precision": added["precision"],
         "precision": added["right"] / added["known"] if added["known"] else "", **environment(),
     }  # fmt: skip
 
 
-def photographs(data: str, method: str, threshold: float | None, seed: int, dataset: Any) -> dict[str, Any]:
+def photographs(args: argparse.Namespace, data: str, method: str, seed: int, dataset: Any) -> dict[str, Any]:
     from evidence import experiment
 
     from plures import Experiment
+    from plures.runs.run import Run
     from plures.training.train import train
 
     folder = Path(tempfile.mkdtemp())
     values = experiment(data, "an", {}, "observed", seed).to_dict() | METHODS[method]
-    first = train(Experiment(**values), folder / "first", dataset=dataset)
-    values |= {"teacher": str(first.path), "teacher_threshold": threshold}
-    second = train(Experiment(**values), folder / "second", dataset=dataset)
-    row = row_of(data, method, threshold, seed, first, second)
+    if args.backbone == "lite2":
+        values["backbone"] = LITE2
+    values["teacher_threshold"] = args.threshold
+    if args.rounds:
+        second = train(Experiment(**values | {"rounds": 2}), folder / "run", dataset=dataset)
+        first = Run(second.path / "first_round")
+    else:
+        first = train(Experiment(**values | {"teacher_threshold": None}), folder / "first", dataset=dataset)
+        second = train(Experiment(**values | {"teacher": str(first.path)}), folder / "second", dataset=dataset)
+    name = method + (", rounds=2" if args.rounds else "")
+    row = row_of(data, name, args.threshold, seed, first, second, args.backbone)
     shutil.rmtree(folder)
     return row
 
@@ -94,9 +110,9 @@ def scenes(threshold: float | None, seed: int, runs: Path, dataset: Any) -> dict
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
-    for key in dict.fromkeys((r["data"], r["method"], r["threshold"]) for r in rows):
-        of = [r for r in rows if (r["data"], r["method"], r["threshold"]) == key]
-        line: dict[str, Any] = dict(zip(("data", "method", "threshold"), key, strict=True)) | {"n": len(of)}
+    for key in dict.fromkeys(tuple(r.get(name, "") for name in KEY) for r in rows):
+        of = [r for r in rows if tuple(r.get(name, "") for name in KEY) == key]
+        line: dict[str, Any] = dict(zip(KEY, key, strict=True)) | {"n": len(of)}
         for name in ("teacher", "student", "teacher_tags", "student_tags", "at", "added"):
             line[name] = round(float(np.mean([float(r[name]) for r in of])), 3)
         gain = np.array([float(r["student"]) - float(r["teacher"]) for r in of])
@@ -119,6 +135,8 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--threshold", type=float, help="this one instead of a chosen one")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", action="store_true")
+    parser.add_argument("--backbone", default="mobilenetv2", choices=["mobilenetv2", "lite2"])
     parser.add_argument("--runs", type=Path, help="of benchmarks/demo.py")
     args = parser.parse_args()
     rows = read_rows("self_training_runs")
@@ -132,7 +150,7 @@ def main() -> None:
             part = experiment(data, "an", {}, "observed", 0).data
             dataset = read(part.name, **part.options)
             made = (
-                photographs(data, method, args.threshold, seed, dataset)
+                photographs(args, data, method, seed, dataset)
                 for seed in range(args.seeds) for method in args.methods.split(",")
             )  # fmt: skip
         for row in made:

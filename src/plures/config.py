@@ -123,8 +123,9 @@ class Experiment(BaseModel):
     recipe: the recipe, or recipe:row, that the values begin with; what is given beside it counts. start: a run folder
       whose weights training starts from; it must have the same components and classes.
     teacher: a run folder whose model is asked about the training images: unknown tags that it is sure of are taken as
-      present (training/self_training.py). teacher_threshold: the probability from which it is; None: chosen from the
-      observed positives of the validation images.
+      present (training/self_training.py). rounds: 2: the run is its own teacher, by models of its kind, each asked
+      about training images that it was not trained on. teacher_threshold: the probability from which a tag is taken;
+      None: chosen from observed positives, those of the validation images or, with rounds=2, of the training images.
     data: path, `format:path` or `scenes`, with the reader's options.
     classes: names of classes that the data do not name, beside those that they do: unknown for every image.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
@@ -176,6 +177,7 @@ class Experiment(BaseModel):
     recipe: str | None = None
     start: str | None = None
     teacher: str | None = None
+    rounds: Annotated[int, Field(ge=1, le=2)] = 1
     teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_read_names)] = None
@@ -264,8 +266,10 @@ class Experiment(BaseModel):
             raise PluresError(f"device '{self.device}' is unknown; use auto, cpu, cuda, cuda:1 or mps")
         _check_optimizer(self.optimizer)
         _check_stages(self)
-        if self.teacher_threshold is not None and self.teacher is None:
-            raise PluresError("teacher_threshold has no effect without a teacher; name a run folder, teacher=RUN")
+        if self.teacher_threshold is not None and self.teacher is None and self.rounds == 1:
+            raise PluresError("teacher_threshold has no effect without a teacher; set teacher=RUN or rounds=2")
+        if self.teacher is not None and self.rounds > 1:
+            raise PluresError(f"teacher={self.teacher} and rounds={self.rounds}: a run has one teacher; leave one out")
         if self.frozen and self.augment not in ("auto", "none"):
             raise PluresError(
                 f"stages={self.stage_names} uses features computed once: augment={self.augment} has no effect there;"

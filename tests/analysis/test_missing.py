@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from plures import Experiment, Run, train
-from plures.analysis.cross_fitting import divide, out_of_fold
 from plures.analysis.missing import against_prior, rank_missing, remembered, score, suggest, write_suggestions
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
@@ -18,6 +17,7 @@ from plures.runs.data import prepare
 from plures.runs.own_data import own_data
 from plures.scoring.device import make_fabric
 from plures.scoring.logits import logits_of_dataset
+from plures.training.cross_fitting import divide, out_of_fold
 
 P = np.array([[0.9, 0.2, 0.1], [0.8, 0.7, 0.05], [0.1, 0.6, 0.02]])
 L = Labels(np.array([[1, -1, -1], [-1, 0, -1], [1, -1, 0]], np.int8))
@@ -136,7 +136,7 @@ def test_cross_fitted_scores_do_not_know_the_label(run):
     swapped = values.copy()
     swapped[row] = np.roll(values[row], 1)
     with pytest.MonkeyPatch.context() as m:  # the folds may depend on the labels; here they must not
-        m.setattr("plures.analysis.cross_fitting.divide", lambda labels, folds, seed=0: divide(data.labels, 4))
+        m.setattr("plures.training.cross_fitting.divide", lambda labels, folds, seed=0: divide(data.labels, 4))
         after = out_of_fold(run, data.with_labels(Labels(swapped)), 4)
     assert np.isfinite(before).all()
     assert np.allclose(before[row], after[row], atol=1e-6)

@@ -75,6 +75,16 @@ def test_vision_language_pseudo_labels(entry):
     compare(entry, "vlpl", options, epoch=epoch, state=Table(pseudo))
 
 
+@pytest.mark.parametrize("entry", entries("vlpl_em_pl_asl"), ids=say)
+def test_vision_language_pseudo_labels_with_focus(entry):
+    given = entry["params"]
+    powers = {"gamma_present": given["positive"], "gamma_absent": given["negative"], "gamma_unknown": given["unknown"]}
+    pseudo = array(entry["extra"]["pseudo"]).double()
+    pseudo[pseudo < 0] = torch.nan
+    options = EPS | powers | {"form": "asl", "warmup_epochs": given["warmup_epoch"]}
+    compare(entry, "vlpl", options, epoch=given["epoch"] - 1, state=Table(pseudo))
+
+
 @pytest.mark.parametrize("entry", entries("gr"), ids=say)
 def test_generalised_robust(entry):
     given = entry["params"]

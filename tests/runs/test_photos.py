@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from plures.analysis import cross_fitting
 from plures.analysis.evaluate import evaluate, judged
 from plures.analysis.localise import localise
 from plures.analysis.missing import suggest
@@ -33,6 +32,7 @@ from plures.runs.own_data import own_data
 from plures.runs.photos import PHOTOS, Photos, contents, contents_of, copies_across, drawn, label_numbers
 from plures.runs.run import Run
 from plures.sweeps.sweep import sweep
+from plures.training import cross_fitting
 from plures.training.train import train
 
 N, TAGS = 72, ("cat", "dog", "tree")

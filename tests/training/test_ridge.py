@@ -9,7 +9,6 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 
-from plures.analysis.cross_fitting import out_of_fold
 from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, Order
@@ -18,6 +17,7 @@ from plures.labels import Labels, mask_to_single_positive
 from plures.losses import losses
 from plures.models.heads.linear import Linear
 from plures.training import ridge as exact
+from plures.training.cross_fitting import out_of_fold
 from plures.training.progress import Quiet
 from plures.training.ridge import Rows, fit_ridge, solve
 from plures.training.stages import Best, Stage

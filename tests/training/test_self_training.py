@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from plures.analysis.cross_fitting import out_of_fold
 from plures.analysis.evaluate import judged
 from plures.config import Experiment
 from plures.errors import PluresError
@@ -20,6 +19,8 @@ from plures.report.scored import scored
 from plures.runs.data import observe_splits, prepare
 from plures.runs.photos import Photos, contents
 from plures.runs.run import Run
+from plures.training import cross_fitting
+from plures.training.cross_fitting import out_of_fold
 from plures.training.progress import Quiet
 from plures.training.self_training import PRECISION, choose
 from plures.training.train import train
@@ -141,12 +142,84 @@ def test_the_threshold_is_the_lowest_at_which_the_estimate_is_good_enough():
     assert np.isnan(choose(logits, observed, 1 - 1e-12)[1])
 
 
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory):
+    """A run stopped after the first round and two of its folds, and resumed."""
+    out, asked = tmp_path_factory.mktemp("rounds") / "run", []
+    with pytest.MonkeyPatch.context() as m:
+        real = cross_fitting._retrained
+
+        def fold(experiment, dataset, rest, held_out, watch):
+            asked.append((dataset.images[rest], held_out))
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return real(experiment, dataset, rest, held_out, watch)
+
+        m.setattr(cross_fitting, "_retrained", fold)
+        experiment = Experiment(**SINGLE, loss="gr", rounds=2, teacher_threshold=0.4)
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment, out, dataset=DATA)
+        first = (out / "first_round" / "model.safetensors").stat().st_mtime_ns
+        run = train(Run(out).experiment, out, dataset=DATA, resume=True)
+    assert (out / "first_round" / "model.safetensors").stat().st_mtime_ns == first
+    return run, asked
+
+
+def test_two_rounds_ask_each_fold_once_and_only_models_that_did_not_see_it(two_rounds):
+    run, asked = two_rounds
+    train_rows = observe_splits(run.experiment, DATA).train
+    held = np.concatenate([rows for place, (_, rows) in enumerate(asked) if place != 2])  # the third was interrupted
+    np.testing.assert_array_equal(np.sort(held), np.arange(len(train_rows)))
+    for rest, rows in asked:
+        assert not {a.tobytes() for a in rest} & {train_rows.images[i].tobytes() for i in rows}
+
+
+def test_two_rounds_add_what_the_folds_are_sure_of(two_rounds):
+    run = two_rounds[0]
+    prepared = observe_splits(run.experiment, DATA)
+    unknown = prepared.train.labels.unknown
+    expected = unknown & (sigmoid(np.load(run.path / "first_round" / "folds.npy")) >= 0.4)
+    assert 0 < expected.sum() < unknown.sum()
+    summary = json.loads((run.path / "self_training.json").read_text())
+    right = int((expected & prepared.train_known.present).sum())
+    assert (summary["added"], summary["right"]) == (expected.sum(), right)
+    assert summary["teacher"] == "cross-fitted on 5 folds"
+    seen = json.loads((run.path / "environment.json").read_text())["train_labels"]
+    assert seen["present"] == prepared.train.labels.present.sum() + expected.sum()
+    assert Run(run.path / "first_round").experiment.rounds == 1
+
+
+def test_frozen_features_take_two_rounds(tmp_path):
+    experiment = Experiment(
+        data=f"features:{features_file(tmp_path)}", supervision="single_positive", stages="ridge", rounds=2
+    )
+    run = train(experiment, tmp_path / "run")
+    tags = pd.read_parquet(run.path / "added_tags.parquet")
+    summary = json.loads((run.path / "self_training.json").read_text())
+    assert summary["added"] == len(tags) == summary["known"]
+    assert len(tags) > 0
+    assert summary["right"] / summary["known"] > 0.8
+
+
+def features_file(folder):
+    """300 images of 8 features, of which class k is present with a chance that feature k gives."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 8)).astype(np.float32)
+    y = np.hstack([x[:, :4] > 0, (x[:, :4] > 0).sum(1, keepdims=True) == 0])
+    np.savez(folder / "f.npz", features=x, labels=y.astype(np.int8), classes=list("abcde"))
+    return folder / "f.npz"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"teacher": "nowhere"}, "nowhere: no run here"),
         ({"teacher_threshold": 0.5}, "no effect without a teacher"),
         ({"teacher": "TEACHER", "supervision": "full"}, "nothing to add"),
+        ({"rounds": 2, "supervision": "full"}, "nothing to add"),
+        ({"rounds": 2, "teacher": "TEACHER"}, "a run has one teacher"),
+        ({"rounds": 3}, "rounds"),
+        ({"rounds": 2, "loss": "en_scl", "head": "codebook"}, "needs"),
     ],
 )
 def test_what_cannot_be_taught_is_refused(teacher, tmp_path, changes, message):

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from plures.analysis.cross_fitting import out_of_fold
 from plures.data.dataset import Dataset
 from plures.data.formats.safe_cells import guarded
 from plures.data.paths import paths_from
@@ -38,6 +37,7 @@ from plures.scoring.device import make_fabric
 from plures.scoring.features import refuse_maps
 from plures.scoring.heatmaps import overlay, paint, region_weights
 from plures.scoring.logits import logits_of_dataset
+from plures.training.cross_fitting import out_of_fold
 from plures.training.history import mean_logits
 from plures.training.progress import Callback
 

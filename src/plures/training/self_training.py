@@ -1,14 +1,19 @@
-"""Self-training, `teacher=RUN`: tags that an earlier run is sure of are added to the observed ones before training.
+"""Self-training: tags that a teacher is sure of are added to the observed ones before training.
 
-The teacher scores the training photographs. An unknown cell from its threshold on is taken as present; the others stay
-as they are observed, and the loss treats them as it does. The threshold is the lowest at which the tags that would be
-added are right often enough, as far as the observed positives of the validation photographs alone can tell
-(`metrics/uniform_choice.py`); no hidden label decides anything. What was added lies in the run folder, so that a run
-that is resumed does not ask its teacher again.
+`teacher=RUN`: an earlier run scores the training photographs. `rounds=2`: the run is trained once as it is, into its
+folder `first_round`; then models of its kind, each trained on all folds but one, score the fold that they did not see
+(`training/cross_fitting.py`), and the run is trained with what they add. An unknown cell from the threshold on is taken
+as present; the others stay as they are observed, and the loss treats them as it does.
+
+The threshold is the lowest at which the tags that would be added are right often enough, as far as observed positives
+alone can tell (`metrics/uniform_choice.py`): those of the validation photographs, or with `rounds=2` those of the
+training photographs, which no model that scored them has seen. No hidden label decides anything. What was added lies in
+the run folder, so that a run that is resumed does not ask its teacher again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +31,16 @@ from plures.runs.card import SELF_TRAINING, added_tags
 from plures.runs.data import Prepared
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
+from plures.scoring.distributed import world_size
 from plures.scoring.logits import Scores, logits_of_dataset
+from plures.training.cross_fitting import out_of_fold
 from plures.training.progress import Callback
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TAGS = "added_tags.parquet"
+FIRST_ROUND, FOLDS = "first_round", 5
 PRECISION = 0.95  # that the tags added together must have by the estimate, which is optimistic (docs/choosing.md)
 LOWEST = 0.02  # no threshold is sought below
 
@@ -80,24 +88,29 @@ class Added:
 
 
 def with_teacher(
-    experiment: Experiment, prepared: Prepared, begun: Run | None, watch: Callback
+    experiment: Experiment, prepared: Prepared, begun: Run | None, watch: Callback, train: Callable[..., Run]
 ) -> tuple[Prepared, Added | None]:
     """The data with the tags that the experiment's teacher adds, and these tags; as they are where it has none.
 
-    begun: the run that is resumed, which holds its tags. Raises PluresError if the teacher is no run, knows other
-    classes, or finds no unknown cell.
+    begun: the run folder, where there is one already; it may hold its tags. train: `plures.training.train.train` with
+    the data given. Raises PluresError if the teacher is no run, knows other classes, or finds no unknown cell.
     """
-    if experiment.teacher is None:
+    if experiment.teacher is None and experiment.rounds == 1:
         return prepared, None
     added = None if begun is None else Added.load(begun)
     if added is None:
-        added = ask(experiment, prepared, watch)
-        watch.say(f"teacher={experiment.teacher}: {added_tags(added.summary)}")
+        if experiment.teacher is not None:
+            added = ask(experiment, prepared, watch)
+            watch.say(f"teacher={experiment.teacher}: {added_tags(added.summary)}")
+        else:
+            assert begun is not None
+            added = ask_folds(experiment, prepared, begun, watch, train)
+            watch.say(f"rounds={experiment.rounds}: {added_tags(added.summary)}")
     return added.to(prepared), added
 
 
 def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
-    """The tags that the teacher is sure of."""
+    """The tags that another run is sure of."""
     teacher, train = Run(str(experiment.teacher)), prepared.train
     model = load(teacher.path)
     if model.classes != train.classes:
@@ -106,8 +119,7 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
             f" data have {len(train.classes)} ({', '.join(train.classes[:3])}, ...); they must be the same in the same"
             " order"
         )
-    if train.labels.complete:
-        raise PluresError(f"teacher={teacher.path}: every training label is known, so that it has nothing to add")
+    refuse_complete(f"teacher={teacher.path}", train.labels)
     if not teacher.imported and teacher.experiment.supervision != experiment.supervision:
         watch.say(
             f"teacher={teacher.path} was trained with supervision={teacher.experiment.supervision.name} and other"
@@ -129,6 +141,48 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
             )
     assert threshold is not None
     scores = sigmoid(logits_of_dataset(model, train, teacher.experiment, fabric))
+    return above(scores, threshold, precision, str(experiment.teacher), prepared)
+
+
+def ask_folds(
+    experiment: Experiment, prepared: Prepared, begun: Run, watch: Callback, train: Callable[..., Run]
+) -> Added:
+    """The tags that models of the run's own kind are sure of, each asked about the fold it was not trained on."""
+    asked = f"rounds={experiment.rounds}"
+    alone = Experiment(**{**experiment.to_dict(), "rounds": 1, "teacher_threshold": None})
+    folder = begun.path / FIRST_ROUND
+    if not (folder / "report.json").is_file():
+        watch.say(f"{asked}: the first round, in {folder}")
+        train(alone, folder, resume=(folder / "experiment.yaml").is_file())
+    watch.say(f"{asked}: cross-fitting on {FOLDS} folds")
+    kept = folder / "folds.npy"
+    logits = out_of_fold(Run(folder), prepared.train, FOLDS, seed=experiment.seed, kept=kept)
+    threshold, precision = choose(logits, prepared.train.labels, experiment.teacher_threshold)
+    return above(sigmoid(logits), threshold, precision, f"cross-fitted on {FOLDS} folds", prepared)
+
+
+def check_rounds(experiment: Experiment, prepared: Prepared) -> None:
+    """Raise PluresError unless the data have something that a second round could add."""
+    asked, labels = f"rounds={experiment.rounds}", prepared.train.labels
+    refuse_complete(asked, labels)
+    if not labels.present.any():
+        raise PluresError(f"{asked}: no training image has a known tag that a first round could learn from")
+    if len(labels) < FOLDS:
+        raise PluresError(f"{asked}: cross-fitting requires {FOLDS} training images or more, got {len(labels)}")
+    if world_size() > 1:
+        raise PluresError(f"{asked} trains in one process; train the first round by itself and name it, teacher=RUN")
+
+
+def refuse_complete(asked: str, labels: Labels) -> None:
+    if labels.complete:
+        raise PluresError(f"{asked}: every training label is known, so that there is nothing to add")
+
+
+def above(
+    scores: NDArray[np.floating[Any]], threshold: float, precision: float, teacher: str, prepared: Prepared
+) -> Added:
+    """The unknown cells of the training rows whose score [N, K] is the threshold or more."""
+    train = prepared.train
     sure = train.labels.unknown & (scores >= threshold)
     rows, columns = np.nonzero(sure)
     names = np.array(train.classes, dtype=object)[columns]
@@ -136,7 +190,7 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
 
     tags = pd.DataFrame({"row": rows, "class": names.astype(str), "probability": scores[rows, columns]})
     summary: dict[str, Any] = {
-        "teacher": str(experiment.teacher), "threshold": threshold, "added": len(rows),
+        "teacher": teacher, "threshold": threshold, "added": len(rows),
         "precision": None if np.isnan(precision) else precision, **truth_of(sure, prepared.train_known),
     }  # fmt: skip
     return Added(tags, summary)

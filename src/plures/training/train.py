@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,7 +64,7 @@ from plures.training.loop import fit
 from plures.training.peak import warning
 from plures.training.probabilities import HiddenLabels
 from plures.training.progress import Callback, Quiet
-from plures.training.self_training import with_teacher
+from plures.training.self_training import check_rounds, with_teacher
 from plures.training.stages import Best, Stage
 from plures.training.trackers import Tracker
 
@@ -106,7 +107,12 @@ def train(
     if left_out:
         first = f"{left_out[0].file}: {left_out[0].what}"
         watch.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
-    prepared, added = with_teacher(experiment, prepared, run if resume else None, watch)
+    if experiment.rounds > 1 and not resume:
+        check_rounds(experiment, prepared)
+        Training(experiment, prepared, Quiet())  # a mistake leaves no folder behind
+        resume, run = True, Run.create(out, experiment)
+    again = partial(train, dataset=dataset, skip_bad=skip_bad, watch=watch)
+    prepared, added = with_teacher(experiment, prepared, run if resume else None, watch, again)
     unread: dict[str, str] | None = {} if skip_bad else None
     training = Training(experiment, prepared, watch, unread)
     fabric = training.fabric

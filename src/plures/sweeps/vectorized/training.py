@@ -68,6 +68,7 @@ def why_not(experiment: Experiment, needs: Iterable[str]) -> str:
         f"precision={e.precision}": e.precision != "32-true",
         "start": e.start is not None,
         "teacher": e.teacher is not None,
+        f"rounds={e.rounds}": e.rounds > 1,
         f"prior={e.prior.name}": e.prior.name != "none",
         f"log={e.log}": e.log != "none",
         f"a loss that needs {' and '.join(sorted(needs))}": not set(needs) <= {"label_state"},

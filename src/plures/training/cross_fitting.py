@@ -23,6 +23,7 @@ from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, Order
 from plures.data.splits import stratified_split
 from plures.errors import PluresError
+from plures.files import writing
 from plures.labels import Labels
 from plures.losses.context import OF_REGIONS
 from plures.models.heads import FitsFeatures, heads
@@ -37,17 +38,24 @@ from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits
 from plures.training.loop import fit
 from plures.training.progress import Callback, Quiet
 from plures.training.stages import Stage
-from plures.training.train import make_loss, train
 
 
 def out_of_fold(
-    run: Run, dataset: Dataset, folds: int = 5, *, seed: int = 0, watch: Callback | None = None, workers: int = 0
+    run: Run,
+    dataset: Dataset,
+    folds: int = 5,
+    *,
+    seed: int = 0,
+    watch: Callback | None = None,
+    workers: int = 0,
+    kept: Path | None = None,
 ) -> Scores:
     """Logits [N, K] of these training rows, each by a model of the run's kind that was trained on the other folds.
 
     dataset: the rows with the labels that training may see, its classes in the model's order. On frozen features only
     the head is trained anew (seconds); otherwise the whole model is (`folds` trainings of the run's length).
     The best epoch of the run is used where the head is trained anew, the last one otherwise.
+    kept: a .npy file that the logits are saved in after each fold, and those that are in it are not computed again.
     Raises PluresError if there are fewer than two folds, or fewer images than folds.
     """
     if folds < 2 or len(dataset) < folds:
@@ -58,17 +66,32 @@ def out_of_fold(
     first = copies(contents(dataset))
     if first is not None:  # a copy in another fold would bring its labels along
         fold_of = fold_of[first]
-    logits = np.full(dataset.labels.values.shape, np.nan, np.float32)
+    logits = _begun(kept, dataset.labels.values.shape)
     frozen = run.experiment.frozen
     head_only = _HeadOnly(run, dataset, workers) if frozen else None
     for fold in range(folds):
         held_out = np.flatnonzero(fold_of == fold)
         rest = np.flatnonzero(fold_of != fold)
+        if np.isfinite(logits[held_out]).all():
+            continue
         if head_only is not None:
             logits[held_out] = head_only.scores(rest, held_out, seed + fold, watch or Quiet())
         else:
             logits[held_out] = _retrained(run.experiment, dataset, rest, held_out, watch)
+        if kept is not None:
+            with writing(kept) as temporary, temporary.open("wb") as handle:
+                np.save(handle, logits)
     return _with_prior(run, dataset, logits)
+
+
+def _begun(kept: Path | None, shape: tuple[int, ...]) -> Scores:
+    """The logits that were saved, nan where there are none yet."""
+    if kept is not None and kept.is_file():
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            logits = np.load(kept)
+            if logits.shape == shape and logits.dtype == np.float32:
+                return cast(Scores, logits)
+    return np.full(shape, np.nan, np.float32)
 
 
 def _with_prior(run: Run, dataset: Dataset, logits: Scores) -> Scores:
@@ -91,9 +114,12 @@ class _HeadOnly:
     """Trains new heads on the features of a run's frozen backbone, which are computed once."""
 
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
+        from plures.training.train import make_loss  # which cross-fits a teacher
+
         self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
         self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
+        self.make_loss = make_loss
         loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
@@ -132,7 +158,7 @@ class _HeadOnly:
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(stage, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            fit(stage, self.make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 
@@ -174,12 +200,17 @@ def _retrained(
     watch: Callback | None,
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
-    plain = {"supervision": "as_given", "select": "last", "patience": None, "history": False, "log": "none"}
-    plain |= {
-        "teacher": None,
-        "teacher_threshold": None,
-        "prior": "none",
-    }  # it has seen the labels of the rows held out
+    from plures.training.train import train  # which cross-fits a teacher
+
+    plain: dict[str, Any] = {
+        "supervision": "as_given",
+        "select": "last",
+        "patience": None,
+        "history": False,
+        "log": "none",
+    }
+    plain |= {"teacher": None, "rounds": 1, "teacher_threshold": None}  # it has seen the labels of the rows held out
+    plain |= {"prior": "none"}  # joined afterwards
     again = Experiment(**{**experiment.to_dict(), **plain})
     rows = np.concatenate([rest, held_out])
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))

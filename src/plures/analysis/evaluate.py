@@ -132,7 +132,8 @@ def judged(
     )
     names = dataset.split_names()
     split = (split or ("val" if "test" not in names and "val" in names else "test")) if names else ""
-    dataset = match_classes(dataset.split(split) if names else dataset, load(run.path).classes)
+    model = load(run.path)
+    dataset = match_classes(dataset.split(split) if names else dataset, model.classes, model.taxonomy)
     if own is None and leave_out and not run.imported:
         dataset = without_trained(photos_of(run), dataset, str(run.path))
     words = f"{dataset.name}: {len(dataset):,} photographs" + (f" of split '{split}'" if names else " (no splits)")

@@ -77,7 +77,7 @@ class Predictor(Model):
     """
 
     def __init__(self, model: Model, thresholds: Thresholds, precision: Precision = "float32") -> None:
-        super().__init__(model.backbone, model.head, model.classes, model.preprocessing, model.parts)
+        super().__init__(model.backbone, model.head, model.classes, model.preprocessing, model.parts, model.taxonomy)
         self.thresholds, self.precision = thresholds, precision
         self.device = next(model.parameters()).device
         self.to(self.device).eval()

@@ -188,7 +188,9 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
     photos.save(run.path)
     source = found_from_anywhere(run.experiment.data).model_dump()  # with absolute paths
     data = {"source": source, "photographs": len(photos.contents), **photos.hashes()}
-    run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss})
+    taxonomy = prepared.train.taxonomy
+    known = {} if taxonomy is None else {"taxonomy": taxonomy.to_dict()}
+    run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss, **known})
 
 
 def start_from(model: Model, run: str) -> None:
@@ -236,6 +238,7 @@ class Training:
         self.model = build_model(
             e.backbone.name, e.head.name, prepared.train.classes, e.backbone.options, e.head.options, e.image_size
         ).to(self.fabric.device)
+        self.model.taxonomy = prepared.train.taxonomy
         if e.start is not None:
             start_from(self.model, e.start)
         if e.stage_names == "finetune" and e.start is None and getattr(self.head, "standardise", False):

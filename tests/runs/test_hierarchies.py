@@ -4,13 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import plures
 from plures.config import Experiment
 from plures.data.dataset import Dataset
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
+from plures.export.graph import Graph
 from plures.labels import Labels
+from plures.metrics.report import evaluate_scores
+from plures.metrics.thresholds import Calibration, Thresholds
 from plures.models.model import load
+from plures.models.outputs import Output
 from plures.runs.data import read_data
 from plures.runs.own_data import match_classes, own_data
 from plures.runs.run import Run
@@ -95,3 +101,86 @@ def test_a_damaged_taxonomy_is_refused(folder, tmp_path):
         (tmp_path / "model.json").write_text(json.dumps(spec))
         with pytest.raises(PluresError, match="is not a model description"):
             load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ scores, tags, export
+
+
+def test_predictions_obey_the_taxonomy(folder, tmp_path):
+    strange = dict(np.load(folder / "data.npz"))
+    strange["features"] *= np.linspace(-2, 2, 80, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "strange.npz", **strange)
+    for threshold in (None, 0.05):
+        found = plures.load(folder / "run").predict(str(tmp_path / "strange.npz"), threshold=threshold)
+        cat, dog, _, animal = np.array([[name in tags for name in CLASSES] for tags in found.tags]).T
+        assert (animal >= (cat | dog)).all()
+        assert not (cat & dog).any()
+        assert (cat | dog).any()
+        assert (found.scores[:, 3] >= found.scores[:, :2].max(1)).all()
+    raw = found.logits >= np.log(0.05 / 0.95)
+    assert (raw[:, 0] & raw[:, 1]).any()  # else there was nothing to decide
+
+
+def test_the_numbers_are_of_the_tags_that_predict_gives(folder, tmp_path):
+    run = plures.Run(folder / "run")
+    own = own_data(run, {}, False).split("test")
+    np.savez(tmp_path / "test.npz", features=own.features)
+    found = run.load().predict(str(tmp_path / "test.npz"))
+    report = run.evaluate()
+    assert report.tags_predicted == pytest.approx(np.mean([len(tags) for tags in found.tags]))
+    assert report.map == pytest.approx(run.report.map)
+    judged = evaluate_scores(found.scores, own.labels, CLASSES, called=np.array(
+        [[name in tags for name in CLASSES] for tags in found.tags]))  # fmt: skip
+    assert report.averages == pytest.approx(judged.averages, nan_ok=True)
+    assert report.map == pytest.approx(judged.map)
+
+
+@pytest.mark.parametrize("kind", ["none", "affine", "isotonic"])
+def test_the_exported_graph_calls_the_same(kind):
+    names = ("animal", "dog", "poodle", "cat", "sofa")
+    parents = {"dog": ["animal"], "poodle": ["dog"], "cat": ["animal"]}
+    taxonomy = Taxonomy(names, parents, [["cat", "dog"], ["sofa", "cat"]])
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(200, 5)).astype(np.float32)
+    curve = (np.array([-2.0, 0.0, 2.0]), np.array([0.1, 0.4, 0.9]))
+    calibration = {
+        "none": None,
+        "affine": Calibration("affine", random.uniform(0.5, 2, 5), random.normal(size=5)),
+        "isotonic": Calibration("isotonic", points=(curve,) * 5),
+    }[kind]
+    thresholds = Thresholds(names, np.array([0.6, 0.5, 0.4, 0.3, 0.5]), "", "", "", "", calibration, taxonomy=taxonomy)
+    if kind == "none":
+        thresholds.cuts[0] = np.inf
+    model = torch.nn.Module()
+    model.forward = lambda pixels, maps: Output(torch.from_numpy(logits))
+    scores, tags, raw = Graph(model, thresholds, False)(torch.zeros(1))
+    assert (raw.numpy() == logits).all()
+    assert (tags.numpy() == thresholds.called(logits)).all()
+    np.testing.assert_allclose(scores.numpy(), thresholds.probabilities(logits), atol=1e-6)
+    assert (thresholds.called(logits) != (thresholds.ranked(logits) >= thresholds.cuts)).any()
+    assert (thresholds.called(logits[0]) == tags.numpy()[0]).all()
+
+
+def test_a_run_is_exported_with_its_taxonomy(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (tmp_path / "classes.yaml").write_text("classes: {thing: {}, red: {parents: thing}}\nexclusive: [[green, blue]]\n")
+    random = np.random.default_rng(0)
+    present = random.random((24, 3)) < 0.5
+    data = Dataset(
+        random.integers(0, 255, (24, 16, 16, 3), dtype=np.uint8),
+        Labels.from_masks(present, np.zeros_like(present)),
+        ("red", "green", "blue"),
+        np.array(["train"] * 16 + ["val"] * 8),
+        name="coloured",
+    )
+    small = {"backbone": {"name": "small_conv", "image_size": 16}, "epochs": 1, "device": "cpu", "workers": 0}
+    run = plures.train(data, tmp_path / "run", classes=tmp_path / "classes.yaml", progress=False, **small)
+    assert run.load().classes == ("red", "green", "blue", "thing")
+    run.export("onnx", tmp_path / "m.onnx")  # which compares scores and tags with the model's
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    images = data.images.transpose(0, 3, 1, 2)
+    scores, tags = session.run(["scores", "tags"], {"images": images})
+    assert (scores[:, 3] >= scores[:, 0]).all()
+    assert not (tags[:, 1] & tags[:, 2]).any()
+    assert (tags[:, 3] >= tags[:, 0]).all()
+    assert "taxonomy" in str(session.get_modelmeta().custom_metadata_map)

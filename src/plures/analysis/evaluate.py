@@ -79,8 +79,8 @@ def evaluate_positives_only(
         raise PluresError(
             f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"
         )
-    cuts = thresholds_of(run, dataset.classes, threshold).cuts
-    return evaluate_positives(logits, observed, dataset.classes, cuts)
+    thresholds = thresholds_of(run, dataset.classes, threshold)
+    return evaluate_positives(thresholds.ranked(logits), observed, dataset.classes, called=thresholds.called(logits))
 
 
 def scored_split(

@@ -319,10 +319,9 @@ def with_taxonomy(dataset: Dataset, taxonomy: Taxonomy, source: str = "") -> Dat
         examples = "; ".join(
             f"{dataset.called(row)}: {taxonomy.conflict(dataset.labels.values[row])}" for row in rows[:SHOWN].tolist()
         )
-        more = "; ..." if len(rows) > SHOWN else ""
         many, stay = (
             ("images contradict", "stay as they are") if len(rows) > 1 else ("image contradicts", "stays as it is")
         )
-        what = f"{len(rows):,} {many} the hierarchy and {stay} ({examples}{more})"
+        what = f"{len(rows):,} {many} the hierarchy and {stay} ({examples}{'; ...' * (len(rows) > SHOWN)})"
         notices.append(Problem(source or dataset.name, None, what, "labels that agree with it", "notice"))
     return replace(dataset, labels=labels, taxonomy=taxonomy, problems=(*dataset.problems, *notices))

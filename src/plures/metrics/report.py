@@ -209,11 +209,13 @@ def evaluate_scores(
     bootstrap: int = 200,
     seed: int = 0,
     logits: bool = False,
+    called: NDArray[np.bool_] | None = None,
 ) -> Report:
     """Judge scores [N, K] by labels [N, K] of the named classes: arrays or tensors; labels as Labels or codes.
 
     threshold: score from which on a tag is given, scalar or one per class [K]; bootstrap: resamples for the interval, 0
-    for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
+    for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability. called:
+    bool [N, K], the tags given, where more than thresholds decides on them.
     A class without a known positive is left out of the mean, and so is one without a known negative: any scores
     would rank it perfectly, and its precision and F1 are nan as well. (Definitions of published codes keep in what
     those codes count.)
@@ -223,7 +225,7 @@ def evaluate_scores(
     if len(classes) != labels.classes:
         raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
     cut = np.asarray(threshold, np.float64)
-    counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut)
+    counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut, called=called)
     at_threshold = averages(counts)
     certain = cannot_fail(labels, definition)
     per_class = np.where(certain, np.nan, average_precision(scores, labels, definition))

@@ -450,7 +450,7 @@ class Training:
         val, observed = self.prepared.val, self.prepared.val_observed
         if self.untagged:
             logits = logits_of_dataset(model, self.prepared.train, self.experiment, self.fabric)
-            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS)
+            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS, model.taxonomy)
             self.watch.say(f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)")
             if self.fabric.is_global_zero:
                 expected.save(self.run.path)
@@ -460,7 +460,9 @@ class Training:
             return None
         logits = logits_of_dataset(model, val, self.experiment, self.fabric)
         labels = val.labels if source == "clean" else observed
-        choice = from_logits(logits, labels, val.classes, source=source, objective=Objective("f1"))
+        choice = from_logits(
+            logits, labels, val.classes, source=source, objective=Objective("f1"), taxonomy=model.taxonomy
+        )
         if self.fabric.is_global_zero:
             choice.thresholds.save(self.run.path)
         known = "estimated from positives" if choice.estimated else "from known labels"

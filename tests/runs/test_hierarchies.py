@@ -13,10 +13,12 @@ from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
 from plures.export.graph import Graph
 from plures.labels import Labels
-from plures.metrics.report import evaluate_scores
+from plures.metrics.report import ClassResult, Report, by_level, evaluate_scores, percent
 from plures.metrics.thresholds import Calibration, Thresholds
 from plures.models.model import load
 from plures.models.outputs import Output
+from plures.report.page import trained_on
+from plures.report.scored import score_run
 from plures.runs.data import read_data
 from plures.runs.own_data import match_classes, own_data
 from plures.runs.run import Run
@@ -184,3 +186,43 @@ def test_a_run_is_exported_with_its_taxonomy(tmp_path):
     assert not (tags[:, 1] & tags[:, 2]).any()
     assert (tags[:, 3] >= tags[:, 0]).all()
     assert "taxonomy" in str(session.get_modelmeta().custom_metadata_map)
+
+
+# --------------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_numbers_by_level(folder, tmp_path):
+    run = plures.Run(folder / "run")
+    report = run.evaluate()
+    roots, second = report.levels
+    ap = {c.name: c.average_precision for c in report.per_class}
+    assert (roots.level, roots.classes, second.classes, second.classes_scored) == (0, 2, 2, 2)
+    assert second.average_precision == pytest.approx((ap["cat"] + ap["dog"]) / 2)
+    assert np.isnan(ap["animal"])  # nobody said where there is none
+    assert (roots.average_precision, roots.classes_scored) == (ap["sofa"], 1)
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json").levels == report.levels
+    assert run.report.levels == report.levels
+    card = (folder / "run" / "model_card.md").read_text()
+    assert f"- mAP of level 1 of the hierarchy, 2 classes: {percent(second.average_precision)} percent" in card
+    assert "dog: animal; cat: animal. A class that is called brings" in card
+    assert "the likeliest: cat, dog." in card
+
+
+def test_a_level_without_a_number_is_nan():
+    nan = float("nan")
+    results = [ClassResult(name, value, 3, 9, 0.5, 1.0, 0.5, nan) for name, value in
+               (("a", 0.5), ("b", nan), ("c", 0.9), ("d", nan))]  # fmt: skip
+    first, second = by_level(results, np.array([0, 1, 0, 1]))
+    assert (first.average_precision, first.classes_scored, first.precision) == (0.7, 2, 1.0)
+    assert np.isnan([second.average_precision, first.f1]).all()
+    assert by_level([], np.empty(0, np.int64)) == ()
+
+
+def test_the_page_shows_the_levels(folder, tmp_path):
+    scored = score_run(folder / "run", resamples=20)
+    words = trained_on(scored)
+    assert words["hierarchy"] == "2 classes below others, levels 0 to 1; exclusive groups: 1"
+    means = {m.name: m.value for m in scored.measures}
+    assert means["tags per image"] == pytest.approx(scored.report.tags_predicted)
+    assert means["OF1"] == pytest.approx(scored.report.averages["OF1"])

@@ -110,6 +110,11 @@ class Taxonomy:
     def __bool__(self) -> bool:
         return bool(self.below) or bool(self.exclusive)
 
+    def in_words(self) -> str:
+        """How much it says, in a few words."""
+        words = f"{self.ancestors.any(1).sum():,} classes below others, levels 0 to {self.levels.max(initial=0)}"
+        return f"{words}; exclusive groups: {len(self.exclusive):,}" if self.exclusive else words
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `Taxonomy.from_dict` reads them."""
         parents = {child: list(up) for child, up in self.parents.items()}

@@ -9,7 +9,7 @@ from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.labels import Labels
 from plures.metrics.positives_only import evaluate_positives
-from plures.metrics.report import Report, evaluate_scores, too_many_or_few
+from plures.metrics.report import Report, by_level, evaluate_scores, too_many_or_few
 from plures.metrics.thresholds import Thresholds
 from plures.metrics.uniform_choice import fit_uniform_choice
 from plures.scoring.logits import Scores
@@ -48,7 +48,10 @@ def report_of(
         name: _mean_ap(thresholds.ranked(those), dataset.labels, experiment) / 100
         for name, those in (baselines or {}).items()
     }
-    return replace(report, per_class=per_class, estimates=estimates, warning=warning, baselines=others)
+    taxonomy = thresholds.taxonomy
+    levels = by_level(per_class, taxonomy.levels) if taxonomy is not None and taxonomy.below else ()
+    found = {"per_class": per_class, "estimates": estimates, "warning": warning, "baselines": others, "levels": levels}
+    return replace(report, **found)  # type: ignore[arg-type]
 
 
 def validation_map(logits: Scores, labels: Labels, observed: Labels | None, experiment: Experiment) -> dict[str, float]:

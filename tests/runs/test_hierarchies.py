@@ -205,7 +205,7 @@ def test_numbers_by_level(folder, tmp_path):
     assert run.report.levels == report.levels
     card = (folder / "run" / "model_card.md").read_text()
     assert f"- mAP of level 1 of the hierarchy, 2 classes: {percent(second.average_precision)} percent" in card
-    assert "dog: animal; cat: animal. A class that is called brings" in card
+    assert "dog: animal; cat: animal. A class is called only with" in card
     assert "the likeliest: cat, dog." in card
 
 

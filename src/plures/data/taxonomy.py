@@ -179,17 +179,20 @@ class Taxonomy:
         return found
 
     def coherent(self, called: Masks, scores: NDArray[np.floating[Any]]) -> Masks:
-        """Calls [N, K] that obey the taxonomy: a called class brings those above it along; of an exclusive group only
-        the one of the highest score [N, K] is called, and what is below the others is not. scores: as `highest` gives
-        them; the first one of equal ones counts."""
-        all_called, off = self.highest(called), np.zeros_like(called)
+        """Calls [N, K] that obey the taxonomy: a class is called only with all above it; of an exclusive group only the
+        one of the highest score [N, K], and nothing below the others. scores: as `highest` gives them; the first one
+        of equal ones counts."""
+        found = called.copy()
+        for k, below in self.below.items():
+            found[:, below] &= called[:, k, None]
+        off = np.zeros_like(called)
         for group in self.exclusive:
             places = np.array([self.classes.index(name) for name in group])
-            those = np.where(all_called[:, places], scores[:, places], -np.inf)
-            beaten = all_called[:, places] & (np.arange(len(places)) != those.argmax(1)[:, None])
+            those = np.where(found[:, places], scores[:, places], -np.inf)
+            beaten = found[:, places] & (np.arange(len(places)) != those.argmax(1)[:, None])
             for k, lost in zip(places.tolist(), beaten.T, strict=True):
                 off[:, self.below.get(k, np.array([k]))] |= lost[:, None]
-        return np.asarray(self.highest(called & ~off))
+        return np.asarray(found & ~off)
 
 
 def ancestors_of(parents: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:

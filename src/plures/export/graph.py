@@ -81,9 +81,13 @@ class Coherent(nn.Module):
         place[self.parents] = k + torch.arange(len(self.parents))
         self.register_buffer("place", place)  # of each class among K scores and those of the parents
         self.groups = [[taxonomy.classes.index(name) for name in group] for group in taxonomy.exclusive]
-        off = [np.isin(np.arange(k), taxonomy.below.get(one, one)) for group in self.groups for one in group]
-        self.register_buffer("off", torch.from_numpy(np.array(off, np.float32).reshape(-1, k)))
+        for name, those in (("under", self.parents), ("off", [one for group in self.groups for one in group])):
+            rows = np.array([np.isin(np.arange(k), taxonomy.below.get(one, one)) for one in those], np.float32).reshape(
+                -1, k
+            )
+            self.register_buffer(name, torch.from_numpy(rows))  # of these classes, which are they and what is below
         self.place: Tensor
+        self.under: Tensor
         self.off: Tensor
 
     def highest(self, scores: Tensor) -> Tensor:
@@ -96,17 +100,19 @@ class Coherent(nn.Module):
     def forward(self, called: Tensor, scores: Tensor) -> Tensor:
         """Calls bool [B, K] and scores [B, K] -> calls [B, K] that obey the taxonomy."""
         calls = called.float()
+        if self.parents:
+            calls = calls * ((1 - calls[:, self.parents]) @ self.under < 0.5)
         if self.groups:
-            every, lost = self.highest(calls), []
+            lost = []
             for group in self.groups:
-                those = scores[:, group] - (1 - every[:, group]) * FAR
+                those = scores[:, group] - (1 - calls[:, group]) * FAR
                 order = torch.arange(len(group))
                 first = order[:, None] > order  # [M, M]: the class of the column comes before that of the row
                 mine, others = those[:, :, None], those[:, None]
                 beaten = (others > mine) | ((others == mine) & first)
-                lost.append(every[:, group] * beaten.any(2))
+                lost.append(calls[:, group] * beaten.any(2))
             calls = calls * (torch.cat(lost, 1) @ self.off < 0.5)
-        return self.highest(calls) > 0.5
+        return calls > 0.5
 
 
 class Graph(nn.Module):

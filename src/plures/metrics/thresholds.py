@@ -82,8 +82,8 @@ class Thresholds:
     values [K]: calibrated probabilities in (0, 1] (NEVER, 1 and a bit: never called). cuts: float32 [K], on the logits
     before calibration, infinity: never called; made of the values unless given. method: how they were chosen;
     objective: for what; assumes and guarantees: a sentence each, for people. taxonomy: of the classes, saved with the
-    model and not here: then the logit of a class is the highest of its own and those below it, a class that is called
-    brings those above it along, and of an exclusive group only the highest is called.
+    model and not here: then the logit of a class is the highest of its own and those below it, a class is called only
+    with all above it, and of an exclusive group only the highest is called.
     """
 
     classes: tuple[str, ...]

@@ -106,9 +106,7 @@ def _hierarchy(spec: dict[str, Any]) -> list[str]:
         f"{_plain(child)}: {', '.join(map(_plain, up))}" for child, up in spec["taxonomy"]["parents"].items() if up
     )
     groups = "; ".join(", ".join(map(_plain, group)) for group in spec["taxonomy"]["exclusive"])
-    lines = [f"Classes and those above them: {pairs}. A class that is called brings those above it along."] * bool(
-        pairs
-    )
+    lines = [f"Classes and those above them: {pairs}. A class is called only with all above it."] * bool(pairs)
     lines += [f"Of each of these groups one at most is called, the likeliest: {groups}."] * bool(groups)
     return ["", " ".join(lines)]
 

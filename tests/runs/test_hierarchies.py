@@ -22,6 +22,8 @@ from plures.report.scored import score_run
 from plures.runs.data import read_data
 from plures.runs.own_data import match_classes, own_data
 from plures.runs.run import Run
+from plures.sweeps.frozen import complete
+from plures.sweeps.sweep import sweep
 
 YAML = """classes:
   animal: {}
@@ -226,3 +228,16 @@ def test_the_page_shows_the_levels(folder, tmp_path):
     means = {m.name: m.value for m in scored.measures}
     assert means["tags per image"] == pytest.approx(scored.report.tags_predicted)
     assert means["OF1"] == pytest.approx(scored.report.averages["OF1"])
+
+
+def test_a_run_of_a_sweep_has_the_taxonomy_too(tmp_path):
+    (tmp_path / "classes.yaml").write_text(YAML)
+    write_features(tmp_path / "data.npz")
+    base = {"data": str(tmp_path / "data.npz"), "classes": str(tmp_path / "classes.yaml"), "device": "cpu"}
+    values = {**base, "backbone": {"name": "features", "width": 8}, "head": "linear", "stages": "probe", "epochs": 2}
+    sweep(values, tmp_path / "sweep", {"lr": ["1e-3", "1e-2"], "loss": ["an"]})
+    folder = next(tmp_path.glob("sweep/**/model.json")).parent
+    complete(folder)
+    assert load(folder).taxonomy.to_dict() == Run(folder).taxonomy.to_dict()
+    assert len(Run(folder).taxonomy.exclusive) == 1
+    assert len(Report.load(folder / "report.json").levels) == 2

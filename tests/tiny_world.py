@@ -74,6 +74,7 @@ def _merging(folder: Path, images: list[str]) -> None:
     _table(folder / "b.csv", ["image", "tags"], [(images[1], "sofa"), (images[2], "canine"), (images[3], "dog;sofa")])
     (folder / "synonyms.yaml").write_text("dog: [canine, hound]\n")
     (folder / "parents.yaml").write_text("dog: animal\ncat: animal\n")
+    (folder / "classes.yaml").write_text("classes:\n  odd: {}\n  one: {parents: odd}\nexclusive: [[two, three]]\n")
     (folder / "spec.yaml").write_text(
         "sources:\n  a: {data: a.csv, scope: complete}\n"
         "  b: {data: b.csv, scope: {positive: [dog, sofa], complete: [cat]}, rename: {canine: dog}}\n"

@@ -30,7 +30,7 @@ from plures.metrics.threshold_choice import Choice, Source
 from plures.models.model import Model
 from plures.report.page import write_report
 from plures.reprs import as_html, as_text
-from plures.runs.data import IN_MEMORY
+from plures.runs.data import IN_MEMORY, with_classes
 from plures.runs.run import Run as RunFolder
 from plures.training import train as training
 from plures.training.progress import Several
@@ -45,7 +45,7 @@ def train(
     *,
     recipe: AnyPath | None = None,
     options: dict[str, Any] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | AnyPath | None = None,
     dataset: Dataset | None = None,
     callbacks: Iterable[object] = (),
     progress: bool = True,
@@ -62,7 +62,8 @@ def train(
         recipe: settings to begin with, as `--recipe`: a name, name:row or a YAML file.
         options: of the data's reader, such as {"separator": ","}.
         classes: the K names of the columns of a torch Dataset's targets; "0", "1", ... unless given. Of other data:
-            names of classes beside those that have tags, for a prior to find (photographs without any tag, too).
+            names of classes beside those that have tags, for a prior to find (photographs without any tag, too), or
+            a file that says how classes belong together, as `classes.yaml` of docs/hierarchies.md (of a Dataset, too).
         dataset: images in hand for an Experiment.
         callbacks: objects with any of the methods of `plures.training.progress.Callback`: stage, step, epoch, say.
         progress: show a progress bar in a terminal or notebook, lines elsewhere (on stderr); False: nothing.
@@ -99,7 +100,7 @@ def _experiment(
     data: Any,
     recipe: AnyPath | None,
     options: dict[str, Any] | None,
-    classes: Sequence[str] | None,
+    classes: Sequence[str] | AnyPath | None,
     settings: dict[str, Any],
     may_lack_data: bool,
 ) -> tuple[Experiment, Dataset | None]:
@@ -115,7 +116,9 @@ def _experiment(
         if data is None and not may_lack_data and recipe is None and "data" not in settings:
             raise PluresError("say what to train on: a path, voc:DIR, coco:DIR, a Dataset, or scenes")
         named: dict[str, Any] = {} if data is None else {"data": {"name": os.fspath(data), **(options or {})}}
-        named |= {} if classes is None else {"classes": classes}
+        named |= (
+            {} if classes is None else {"classes": os.fspath(classes) if isinstance(classes, os.PathLike) else classes}
+        )
         return Experiment(**{**given, **named}), None
     if options:
         raise PluresError("options= are of a reader, and a Dataset is read already")
@@ -123,9 +126,11 @@ def _experiment(
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             kinds = "a path, an Experiment, a Dataset, or a torch Dataset with a length"
             raise PluresError(f"cannot train on {type(data).__name__}; expected {kinds}")
-        data = from_pairs(data, classes)
-    elif classes is not None:
+        data = from_pairs(data, None if isinstance(classes, str | os.PathLike) else classes)
+    elif classes is not None and not isinstance(classes, str | os.PathLike):
         raise PluresError("classes= names the columns of a torch Dataset; this Dataset has its own")
+    if isinstance(classes, str | os.PathLike):
+        data = with_classes(data, os.fspath(classes))
     return Experiment(**given), data
 
 

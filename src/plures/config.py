@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from plures.data.taxonomy import is_classes_file
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
 from plures.recipes import load_recipe, recipe_of
@@ -73,7 +74,10 @@ def _read_prior(value: Any) -> Any:
 
 
 def _read_names(value: Any) -> Any:
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    """Names, or the path of a file that says them."""
+    if not isinstance(value, str) or is_classes_file(value):
+        return value
+    return [name.strip() for name in value.split(",")]
 
 
 def _write_part(part: Part) -> Any:
@@ -127,7 +131,8 @@ class Experiment(BaseModel):
       about training images that it was not trained on. teacher_threshold: the probability from which a tag is taken;
       None: chosen from observed positives, those of the validation images or, with rounds=2, of the training images.
     data: path, `format:path` or `scenes`, with the reader's options.
-    classes: names of classes that the data do not name, beside those that they do: unknown for every image.
+    classes: names of classes that the data do not name, beside those that they do: unknown for every image; or a file
+      that says them, and which class is above which (docs/hierarchies.md): classes.yaml, or a .csv of child,parent.
     supervision: what of the training labels is shown: full, single_positive, fraction, as_given, none; options
       seed, bias, fraction.
     split: how rows without a given split are divided: stratified, or `mlspl` (the official MLSPL cut);
@@ -180,7 +185,7 @@ class Experiment(BaseModel):
     rounds: Annotated[int, Field(ge=1, le=2)] = 1
     teacher_threshold: Share | None = None
     data: PartField = Part(name="scenes")
-    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_read_names)] = None
+    classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(_read_names)] = None
     supervision: PartField = Part(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
@@ -257,7 +262,7 @@ class Experiment(BaseModel):
         for part in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
             _refuse_null(part)
         check_prior(self.prior.name, self.prior.options)
-        if self.classes is not None and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
+        if isinstance(self.classes, tuple) and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
             raise PluresError(f"classes={','.join(self.classes)}: expected distinct names, as in classes=cat,sofa")
         _check_data(self.data)
         check_supervision(self.supervision.name, self.supervision.options)

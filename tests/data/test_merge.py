@@ -326,3 +326,42 @@ def test_mistakes_are_one_line(plures, tables, monkeypatch, arguments, words):
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert not (tables / "m.csv").exists()
+
+
+def test_an_exclusive_group_says_what_is_absent_and_who_disagrees():
+    a = source("a", {"1.jpg": "terrier", "2.jpg": "cat"})
+    b = source("b", {"1.jpg": "sofa", "2.jpg": "terrier", "3.jpg": "cat"})
+    merged = merge([a, b], {"cat": ["kitty"]}, {"terrier": ["dog"]}, exclusive=[["dog", "kitty", "unheard"]])
+    assert cells(merged) == {
+        "1.jpg": {"terrier": 1, "dog": 1, "cat": 0, "sofa": 1},
+        "2.jpg": {},
+        "3.jpg": {"cat": 1, "dog": 0, "terrier": 0},
+    }
+    said = {c.name: (c.present, c.absent) for c in merged.conflicts}
+    assert said == {
+        "cat": (("a",), ("b (terrier present)",)),
+        "dog": (("b (terrier)",), ("a (cat present)",)),
+        "terrier": (("b",), ("a (cat present)",)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "classes.yaml",
+            "classes: {dog: {parents: animal}, animal: {}, cat: {parents: animal}}\nexclusive: [[cat, dog]]",
+        ),
+        ("edges.csv", "child,parent\ndog,animal\ncat,animal\n"),
+        ("parents.yaml", "dog: animal\ncat: [animal]\n"),
+    ],
+)
+def test_parents_come_from_any_file_of_classes(plures, tmp_path, name, text):
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    (tmp_path / "a.csv").write_text("image,tags\n1.png,dog\n")
+    (tmp_path / name).write_text(text)
+    (tmp_path / "spec.yaml").write_text(f"sources: {{a: a.csv}}\nparents: {name}\n")
+    for how in ((tmp_path / "a.csv", "--parents", tmp_path / name), ("--spec", tmp_path / "spec.yaml")):
+        assert plures("merge", *how, "--out", tmp_path / "out.csv", "--force")[0] == 0
+        found = read(str(tmp_path / "out.csv"))
+        assert dict(zip(found.classes, found.labels.values[0].tolist(), strict=True)) == {"animal": 1, "dog": 1}

@@ -142,7 +142,7 @@ def test_measures_are_those_of_the_evaluation():
     logits, labels = some()
     classes = tuple("abcdefgh")
     report = report_of(logits, Dataset(["x"] * 80, labels, classes), Experiment())
-    found = {m.name: m for m in take_measures(logits, labels, np.zeros(8), report, resamples=60)}
+    found = {m.name: m for m in take_measures(logits, labels, logits >= 0, report, resamples=60)}
     assert found["mAP"].value == report.map
     expected = bootstrap_map(logits, labels, "plain", 60, 0)
     assert (found["mAP"].interval.low, found["mAP"].interval.high) == pytest.approx((expected.low, expected.high))
@@ -160,7 +160,7 @@ def test_measures_are_those_of_the_evaluation():
 def test_samples_are_the_measure_of_the_drawn_images():
     logits, labels = some()
     report = report_of(logits, Dataset(["x"] * 80, labels, tuple("abcdefgh")), Experiment())
-    found = {m.name: m for m in take_measures(logits, labels, np.zeros(8), report, resamples=3, seed=7)}
+    found = {m.name: m for m in take_measures(logits, labels, logits >= 0, report, resamples=3, seed=7)}
     drawn = np.random.default_rng(7).integers(0, 80, 80)  # the first resample, as `multiplicities` draws
     again = report_of(logits[drawn], Dataset(["x"] * 80, labels.take(drawn), tuple("abcdefgh")), Experiment())
     assert found["CF1"].samples[0] == pytest.approx(again.averages["CF1"])

@@ -501,3 +501,104 @@ def test_copies_of_a_sample_leave_training(tmp_path, opened):
     review.tell(Told.model_validate({"tab": "t", "decisions": [asked]}))
     assert read(str(table)).splits.tolist() == ["val", "val", "test", "train"]
     assert [code_of(table, f"{n}.png", "dog") for n in range(4)] == [ABSENT, ABSENT, ABSENT, PRESENT]
+
+
+# -------------------------------------------------------------------------------------- what follows from an answer
+
+HIERARCHY = "classes: {animal: {}, dog: {parents: animal}, cat: {parents: animal}}\nexclusive: [[cat, dog]]\n"
+
+
+@pytest.fixture
+def classes(tmp_path):
+    (tmp_path / "classes.yaml").write_text(HIERARCHY)
+    return tmp_path / "classes.yaml"
+
+
+def settle(review, **asked):
+    """One answer; returns its outcome."""
+    (outcome,) = review.tell(Told(tab="t", decisions=[{"versions": dict.fromkeys(asked["answers"], 0)} | asked]))
+    return outcome
+
+
+def codes(table, row, *tags):
+    dataset = read(str(table))
+    at = {name: int(dataset.labels.values[row, k]) for k, name in enumerate(dataset.classes)}
+    return [at.get(tag, -1) for tag in tags]
+
+
+def test_an_answer_settles_what_follows_from_it(table, classes, opened):
+    work = opened(Review(table, table.parent / "review.csv", classes=classes))
+    assert work.state()["done"] == 0
+    outcome = settle(work, id="a", question=1, answers={"dog": "yes"})
+    assert {tag: cell.answer for tag, cell in outcome.cells.items()} == {"dog": "yes", "animal": "yes", "cat": "no"}
+    assert codes(table, 3, "dog", "animal", "cat", "cow") == [1, 1, 0, -1]
+    assert work.state()["done"] == 2  # cat of the same photo was a question, too
+    assert [entry["id"] for entry in work.decisions.journal.entries if "answers" in entry] == [
+        "a", "a-implied0", "a-implied1",
+    ]  # fmt: skip
+    outcomes = work.undo(Undo(tab="t", id="u"))
+    assert next(iter(outcomes[0].cells)) == "dog"
+    assert codes(table, 3, "dog", "animal", "cat") == [-1, -1, -1]
+    assert work.state()["done"] == 0
+
+
+def test_what_a_person_answered_stays(table, classes, opened):
+    work = opened(Review(table, table.parent / "review.csv", classes=classes))
+    settle(work, id="a", question=0, answers={"cat": "no"})
+    settle(work, id="b", question=1, answers={"dog": "yes"})
+    assert codes(table, 3, "dog", "animal", "cat") == [1, 1, 0]
+    assert work.decisions.last("3.png", "cat") == "a"
+    settle(work, id="c", question=2, answers={"dog": "yes"})  # the table says that 0.png is a cat
+    assert codes(table, 0, "dog", "cat", "animal") == [1, 1, 1]
+
+
+def test_ones_own_word_counts_more_than_what_followed(table, classes, opened):
+    """The page had the second question before it knew that the first answers it."""
+    work = opened(Review(table, table.parent / "review.csv", classes=classes))
+    settle(work, id="a", question=1, answers={"dog": "yes"})
+    assert settle(work, id="b", question=0, answers={"cat": "yes"}).status == "kept"
+    assert codes(table, 3, "dog", "cat", "animal") == [1, 1, 1]
+    both = [{"id": i, "question": q, "answers": {t: "yes"}, "versions": {t: 0}} for i, q, t in
+            (("c", 2, "dog"), ("d", 3, "cow"))]  # fmt: skip
+    assert [o.status for o in work.tell(Told(tab="t", decisions=both))] == ["kept", "kept"]
+
+
+def test_nothing_follows_without_a_hierarchy_or_from_unsure(table, classes, opened):
+    work = Review(table, table.parent / "review.csv")
+    assert list(settle(work, id="a", question=1, answers={"dog": "yes"}).cells) == ["dog"]
+    work.close()
+    work = opened(Review(table, table.parent / "review.csv", classes=classes))
+    assert list(settle(work, id="b", question=2, answers={"dog": "unsure"}).cells) == ["dog"]
+
+
+def test_first_tags_bring_what_is_above_them(table, classes, opened):
+    work = opened(Review(table, classes=classes))
+    settle(work, id="a", row=3, answers={"dog": "yes"})
+    assert codes(table, 3, "dog", "animal", "cat") == [1, 1, -1]
+    assert "absent" not in table.read_text()
+    assert work.times["animal"] == 1
+    settle(work, id="b", row=3, answers={"dog": "clear"}, versions={"dog": 1})
+    assert codes(table, 3, "dog", "animal") == [-1, -1]
+    assert work.times["animal"] == 0
+
+
+def test_the_rest_of_a_sample_does_not_contradict_the_answers(table, classes, opened):
+    for row in (4, 5):  # a table whose classes hold both child and parent
+        lines = table.read_text().replace(f"{row}.png,{TAGS[row]}", f"{row}.png,{TAGS[row]};animal")
+        table.write_text(lines)
+    work = opened(Review(table, sample=6, classes=classes))
+    settle(work, id="a", row=3, rest="no", answers={"dog": "yes"}, versions=dict.fromkeys(work.dataset.classes, 0))
+    assert codes(table, 3, "dog", "animal", "cat", "cow") == [1, 1, 0, 0]
+
+
+def test_a_column_per_class_gets_no_column_for_a_parent(tmp_path, classes, opened):
+    for i in range(3):
+        Image.fromarray(np.full((20, 30, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    write_csv(
+        tmp_path / "wide.csv", [["image", "dog", "cat"], ["0.png", "", ""], ["1.png", "1", ""], ["2.png", "", "1"]]
+    )
+    head = ["image", "tag", "kind", "score", "rank", "method", "heatmap"]
+    write_csv(tmp_path / "review.csv", [head, ["0.png", "dog", "missing", "0.9", "1", "model", ""]])
+    work = opened(Review(tmp_path / "wide.csv", tmp_path / "review.csv", classes=classes))
+    settle(work, id="a", question=0, answers={"dog": "yes"})
+    assert codes(tmp_path / "wide.csv", 0, "dog", "cat") == [1, 0]

@@ -79,8 +79,8 @@ def evaluate_positives_only(
         raise PluresError(
             f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"
         )
-    cuts = thresholds_of(run, dataset.classes, threshold).cuts
-    return evaluate_positives(logits, observed, dataset.classes, cuts)
+    thresholds = thresholds_of(run, dataset.classes, threshold)
+    return evaluate_positives(thresholds.ranked(logits), observed, dataset.classes, called=thresholds.called(logits))
 
 
 def scored_split(
@@ -132,7 +132,8 @@ def judged(
     )
     names = dataset.split_names()
     split = (split or ("val" if "test" not in names and "val" in names else "test")) if names else ""
-    dataset = match_classes(dataset.split(split) if names else dataset, load(run.path).classes)
+    model = load(run.path)
+    dataset = match_classes(dataset.split(split) if names else dataset, model.classes, model.taxonomy)
     if own is None and leave_out and not run.imported:
         dataset = without_trained(photos_of(run), dataset, str(run.path))
     words = f"{dataset.name}: {len(dataset):,} photographs" + (f" of split '{split}'" if names else " (no splits)")

@@ -27,7 +27,7 @@ from plures.errors import PluresError, did_you_mean
 from plures.files import writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
-from plures.models.model import load
+from plures.models.model import Model, load
 from plures.models.outputs import checked_logits
 from plures.runs.data import IN_MEMORY, observe_splits
 from plures.runs.own_data import holds_training, match_classes, recalled
@@ -200,7 +200,7 @@ def score(
     e = run.experiment
     fabric = make_fabric(e)
     model = load(run.path).to(fabric.device)
-    dataset, training, places = _rows(run, data, model.classes, options, skip_bad)
+    dataset, training, places = _rows(run, data, model, options, skip_bad)
     logits = np.asarray(logits_of_dataset(model, dataset, e, fabric), np.float64)
     words = ["model"]
     crossed = cross_fit > 0 and len(training) > 0
@@ -225,7 +225,7 @@ class Places:
 
 
 def _rows(
-    run: Run, data: str | Dataset | None, classes: tuple[str, ...], options: dict[str, Any], skip_bad: bool
+    run: Run, data: str | Dataset | None, model: Model, options: dict[str, Any], skip_bad: bool
 ) -> tuple[Dataset, NDArray[np.int64], Places | None]:
     """The rows to look at with the labels that training may see of them, which of them the run was trained on, and
     where those stood in its training (None: other data than its own)."""
@@ -242,9 +242,9 @@ def _rows(
         trained = np.flatnonzero((whole.splits == "train") & (place >= 0))
         was_trained = whole.splits == "train" if known is None else known.splits == "train"
         places = Places((np.cumsum(was_trained) - 1)[place[trained]], int(was_trained.sum()))
-        return match_classes(whole.with_labels(Labels(values)), classes), trained, places
+        return match_classes(whole.with_labels(Labels(values)), model.classes, model.taxonomy), trained, places
     dataset = given or read(str(data), skip_bad=skip_bad, verify=True, **options)
-    dataset = with_contents(match_classes(dataset, classes))
+    dataset = with_contents(match_classes(dataset, model.classes, model.taxonomy))
     if known is None:
         return dataset, np.empty(0, np.int64), None
     return dataset, np.flatnonzero(np.isin(contents(dataset), known.trained)), None

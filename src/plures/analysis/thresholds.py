@@ -54,7 +54,14 @@ def choose_thresholds(
     logits = logits_of_run(run, dataset)
     labels = observed if source == "positives" else dataset.labels
     choice = from_logits(
-        logits, labels, dataset.classes, source=source, objective=aim, per_class=per_class, calibrating=calibrating
+        logits,
+        labels,
+        dataset.classes,
+        source=source,
+        objective=aim,
+        per_class=per_class,
+        calibrating=calibrating,
+        taxonomy=dataset.taxonomy,
     )
     choice.thresholds.save(run.path)
     write_card(run)

@@ -54,7 +54,7 @@ def init(
 @app.command()
 def check(
     data: Annotated[str, typer.Argument(help="DATA as `train` takes it.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="supervision=..., data.OPTION=...")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(help="supervision=..., classes=..., data.OPTION=...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures of examples and of co-occurrence.")] = None,
     skip_bad: Skip = False,
 ) -> None:
@@ -63,6 +63,7 @@ def check(
     from plures.data.checks.describe import describe, pictures, render
     from plures.data.masking import observe
     from plures.data.read import read, reason
+    from plures.runs.data import with_classes
     from plures.runs.photos import copies_across
 
     values = settings_values(data, None, settings or [])
@@ -72,7 +73,9 @@ def check(
 
     experiment = Experiment(**values)
     screen.print(reason(experiment.data.name, **experiment.data.options), highlight=False)
-    dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, **experiment.data.options)
+    labelled = experiment.classes is None
+    dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, labelled=labelled, **experiment.data.options)
+    dataset = with_classes(dataset, experiment.classes)
     dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
     named = {problem.file for problem in dataset.problems}  # by the reader of folders
     across = [problem for problem in copies_across(dataset) if problem.file not in named]

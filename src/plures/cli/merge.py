@@ -24,7 +24,10 @@ def merge(
         typer.Option(help="SOURCE:KIND[:CLASS,CLASS]; KIND: complete, positive, none, as_given (default)."),
     ] = None,
     synonyms: Annotated[Path | None, typer.Option(help="YAML: name kept: [other names of the same class].")] = None,
-    parents: Annotated[Path | None, typer.Option(help="YAML: child: parent, or child: [parents].")] = None,
+    parents: Annotated[
+        Path | None,
+        typer.Option(help="YAML: child: parent, or child: [parents]; or classes.yaml, or a .csv of child,parent."),
+    ] = None,
     spec: Annotated[Path | None, typer.Option(help="YAML file with sources, synonyms, parents and match.")] = None,
     match: Annotated[str, typer.Option(help="What identifies an image: path or name.")] = "path",
     skip_bad: Skip = False,
@@ -34,6 +37,7 @@ def merge(
     """Merge sources that annotate different classes; what a source does not cover stays unknown."""
     from plures.data.merge import merge as run_merge
     from plures.data.merge_files import open_source, outputs, read_names, read_spec, scopes_of_flags, write_merged
+    from plures.data.taxonomy import Relations, read_relations
 
     if (spec is None) == (not sources):
         raise PluresError("say what to merge: DATA DATA ..., or --spec FILE")
@@ -46,13 +50,13 @@ def merge(
         named = [_named(source) for source in sources or []]
         scopes = scopes_of_flags(scope or [], [name for name, _ in named])
         same = {} if synonyms is None else read_names(synonyms)
-        above = {} if parents is None else read_names(parents)
+        above = Relations((), {}, []) if parents is None else read_relations(parents)
         chosen = [(name, data, scopes[name], {}) for name, data in named]
     inputs = [*filter(None, (spec, synonyms, parents)), *(data for _, data, _, _ in chosen)]
     for path in outputs(out):
         refuse_replacing(path, force=force, inputs=inputs)
     opened = [open_source(*source, skip_bad) for source in chosen]
-    merged = run_merge(opened, same, above, match)  # type: ignore[arg-type]
+    merged = run_merge(opened, same, above.parents, match, above.exclusive)  # type: ignore[arg-type]
     paths = write_merged(merged, opened, out, safe_csv)
     for source in opened:
         say_skipped(source.dataset.problems)

@@ -91,6 +91,10 @@ def review(
         int, typer.Option(min=0, help="Label every class of this many random images: a clean validation set.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="classes.yaml or a .csv of child,parent: what follows from an answer; default: --run's own."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8765,
     allow_host: Annotated[
@@ -117,7 +121,7 @@ def review(
             said = " ".join(f"data.{name}={value}" for name, value in options.items())
             screen.print(f"{table} is read as {run} did: {said}", highlight=False)
     with listen(host, port) as listening:
-        work = Review(table, suggestions, run=run, sample=sample, seed=seed, options=options)
+        work = Review(table, suggestions, run=run, sample=sample, seed=seed, options=options, classes=classes)
         try:
             state = work.state()
             what = "suggestions" if suggestions else "images"

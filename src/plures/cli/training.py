@@ -33,7 +33,11 @@ def train(
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, name:row, or a YAML file.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume the interrupted run in this folder.")] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Classes beside those of DATA, as in cat,sofa: photographs without tags, too.")
+        str | None,
+        typer.Option(
+            help="Classes beside those of DATA, as in cat,sofa (photographs without tags, too), or a file that says how"
+            " classes belong together: classes.yaml, or a .csv of child,parent."
+        ),
     ] = None,
     skip_bad: Skip = False,
 ) -> None:

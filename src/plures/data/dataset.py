@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.formats.split_names import split_name
 from plures.errors import BadData, PluresError, Problem, did_you_mean
-from plures.labels import Labels
+from plures.labels import UNKNOWN, Labels
 from plures.registry import Registry
 from plures.reprs import as_html, as_text, some_names
+
+if TYPE_CHECKING:
+    from plures.data.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,7 @@ class Dataset:
     contents: bytes [N], the same for photographs of the same content (`runs/photos.py` fills it in), or None.
     features: float32 [N, D] that stand for the images, such as CLIP's embeddings; then no image is ever opened. None
       where the images are what training looks at.
+    taxonomy: of just these classes, where their labels are closed over one (`data/taxonomy.py`), else None.
 
     Example:
         >>> import numpy as np
@@ -68,6 +72,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     contents: NDArray[np.bytes_] | None = None
     features: NDArray[np.float32] | None = None
+    taxonomy: Taxonomy | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -76,6 +81,8 @@ class Dataset:
             raise ValueError(f"{len(self.classes)} class names but {self.labels.classes} label columns")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("class names are not distinct")
+        if self.taxonomy is not None and self.taxonomy.classes != self.classes:
+            raise ValueError("the taxonomy is of other classes")
         if self.splits is not None and len(self.splits) != len(self.images):
             raise ValueError(f"{len(self.splits)} split names for {len(self.images)} images")
         if self.features is not None and (self.features.ndim != 2 or len(self.features) != len(self.images)):
@@ -137,6 +144,17 @@ class Dataset:
 
     def with_labels(self, labels: Labels) -> Dataset:
         return replace(self, labels=labels)
+
+    def with_classes(self, classes: Sequence[str]) -> Dataset:
+        """The dataset with these classes beside its own, unknown for every image; without a taxonomy."""
+        more = [name for name in classes if name not in self.classes]
+        unknown = np.full((len(self), len(more)), UNKNOWN, np.int8)
+        labels = Labels(np.concatenate([self.labels.values, unknown], 1)) if more else self.labels
+        return replace(self, labels=labels, classes=(*self.classes, *more), taxonomy=None)
+
+    def called(self, row: int) -> str:
+        """What to call an image in a message."""
+        return f"row {row}" if self.in_memory else str(self.images[row]).rsplit("/", 1)[-1]
 
 
 def distinct(classes: Sequence[str], file: str | Path) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 Each source declares a scope: of which classes it names every occurrence, of which only some, of which nothing. What is
 outside a scope stays unknown, as in "Joining datasets via data augmentation in the label space" (arXiv 2106.09260) and
 other work on several label spaces; nothing is chosen silently: where sources disagree the cell becomes unknown and is
-listed. Names are first made one (renames of a source, then synonyms); parents then say that a present child makes its
-parent present and an absent parent its children absent.
+listed. Names are first made one (renames of a source, then synonyms); parents and exclusive groups then say what
+follows (`data/taxonomy.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
+from plures.data.taxonomy import Taxonomy, ancestors_of
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 
@@ -82,33 +83,35 @@ def merge(
     synonyms: Mapping[str, Sequence[str]] | None = None,
     parents: Mapping[str, Sequence[str]] | None = None,
     match: Literal["path", "name"] = "path",
+    exclusive: Sequence[Sequence[str]] = (),
 ) -> Merged:
     """One table of all sources' images and classes; the order of the sources changes nothing but the notes.
 
     synonyms: name kept -> other names of the same class. parents: child -> its parents. match: what makes two images
-    the same one: the path, or the file's name alone (for copies in several folders).
+    the same one: the path, or the file's name alone (for copies in several folders). exclusive: groups of classes of
+    which an image shows one at most.
     Raises PluresError for names that contradict each other, a cycle of parents, scopes of classes that no source has,
     and, with match=name, two images of one name in one source.
     """
     _check_sources(sources)
     canonical = _canonical(synonyms or {})
     named = [[canonical.get(s.rename.get(c, c), s.rename.get(c, c)) for c in s.dataset.classes] for s in sources]
-    above, notes = _ancestors(parents or {}, canonical, {name for names in named for name in names})
-    classes = tuple(sorted({name for names in named for name in names} | {a for up in above.values() for a in up}))
+    taxonomy, notes = _taxonomy(parents or {}, exclusive, canonical, {name for names in named for name in names})
+    classes = taxonomy.classes
     keys, images, rows = _same_images(sources, match)
     column = {name: k for k, name in enumerate(classes)}
-    ancestors = [[column[a] for a in sorted(above.get(name, ()))] for name in classes]
     kind_of_mark = np.min_scalar_type(2 ** len(sources) - 1)
     present = np.zeros((len(keys), len(classes)), kind_of_mark)
     absent, holds = np.zeros_like(present), np.zeros(len(keys), kind_of_mark)
     for number, source in enumerate(sources):
-        says, denies = _statements(source, named[number], column, canonical, ancestors)
+        says, denies = _statements(source, named[number], column, canonical, taxonomy)
         bit = kind_of_mark.type(1 << number)
         present[rows[number]] |= says * bit
         absent[rows[number]] |= denies * bit
         holds[rows[number]] |= bit
-    values, disputed = _resolve(present > 0, absent > 0, ancestors)
-    conflicts = _cell_conflicts(disputed, present, absent, ancestors, images, classes, [s.name for s in sources])
+    trusted, denied, disputed = taxonomy.implied(present > 0, absent > 0)
+    values = Labels.from_masks(trusted, denied).values
+    conflicts = _cell_conflicts(disputed, present, absent, taxonomy, images, [s.name for s in sources])
     splits, clashes = _splits(sources, rows, images, notes)
     dataset = Dataset(images, Labels(values), classes, splits, name="merged")
     names = tuple(source.name for source in sources)
@@ -147,31 +150,25 @@ def _canonical(synonyms: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return canonical
 
 
-def _ancestors(
-    parents: Mapping[str, Sequence[str]], canonical: Mapping[str, str], named: set[str]
-) -> tuple[dict[str, set[str]], list[str]]:
-    """Every class that has a place in the data -> all classes above it; and a note on children that have none."""
-    direct: dict[str, set[str]] = {}
+def _taxonomy(
+    parents: Mapping[str, Sequence[str]],
+    exclusive: Sequence[Sequence[str]],
+    canonical: Mapping[str, str],
+    named: set[str],
+) -> tuple[Taxonomy, list[str]]:
+    """Of every class that has a place in the data, which are those named there and all above them; and a note on
+    children that have none."""
+    direct: dict[str, list[str]] = {}
     for child, up in parents.items():
-        own = canonical.get(child, child)
-        direct.setdefault(own, set()).update(canonical.get(p, p) for p in up)
-    above: dict[str, set[str]] = {}
-
-    def climb(name: str, path: tuple[str, ...]) -> set[str]:
-        if name in path:
-            raise PluresError(f"parents: a cycle, {' -> '.join((*path[path.index(name) :], name))}")
-        if name not in above:
-            up = direct.get(name, set())
-            above[name] = up.union(*(climb(p, (*path, name)) for p in sorted(up)))
-        return above[name]
-
-    for child in direct:
-        climb(child, ())
-    used = {name: up for name, up in above.items() if name in named}
-    reached = named | {a for up in used.values() for a in up}
+        own = direct.setdefault(canonical.get(child, child), [])
+        own += [canonical.get(p, p) for p in up]
+    above = ancestors_of(direct)
+    reached = named.union(*(above.get(name, ()) for name in named))
     idle = sorted(set(direct) - reached)
     notes = [f"parents: no source names {', '.join(idle[:5])}{', ...' * (len(idle) > 5)}; left out"] if idle else []
-    return {name: up for name, up in above.items() if name in reached}, notes
+    groups = [[name for one in group if (name := canonical.get(one, one)) in reached] for group in exclusive]
+    used = {child: up for child, up in direct.items() if child in reached}
+    return Taxonomy(tuple(sorted(reached)), used, [group for group in groups if len(group) > 1]), notes
 
 
 # ---------------------------------------------------------------------------------------------------------- statements
@@ -182,7 +179,7 @@ def _statements(
     named: Sequence[str],
     column: Mapping[str, int],
     canonical: Mapping[str, str],
-    ancestors: Sequence[Sequence[int]],
+    taxonomy: Taxonomy,
 ) -> tuple[Masks, Masks]:
     """What a source itself says present and absent, bool [n, K] each, within its scope."""
     labels = source.dataset.labels
@@ -203,65 +200,36 @@ def _statements(
             says[:, column[name]] = False
         if kind in ("none", "positive"):
             denies[:, column[name]] = False
-    follows = _upwards(says, ancestors)
+    follows = taxonomy.highest(says)
     for name, kind in kinds.items():
         if kind == "complete":
             denies[:, column[name]] |= ~follows[:, column[name]]
     return says, denies
 
 
-def _upwards(present: Masks, ancestors: Sequence[Sequence[int]]) -> Masks:
-    """Present children make their ancestors present."""
-    result = present.copy()
-    for k, above in enumerate(ancestors):
-        for a in above:
-            result[:, a] |= present[:, k]
-    return result
-
-
-def _downwards(absent: Masks, ancestors: Sequence[Sequence[int]]) -> Masks:
-    """Absent ancestors make their descendants absent."""
-    result = absent.copy()
-    for k, above in enumerate(ancestors):
-        for a in above:
-            result[:, k] |= absent[:, a]
-    return result
-
-
-def _resolve(present: Masks, absent: Masks, ancestors: Sequence[Sequence[int]]) -> tuple[NDArray[np.int8], Masks]:
-    """Codes [N, K] and the disputed cells: those that are, or follow to be, both present and absent. A statement on a
-    disputed cell counts for nothing, so that nothing follows from it either."""
-    disputed = _upwards(present, ancestors) & _downwards(absent, ancestors)
-    trusted = _upwards(present & ~disputed, ancestors) & ~disputed
-    denied = _downwards(absent & ~disputed, ancestors) & ~disputed
-    return Labels.from_masks(trusted, denied).values, disputed
-
-
 def _cell_conflicts(
     disputed: Masks,
     present: Marks,
     absent: Marks,
-    ancestors: Sequence[Sequence[int]],
+    taxonomy: Taxonomy,
     images: Sequence[str],
-    classes: Sequence[str],
     names: Sequence[str],
 ) -> list[Conflict]:
-    below: list[list[int]] = [[] for _ in classes]
-    for k, above in enumerate(ancestors):
-        for a in above:
-            below[a].append(k)
+    classes, above = taxonomy.classes, taxonomy.ancestors
 
-    def who(marks: NDArray[np.unsignedinteger], k: int, others: Iterable[int]) -> tuple[str, ...]:
+    def who(marks: NDArray[np.unsignedinteger], k: int, others: Masks, suffix: str = "") -> list[str]:
         said = []
-        for place in (k, *others):
-            suffix = "" if place == k else f" ({classes[place]})"
-            said += [name + suffix for s, name in enumerate(names) if int(marks[place]) >> s & 1]
-        return tuple(sorted(said))
+        for place in np.flatnonzero(others).tolist():
+            of = "" if place == k else f" ({classes[place]}{suffix})"
+            said += [name + of for s, name in enumerate(names) if int(marks[place]) >> s & 1]
+        return said
 
-    return [
-        Conflict(images[n], classes[k], who(present[n], k, below[k]), who(absent[n], k, ancestors[k]))
-        for n, k in np.argwhere(disputed).tolist()
-    ]
+    found, own = [], np.eye(len(classes), dtype=np.bool_)
+    for n, k in np.argwhere(disputed).tolist():
+        there = who(present[n], k, above[:, k] | own[k])
+        gone = who(absent[n], k, above[k] | own[k]) + who(present[n], k, taxonomy.rivals[k], " present")
+        found.append(Conflict(images[n], classes[k], tuple(sorted(there)), tuple(sorted(gone))))
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- images

@@ -24,19 +24,21 @@ from plures.data.formats.safe_cells import guarded
 from plures.data.merge import KINDS, Merged, Scope, Source
 from plures.data.paths import paths_from
 from plures.data.read import read
+from plures.data.taxonomy import Relations, is_classes_file, read_relations
 from plures.data.write import write_table
 from plures.errors import PluresError, did_you_mean
 from plures.files import read_yaml, writing
 
 
 def read_names(path: str | Path) -> dict[str, list[str]]:
-    """A YAML file of `name: other` or `name: [other, ...]` lines: synonyms (name kept: other names of the same class)
-    or parents (child: its parents). Raises PluresError if it is anything else."""
+    """A YAML file of synonyms, `name kept: other` or `name kept: [other, ...]`. Raises PluresError if it is anything
+    else."""
     return _names(read_yaml(path), str(path))
 
 
-def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], dict[str, list[str]], str]:
-    """A spec file: sources (name -> data, scope, rename), synonyms, parents, match. Paths are relative to the file."""
+def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], Relations, str]:
+    """A spec file: sources (name -> data, scope, rename), synonyms, parents (or a file of them), match. Paths are
+    relative to the file."""
     content, known = read_yaml(path), ("sources", "synonyms", "parents", "match")
     for key in content:
         if key not in known:
@@ -63,8 +65,12 @@ def read_spec(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, li
             "scope": scope,
             "rename": rename,
         }
-    names = [_names(content.get(key) or {}, f"{path}: {key}") for key in ("synonyms", "parents")]
-    return read_sources, names[0], names[1], str(content.get("match", "path"))
+    same, above = _names(content.get("synonyms") or {}, f"{path}: synonyms"), content.get("parents") or {}
+    if isinstance(above, str) and is_classes_file(above):
+        relations = read_relations(Path(path).parent / above)
+    else:
+        relations = Relations((), {c: tuple(up) for c, up in _names(above, f"{path}: parents").items()}, [])
+    return read_sources, same, relations, str(content.get("match", "path"))
 
 
 def scopes_of_flags(flags: Sequence[str], names: Sequence[str]) -> dict[str, Scope]:

@@ -37,6 +37,10 @@ def metadata_of(model: Model, thresholds: Thresholds, boxes: NDArray[np.float32]
         "parts": asdict(model.parts),
         "int8": int8 or "no",
     }
+    if thresholds.taxonomy is not None:
+        metadata["taxonomy"] = thresholds.taxonomy.to_dict()
+        metadata["outputs"] += "; by the taxonomy, the score of a class is the highest of its own and those below it, a"
+        metadata["outputs"] += " class is called only with all above it, and of an exclusive group one at most"
     if boxes is not None:
         metadata["outputs"] += "; maps: float32 [batch, classes, regions], sum to 1 over regions, which lie at `boxes`"
         metadata["boxes"] = [[round(float(edge), 6) for edge in box] for box in boxes]

@@ -121,9 +121,11 @@ def count_tags(
     labels: Labels | NDArray[Any] | Tensor,
     threshold: ArrayLike | None = 0.5,
     top: int | None = None,
+    called: NDArray[np.bool_] | None = None,
 ) -> TagCounts:
     """Count predicted tags against labels; arguments as `predict_tags`, unknown cells masked. Memory is bounded.
 
+    called: bool [N, K], the predicted tags themselves, whatever the scores say.
     Raises PluresError if the shapes differ or neither threshold nor top is given.
     """
     scores, labels = arrays(scores, labels)
@@ -135,7 +137,8 @@ def count_tags(
     for start in range(0, len(labels), rows):
         part = labels.take(slice(start, start + rows))
         present, known = part.present, ~part.unknown
-        tags = predict_tags(scores[start : start + rows], threshold, top, known)
+        some = slice(start, start + rows)
+        tags = predict_tags(scores[some], threshold, top, known) if called is None else called[some]
         cells: list[NDArray[Any]] = [tags & present, tags & known, present, known, tags]
         totals += np.stack([np.count_nonzero(cell, axis=0) for cell in cells])
     hits, predicted, positives, known_cells, tagged = totals

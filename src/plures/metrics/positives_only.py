@@ -125,27 +125,29 @@ def evaluate_positives(
     classes: tuple[str, ...],
     cut_logits: ArrayLike = 0.0,
     level: float = 0.95,
+    called: NDArray[np.bool_] | None = None,
 ) -> PositivesReport:
     """Judge logits [N, K] by what is observed of the labels [N, K] of images that the model was not trained on.
 
-    cut_logits: the logit from which a class is called, one or one per class [K]. Images without an observed positive
-    are left out. Raises PluresError if no image has one.
+    cut_logits: the logit from which a class is called, one or one per class [K]. called: bool [N, K], the tags called,
+    where more than that decides on them. Images without an observed positive are left out.
+    Raises PluresError if no image has one.
     """
     curve = fit_uniform_choice(logits, observed)
     rows = observed.present.any(1)
     logits, observed = np.asarray(logits, np.float64)[rows], observed.take(rows)
     presence = curve.presence(logits, observed)
-    tagged = logits >= np.asarray(cut_logits)
+    tagged = logits >= np.asarray(cut_logits) if called is None else called[rows]
     most = most_tags(logits, observed)
     least_map = _mean(_average_precisions(logits, observed.present.astype(np.float64), observed))
     most_map = _mean(_average_precisions(logits, most_favourable(logits, presence, observed, most), observed))
     aps = _average_precisions(logits, presence, observed)
     value = _mean(aps)
     recall, low, high = weighted_recall(tagged, observed.present, presence.sum(1), level)
-    hits, called, present = (presence * tagged).sum(0), tagged.sum(0), presence.sum(0)
+    hits, given, present = (presence * tagged).sum(0), tagged.sum(0), presence.sum(0)
     seen: NDArray[np.bool_] = np.asarray(observed.present.any(0))
-    precision = np.where(called > 0, hits / np.maximum(called, 1), np.nan)
-    f1 = np.where(seen, 2 * hits / np.maximum(called + present, 1e-12), np.nan)
+    precision = np.where(given > 0, hits / np.maximum(given, 1), np.nan)
+    f1 = np.where(seen, 2 * hits / np.maximum(given + present, 1e-12), np.nan)
     columns = (precision, f1, aps)
     return PositivesReport(
         labels=kind_of(observed),
@@ -156,9 +158,9 @@ def evaluate_positives(
         tags_estimated=float(presence.sum(1).mean()),
         tags_most=most,
         tags_predicted=float(tagged.sum(1).mean()),
-        precision=float(hits.sum() / called.sum()) if called.any() else float("nan"),
+        precision=float(hits.sum() / given.sum()) if given.any() else float("nan"),
         macro_f1=_mean(f1),
-        micro_f1=float(2 * hits.sum() / (called.sum() + present.sum())),
+        micro_f1=float(2 * hits.sum() / (given.sum() + present.sum())),
         likelihood=curve.likelihood,
         level=level,
         left_out={name: "no held-out positive" for name, there in zip(classes, seen, strict=True) if not there},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAR = 1.5  # times as many tags as there are, or as few: worth a warning
+MEASURES = {"AP": "average_precision", "precision": "precision", "recall": "recall", "F1": "f1"}  # of a class
 LabelsKind = Literal["complete", "partial", "single-positive"]
 
 
@@ -42,6 +44,20 @@ class ClassResult:
     positives: int
     known: int
     threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """The classes of one level of the hierarchy, 0 being those without parents: how many, how many of them have an AP,
+    and the means of AP, precision, recall and F1 over those where it is defined, in [0, 1] or nan."""
+
+    level: int
+    classes: int
+    classes_scored: int
+    average_precision: float
     precision: float
     recall: float
     f1: float
@@ -77,7 +93,8 @@ class Report:
     averages: CP CR CF1 OP OR OF1 macro_f1 at the thresholds, textbook convention; tags_predicted: mean number of tags
     per image over all cells; tags_true: mean number of labels known to be present (fewer than the truth if partial).
     estimates: where labels are not complete, else None; warning: for people, or nothing. baselines: mAP, in [0, 1], of
-    other scores of the same images, by what they are.
+    other scores of the same images, by what they are. levels: the same numbers by level of the hierarchy, where the
+    classes have one.
 
     Example:
         >>> import numpy as np
@@ -100,6 +117,7 @@ class Report:
     estimates: Estimates | None = None
     warning: str = ""
     baselines: dict[str, float] = field(default_factory=dict)
+    levels: tuple[LevelResult, ...] = ()
 
     def __repr__(self) -> str:
         return as_text(*self._shown())
@@ -133,7 +151,7 @@ class Report:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Report:
         """What `to_dict` gave. Raises ValueError, KeyError, TypeError or AttributeError if it is not a report."""
-        since_0_2: dict[str, Any] = {"estimates": None, "warning": "", "baselines": {}}
+        since_0_2: dict[str, Any] = {"estimates": None, "warning": "", "baselines": {}, "levels": ()}
         values = {f.name: _with_nan((since_0_2 | stored)[f.name]) for f in fields(cls)}
         values |= {name: None for name in ("interval", "estimates") if not stored.get(name)}
         report = read_as(cls, values)
@@ -155,7 +173,7 @@ class Report:
         """Two tables for the terminal, in percent: the whole, and the classes; what is undefined has no place there.
         A warning comes last."""
         warning = [Text(f"Warning: {self.warning}", style="yellow")] if self.warning else []
-        return Group(self._summary(), self._classes(), *warning)
+        return Group(self._summary(), *([self._levels()] if self.levels else []), self._classes(), *warning)
 
     def _summary(self) -> Table:
         table = Table(title="Evaluation (percent)", show_header=False)
@@ -185,11 +203,19 @@ class Report:
             table.add_row(name, value)
         return table
 
+    def _levels(self) -> Table:
+        table = Table("level", title="Levels of the hierarchy (percent), roots first")
+        for name in (*MEASURES, "classes", "scored"):
+            table.add_column(name, justify="right")
+        for one in self.levels:
+            values = [percent(getattr(one, attribute)) for attribute in MEASURES.values()]
+            table.add_row(str(one.level), *values, f"{one.classes:,}", f"{one.classes_scored:,}")
+        return table
+
     def _classes(self) -> Table:
         table = Table("class", title="Classes (percent)")
-        measures = {"AP": "average_precision", "precision": "precision", "recall": "recall", "F1": "f1"}
         shown = {
-            name: attribute for name, attribute in measures.items()
+            name: attribute for name, attribute in MEASURES.items()
             if not all(math.isnan(getattr(c, attribute)) for c in self.per_class)
         }  # fmt: skip
         for name in (*shown, "positives", "known"):
@@ -209,11 +235,13 @@ def evaluate_scores(
     bootstrap: int = 200,
     seed: int = 0,
     logits: bool = False,
+    called: NDArray[np.bool_] | None = None,
 ) -> Report:
     """Judge scores [N, K] by labels [N, K] of the named classes: arrays or tensors; labels as Labels or codes.
 
     threshold: score from which on a tag is given, scalar or one per class [K]; bootstrap: resamples for the interval, 0
-    for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability.
+    for none; logits: scores are logits (probabilities near 1 would tie), the threshold stays a probability. called:
+    bool [N, K], the tags given, where more than thresholds decides on them.
     A class without a known positive is left out of the mean, and so is one without a known negative: any scores
     would rank it perfectly, and its precision and F1 are nan as well. (Definitions of published codes keep in what
     those codes count.)
@@ -223,7 +251,7 @@ def evaluate_scores(
     if len(classes) != labels.classes:
         raise PluresError(f"{len(classes)} class names for {labels.classes} columns of labels")
     cut = np.asarray(threshold, np.float64)
-    counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut)
+    counts = count_tags(scores, labels, np.log(cut / (1 - cut)) if logits else cut, called=called)
     at_threshold = averages(counts)
     certain = cannot_fail(labels, definition)
     per_class = np.where(certain, np.nan, average_precision(scores, labels, definition))
@@ -256,6 +284,17 @@ def evaluate_scores(
             )
         ),
     )
+
+
+def by_level(per_class: Sequence[ClassResult], levels: NDArray[np.int64]) -> tuple[LevelResult, ...]:
+    """The results of classes at these levels [K] of a hierarchy, averaged by level."""
+    values = np.array([[getattr(c, attribute) for attribute in MEASURES.values()] for c in per_class])  # [K, 4]
+    found = []
+    for level in range(int(levels.max(initial=-1)) + 1):
+        here = values[levels == level]
+        means = [float(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else np.nan for column in here.T]
+        found.append(LevelResult(level, len(here), int((~np.isnan(here[:, 0])).sum()), *means))
+    return tuple(found)
 
 
 def kind_of(labels: Labels) -> LabelsKind:

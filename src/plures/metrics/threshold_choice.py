@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.calibrating import Kind as Calibrating
@@ -73,12 +74,14 @@ def from_logits(
     objective: Objective,
     per_class: bool = True,
     calibrating: Calibrating = "none",
+    taxonomy: Taxonomy | None = None,
 ) -> Choice:
     """Thresholds for held-out logits [N, K] and what is known of their labels [N, K].
 
-    The options are those of `plures.analysis.thresholds.choose_thresholds`.
+    The options are those of `plures.analysis.thresholds.choose_thresholds`. taxonomy: of the classes, which decides
+    with the thresholds on what is called.
     """
-    logits = np.asarray(logits, np.float32)
+    logits = np.asarray(logits if taxonomy is None else taxonomy.highest(logits), np.float32)
     estimated = source == "positives"
     if not estimated:
         _refuse_positives_only(labels, source)
@@ -105,6 +108,7 @@ def from_logits(
         guarantee(source, objective, per_class, len(labels)),
         calibration,
         settled,
+        taxonomy,
     )
     warning = _warning(labels, objective, pool, estimated, logits)
     return _judged(thresholds, pool, thresholds.called(logits), cuts, estimated, warning)
@@ -202,13 +206,16 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else float("nan")
 
 
-def from_expected(logits: Scores, classes: tuple[str, ...], tags: float) -> Thresholds:
+def from_expected(
+    logits: Scores, classes: tuple[str, ...], tags: float, taxonomy: Taxonomy | None = None
+) -> Thresholds:
     """One cut on logits [N, K] for all classes, at so many tags per image on average, where no tag is known."""
-    logits, objective = np.asarray(logits, np.float32), Objective("tags", tags)
+    logits = np.asarray(logits if taxonomy is None else taxonomy.highest(logits), np.float32)
+    objective = Objective("tags", tags)
     every = np.ones(logits.shape, np.bool_)
     pool = Pool(logits.astype(np.float64), np.zeros(logits.shape), every, ~every)
     cuts = settle(choose(pool, objective, per_class=False).values, pool.scores, logits, None)
     assumes = "Photographs show so many of the classes on average; nothing was observed that could say otherwise."
     promise = guarantee("clean", objective, False, len(logits))
     values = probabilities_at(cuts, None)
-    return Thresholds(classes, values, "expected tags, global", str(objective), assumes, promise, None, cuts)
+    return Thresholds(classes, values, "expected tags, global", str(objective), assumes, promise, None, cuts, taxonomy)

@@ -12,11 +12,12 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
 from plures.files import parse_json, writing
 
@@ -26,6 +27,7 @@ LEAST = 1e-12  # the lowest threshold that is shown, where every logit is enough
 EDITED = 1e-6  # a saved probability further than this from that of its cut was changed by hand
 Floats = NDArray[np.float64]
 Cuts = NDArray[np.float32]
+AnyFloat = TypeVar("AnyFloat", bound=np.floating[Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,9 @@ class Thresholds:
 
     values [K]: calibrated probabilities in (0, 1] (NEVER, 1 and a bit: never called). cuts: float32 [K], on the logits
     before calibration, infinity: never called; made of the values unless given. method: how they were chosen;
-    objective: for what; assumes and guarantees: a sentence each, for people.
+    objective: for what; assumes and guarantees: a sentence each, for people. taxonomy: of the classes, saved with the
+    model and not here: then the logit of a class is the highest of its own and those below it, a class is called only
+    with all above it, and of an exclusive group only the highest is called.
     """
 
     classes: tuple[str, ...]
@@ -90,6 +94,7 @@ class Thresholds:
     guarantees: str
     calibration: Calibration | None = None
     cuts: Cuts = field(default_factory=lambda: np.empty(0, np.float32))
+    taxonomy: Taxonomy | None = None
 
     def __post_init__(self) -> None:
         if self.cuts.shape != self.values.shape:
@@ -97,18 +102,33 @@ class Thresholds:
             cuts = logit(self.values) if c is None else c.logits_of(self.values)
             object.__setattr__(self, "cuts", cuts.astype(np.float32))
 
+    def ranked(self, logits: NDArray[AnyFloat]) -> NDArray[AnyFloat]:
+        """The model's logits [N, K] -> those that count, [N, K]: the same without a taxonomy."""
+        return logits if self.taxonomy is None else np.asarray(self.taxonomy.highest(logits))
+
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Logits [N, K] -> calibrated probabilities [N, K]."""
-        return sigmoid(logits) if self.calibration is None else self.calibration(logits)
+        logits = self.ranked(logits)
+        return self._ordered(sigmoid(logits) if self.calibration is None else self.calibration(logits))
 
     def called(self, logits: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Logits [..., K], before calibration -> which tags are called, [..., K]."""
-        return np.asarray(np.asarray(logits, np.float32) >= self.cuts)
+        logits = np.asarray(logits, np.float32)
+        if self.taxonomy is None:
+            return np.asarray(logits >= self.cuts)
+        flat = self.ranked(logits.reshape(-1, logits.shape[-1]))
+        comparable = flat if self.calibration is None else self._ordered(self.calibration.comparable(flat))
+        return self.taxonomy.coherent(flat >= self.cuts, comparable).reshape(logits.shape)
+
+    def _ordered(self, scores: Floats) -> Floats:
+        """Each class has a calibration of its own, which may put a class below one that is below it."""
+        return scores if self.taxonomy is None else np.asarray(self.taxonomy.highest(scores))
 
     @classmethod
-    def constant(cls, classes: tuple[str, ...], value: float = 0.5) -> Thresholds:
+    def constant(cls, classes: tuple[str, ...], value: float = 0.5, taxonomy: Taxonomy | None = None) -> Thresholds:
         """One threshold for every class, as given: a probability."""
-        return cls(classes, np.full(len(classes), value), "given", "none", "nothing", "nothing")
+        values = np.full(len(classes), value)
+        return cls(classes, values, "given", "none", "nothing", "nothing", taxonomy=taxonomy)
 
     def save(self, folder: str | Path) -> None:
         """Write `thresholds.json` into a run folder, atomically."""
@@ -134,8 +154,9 @@ class Thresholds:
             temporary.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path, classes: tuple[str, ...]) -> Thresholds | None:
-        """The thresholds saved in a run folder, in the order of these classes; None where there are none.
+    def load(cls, folder: str | Path, classes: tuple[str, ...], taxonomy: Taxonomy | None = None) -> Thresholds | None:
+        """The thresholds saved in a run folder, in the order of these classes, with the model's taxonomy; None where
+        there are none.
 
         Where a probability was changed by hand, it counts, and its cut follows; so it does in files of plures 0.1,
         which have no cuts. Raises PluresError if the file is damaged or made for other classes.
@@ -154,7 +175,7 @@ class Thresholds:
                 raise ValueError("a threshold is a number above 0")
             method, objective, *told = (str(stored[n]) for n in ("method", "objective", "assumes", "guarantees"))
             calibration = _read_calibration(stored["calibration"], order)
-            given = cls(classes, values, method, objective, told[0], told[1], calibration)
+            given = cls(classes, values, method, objective, told[0], told[1], calibration, taxonomy=taxonomy)
             if "cut_logits" not in stored:
                 return given
             cuts = np.array([_read_cut(stored["cut_logits"][name]) for name in classes], np.float32)

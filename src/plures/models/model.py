@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import plures
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
 from plures.models.backbones import Backbone, backbones
@@ -23,8 +24,8 @@ from plures.models.priors.base import Fused, Given, Prior, priors
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 CARD = "model_card.md"  # beside them in a run folder; README.md in a repository on a hub
-FORMAT = 3  # of model.json: raised whenever an older plures would misread it
-WITHOUT_PRIOR = 2  # the format of a model without a prior
+FORMAT = 4  # of model.json: raised whenever an older plures would misread it
+WITHOUT_TAXONOMY, WITHOUT_PRIOR = 3, 2  # the formats of a model without one, and without a prior either
 OLD = "embedder"  # what format 1 called the backbone, also in the names of its weights
 STARTING_POINT = ("weights", "pretrained")  # options that say where weights came from; a saved model brings its own
 
@@ -59,13 +60,21 @@ class Parts:
 class Model(nn.Module):
     """Images -> Output for the named classes. Built by `build_model` or `load`.
 
-    Images are uint8 [B, 3, H, W], or float in [0, 1]; normalisation happens inside.
+    Images are uint8 [B, 3, H, W], or float in [0, 1]; normalisation happens inside. taxonomy: of the classes, which
+    counts where tags are called (`Thresholds`); the logits are the head's own.
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, classes: tuple[str, ...], preprocessing: Preprocessing, parts: Parts
+        self,
+        backbone: Backbone,
+        head: Head,
+        classes: tuple[str, ...],
+        preprocessing: Preprocessing,
+        parts: Parts,
+        taxonomy: Taxonomy | None = None,
     ) -> None:
         super().__init__()
+        self.taxonomy = taxonomy
         self.backbone, self.head = backbone, head
         self.classes, self.preprocessing, self.parts = tuple(classes), preprocessing, parts
         self.mean: Tensor
@@ -162,7 +171,7 @@ def without_prior(model: Model) -> Model:
 
 
 def _with_head(model: Model, head: Any, parts: Parts) -> Model:
-    return Model(model.backbone, head, model.classes, model.preprocessing, parts)
+    return Model(model.backbone, head, model.classes, model.preprocessing, parts, model.taxonomy)
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -178,18 +187,19 @@ def save(model: Model, folder: str | Path) -> None:
 def described(model: Model) -> dict[str, Any]:
     """What `model.json` says: everything that the model is but its weights."""
     return {
-        "format": FORMAT if model.parts.prior else WITHOUT_PRIOR,
+        "format": FORMAT if model.taxonomy else WITHOUT_TAXONOMY if model.parts.prior else WITHOUT_PRIOR,
         "plures": plures.__version__,
         "classes": list(model.classes),
         "parts": asdict(model.parts),
         "preprocessing": asdict(model.preprocessing),
+        **({} if model.taxonomy is None else {"taxonomy": model.taxonomy.to_dict()}),
     }
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """The model that `save` wrote, in evaluation mode; needs neither network nor the weights it started from."""
     folder = Path(folder)
-    parts, classes, preprocessing = _read_spec(folder / SPEC)
+    parts, classes, preprocessing, taxonomy = _read_spec(folder / SPEC)
     options = {name: value for name, value in parts.backbone_options.items() if name not in STARTING_POINT}
     model = assemble(backbones.make(parts.backbone, **options), parts, classes, preprocessing)
     try:
@@ -208,10 +218,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Model:
             f" another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}); were the two saved together?"
         )
     model.load_state_dict(state)
+    model.taxonomy = taxonomy
     return model.to(device).eval()
 
 
-def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
+def read_taxonomy(folder: str | Path) -> Taxonomy | None:
+    """The taxonomy of the model that `save` wrote, None if it has none or there is no model."""
+    return _read_spec(Path(folder) / SPEC)[3] if (Path(folder) / SPEC).is_file() else None
+
+
+def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing, Taxonomy | None]:
     """What `model.json` says. Raises PluresError if it is missing or not as `save` writes it."""
     try:
         spec = parse_json(path.read_text(encoding="utf-8"))
@@ -225,7 +241,11 @@ def _read_spec(path: Path) -> tuple[Parts, tuple[str, ...], Preprocessing]:
         backbones.refuse_import(parts.backbone, str(path))
         heads.refuse_import(parts.head, str(path))
         priors.refuse_import(parts.prior, str(path))
-        return parts, read_as(tuple[str, ...], spec["classes"]), shown
+        classes, kept = read_as(tuple[str, ...], spec["classes"]), spec.get("taxonomy")
+        taxonomy = None if kept is None else Taxonomy.from_dict(kept)
+        if taxonomy is not None and taxonomy.classes != classes:
+            raise ValueError("its taxonomy is of other classes")
+        return parts, classes, shown, taxonomy
     except OSError as error:
         raise PluresError(f"no model in {path.parent}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -82,7 +82,7 @@ def _judged_by_all(names: Sequence[str], runs: Sequence[Run], rows: Sequence[Jud
     for here, all_rows in zip(rows, whole, strict=True):
         at = {one: row for row, one in reversed(list(enumerate(all_rows.tolist())))}
         data = here.dataset if here.own is None else here.own
-        dataset = match_classes(data.take([at[one] for one in chosen]), here.dataset.classes)
+        dataset = match_classes(data.take([at[one] for one in chosen]), here.dataset.classes, here.dataset.taxonomy)
         found.append(replace(here, dataset=dataset))
     return found
 

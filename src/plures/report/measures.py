@@ -55,18 +55,18 @@ def difference(first: Measure, second: Measure) -> Interval:
 def take_measures(
     logits: Scores,
     labels: Labels,
-    cuts: NDArray[np.floating],
+    called: NDArray[np.bool_],
     report: Report,
     resamples: int = 200,
     seed: int = 0,
 ) -> list[Measure]:
-    """All measures of logits [N, K], tags called from the logits `cuts` [K] on. report: of the same, for the mAP."""
+    """All measures of logits [N, K], called: bool [N, K], the tags called. report: of the same, for the mAP."""
     measures = [_mean_ap(logits, labels, report, resamples, seed)]
     draws = multiplicities(len(labels), resamples, seed)
-    measures += _decisions(logits, labels, cuts, draws)
+    measures += _decisions(logits, labels, called, draws)
     measures += _ranking(logits, labels, draws)
     return (
-        measures if report.estimates is None else measures + _estimated(logits, labels, cuts, report.estimates, draws)
+        measures if report.estimates is None else measures + _estimated(logits, labels, called, report.estimates, draws)
     )
 
 
@@ -79,11 +79,11 @@ def _mean_ap(logits: Scores, labels: Labels, report: Report, resamples: int, see
 
 
 def _decisions(
-    logits: Scores, labels: Labels, cuts: NDArray[np.floating], draws: list[NDArray[np.uint8]]
+    logits: Scores, labels: Labels, called: NDArray[np.bool_], draws: list[NDArray[np.uint8]]
 ) -> list[Measure]:
-    counts = count_tags(logits, labels, cuts)
+    counts = count_tags(logits, labels, called=called)
     whole = averages(counts)
-    tags, present, known = logits >= cuts, labels.present, ~labels.unknown
+    tags, present, known = called, labels.present, ~labels.unknown
     cells = [(tags & present), (tags & known), present, known, tags]
     columns = [cell.T.astype(np.float32) for cell in cells]  # [K, N]
     found: dict[str, list[float]] = {name: [] for name in (*AVERAGES, "tags")}
@@ -132,20 +132,19 @@ def _ranking(logits: Scores, labels: Labels, draws: list[NDArray[np.uint8]]) -> 
 def _estimated(
     logits: Scores,
     labels: Labels,
-    cuts: NDArray[np.floating],
+    called: NDArray[np.bool_],
     estimates: Estimates,
     draws: list[NDArray[np.uint8]],
 ) -> list[Measure]:
     """What is estimated of labels that are not complete; intervals over images, the estimate of each label held."""
     rows = labels.present.any(1)
     presence = fit_uniform_choice(logits, labels).presence(logits, labels)
-    tags = logits >= cuts
-    per_image = np.stack([(presence * tags).sum(1), tags.sum(1), presence.sum(1)]) * rows  # [3, N]
-    hits, called, there = np.concatenate([per_image @ block for block in draws], axis=1)  # [resamples] each
+    per_image = np.stack([(presence * called).sum(1), called.sum(1), presence.sum(1)]) * rows  # [3, N]
+    hits, given, there = np.concatenate([per_image @ block for block in draws], axis=1)  # [resamples] each
     with np.errstate(invalid="ignore", divide="ignore"):
         found = {
-            "precision": (estimates.precision, hits / called, "percent"),
-            "F1": (estimates.f1, 2 * hits / (called + there), "percent"),
+            "precision": (estimates.precision, hits / given, "percent"),
+            "F1": (estimates.f1, 2 * hits / (given + there), "percent"),
             "tags there": (estimates.tags_present, there / (rows @ np.concatenate(draws, axis=1)), "tags"),
         }
     words = {

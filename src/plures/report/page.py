@@ -100,6 +100,7 @@ def page_context(s: Scored, model: Model) -> dict[str, Any]:
         "warning": s.report.warning,
         "left_out": spell_left_out(s.report.left_out, most=40),
         "classes": by_class(s),
+        "levels": s.report.levels,
         "thresholds": s.thresholds,
         "figures": all_figures(s, probabilities),
         "best": photos[: len(best)],
@@ -145,6 +146,8 @@ def trained_on(s: Scored) -> dict[str, str]:
     if added := recorded(s.run, SELF_TRAINING):
         rows["added by the teacher"] = f"{added['teacher']}: {added_tags(added)}"
     rows["classes"] = f"{len(s.dataset.classes)}"
+    if (taxonomy := s.thresholds.taxonomy) is not None:
+        rows["hierarchy"] = taxonomy.in_words()
     rows["model"] = f"{spell_part(e.backbone)}; head {spell_part(e.head)}"
     rows["loss"] = loss_of(s)
     rows["stages"] = "; ".join(steps_of(e.of(stage)) for stage in e.stages)
@@ -279,4 +282,5 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
         if isinstance(value, dict)
         else str(value)
         for key, value in environment.items()
+        if key != "taxonomy"
     }

@@ -60,10 +60,10 @@ def score_run(path: str | Path, split: str | None = None, resamples: int = 200, 
 def scored(run: Run, rows: Judged, resamples: int) -> Scored:
     """Score a run's best weights on these rows of its own data."""
     _refuse_few(resamples)
-    logits, dataset = logits_of_run(run, rows.dataset), rows.dataset
-    thresholds = thresholds_of(run, dataset.classes)
+    dataset, thresholds = rows.dataset, thresholds_of(run, rows.dataset.classes)
+    logits = thresholds.ranked(logits_of_run(run, dataset))
     report = report_of(logits, dataset, run.experiment, thresholds)
-    measures = take_measures(logits, dataset.labels, thresholds.cuts, report, resamples)
+    measures = take_measures(logits, dataset.labels, thresholds.called(logits), report, resamples)
     return Scored(
         run,
         rows.split,

@@ -94,7 +94,21 @@ def _model(run: Run, spec: dict[str, Any]) -> list[str]:
         "",
         f"Backbone {_part(e.backbone)}; head {_part(e.head)}; {size}. A photo is turned upright,"
         f" squashed to {side} x {side} pixels ({shown['interpolation']}) and normalised inside.{known}",
+        *_hierarchy(spec),
     ]
+
+
+def _hierarchy(spec: dict[str, Any]) -> list[str]:
+    """How classes belong together, if they do."""
+    if "taxonomy" not in spec:
+        return []
+    pairs = "; ".join(
+        f"{_plain(child)}: {', '.join(map(_plain, up))}" for child, up in spec["taxonomy"]["parents"].items() if up
+    )
+    groups = "; ".join(", ".join(map(_plain, group)) for group in spec["taxonomy"]["exclusive"])
+    lines = [f"Classes and those above them: {pairs}. A class is called only with all above it."] * bool(pairs)
+    lines += [f"Of each of these groups one at most is called, the likeliest: {groups}."] * bool(groups)
+    return ["", " ".join(lines)]
 
 
 def _trained_on(run: Run, environment: dict[str, Any]) -> list[str]:
@@ -138,6 +152,11 @@ def _measured(report: Report | None, evaluation: dict[str, Any]) -> list[str]:
         f" {report.classes_scored} of {len(report.per_class)} classes{interval})"
         if report.classes_scored
         else "- mAP is undefined: no class has both known positives and known negatives here",
+        *(
+            f"- mAP of level {one.level} of the hierarchy, {one.classes_scored} classes: "
+            f"{percent(one.average_precision)} percent"
+            for one in report.levels
+        ),
         *_at_thresholds(report),
         f"- weights as they were after epoch {chosen['epoch'] + 1}, chosen by `{chosen['by']}`"
         if chosen.get("epoch") is not None

@@ -17,8 +17,9 @@ from plures.data.masking import observe
 from plures.data.photos import is_address
 from plures.data.read import find_format, read
 from plures.data.splits import mlspl_split, stratified_split
+from plures.data.taxonomy import Taxonomy, read_taxonomy, with_taxonomy
 from plures.errors import PluresError
-from plures.labels import UNKNOWN, Labels
+from plures.labels import Labels
 from plures.models.priors import NONE
 from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_contents
 
@@ -45,9 +46,9 @@ class Prepared:
     photos: Photos | None = None
 
 
-def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
+def read_data(experiment: Experiment, *, skip_bad: bool = False, taxonomy: Taxonomy | None = None) -> Dataset:
     """The experiment's data, as its format gives them; every image is opened once, so that a broken one is known now
-    and not in the middle of an epoch."""
+    and not in the middle of an epoch. taxonomy: instead of what the experiment says of classes."""
     if experiment.data.name == IN_MEMORY:
         raise PluresError(
             f"data={IN_MEMORY}: these are the settings of a run on a Dataset in memory, which only the program that"
@@ -55,15 +56,16 @@ def read_data(experiment: Experiment, *, skip_bad: bool = False) -> Dataset:
         )
     labelled = experiment.classes is None
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, labelled=labelled, **experiment.data.options)
-    return dataset if experiment.classes is None else with_classes(dataset, experiment.classes)
+    return with_classes(dataset, experiment.classes if taxonomy is None else taxonomy)
 
 
-def with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The dataset with these classes beside its own, unknown for every image."""
-    more = [name for name in classes if name not in dataset.classes]
-    unknown = np.full((len(dataset), len(more)), UNKNOWN, np.int8)
-    labels = Labels(np.concatenate([dataset.labels.values, unknown], 1))
-    return replace(dataset, labels=labels, classes=(*dataset.classes, *more))
+def with_classes(dataset: Dataset, classes: Taxonomy | tuple[str, ...] | str | None) -> Dataset:
+    """The dataset with the classes that an experiment names beside its own; of a file also with its taxonomy."""
+    if isinstance(classes, Taxonomy):
+        return with_taxonomy(dataset, classes)
+    if isinstance(classes, str):
+        return with_taxonomy(dataset, read_taxonomy(classes, dataset.classes), classes)
+    return dataset if classes is None else dataset.with_classes(classes)
 
 
 def data_root(experiment: Experiment) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from plures.config import Part
 from plures.data.dataset import Dataset
+from plures.data.taxonomy import Taxonomy, with_taxonomy
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 from plures.runs.data import (
@@ -19,6 +20,7 @@ from plures.runs.data import (
     is_there,
     observe_splits,
     read_data,
+    with_classes,
     with_splits,
 )
 from plures.runs.photos import Photos, contents, log, recall
@@ -46,7 +48,9 @@ def recalled(
     if dataset is None:
         data, moved = _located(run)
         e = e.model_copy(update={"data": Part(name=data.name, options={**data.options, **options})})
-        dataset = read_data(e, skip_bad=skip_bad)
+        dataset = read_data(e, skip_bad=skip_bad, taxonomy=run.taxonomy)
+    elif dataset.taxonomy is None:
+        dataset = with_classes(dataset, run.taxonomy)
     if known is None:
         dataset = with_splits(dataset, e.model_copy(update={"group_near_copies": False}))  # as that version did
         if run.other_labels(observe_splits(e, dataset).train):
@@ -100,13 +104,14 @@ def holds_training(run: Run, dataset: Dataset) -> bool:
     return known is not None and bool(np.isin(contents(dataset), known.trained).any())
 
 
-def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The dataset with the model's classes as columns; classes the data do not name are unknown there.
+def match_classes(dataset: Dataset, classes: tuple[str, ...], taxonomy: Taxonomy | None = None) -> Dataset:
+    """The dataset with the model's classes as columns; classes the data do not name are unknown there, but for what
+    follows by the model's taxonomy.
 
     Raises PluresError if the data name a class that the model does not know.
     """
     if dataset.classes == classes:
-        return dataset
+        return dataset if taxonomy is None or dataset.taxonomy is not None else _closed(dataset, taxonomy)
     strange = [name for name in dataset.classes if name not in classes]
     if strange:
         raise PluresError(
@@ -117,4 +122,12 @@ def match_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     places = np.array([classes.index(name) for name in dataset.classes], np.int64)
     values[:, places] = dataset.labels.values
     boxes = None if dataset.boxes is None else replace(dataset.boxes, column=places[dataset.boxes.column])
-    return replace(dataset, labels=Labels(values), classes=classes, boxes=boxes)
+    found = replace(dataset, labels=Labels(values), classes=classes, boxes=boxes, taxonomy=None)
+    return found if taxonomy is None else _closed(found, taxonomy)
+
+
+def _closed(dataset: Dataset, taxonomy: Taxonomy) -> Dataset:
+    found = with_taxonomy(dataset, taxonomy)
+    for problem in found.problems[len(dataset.problems) :]:
+        log.warning(f"{problem.file}: {problem.what}")
+    return found

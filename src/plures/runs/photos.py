@@ -110,13 +110,9 @@ def copies_across(dataset: Dataset) -> list[Problem]:
     notices = []
     for row, other in zip(rows.tolist(), first[rows].tolist(), strict=True):
         file = f"row {row}" if dataset.in_memory else str(dataset.images[row])
-        what = f"'{dataset.splits[row]}' and a copy of {_called(dataset, other)} in '{dataset.splits[other]}'"
+        what = f"'{dataset.splits[row]}' and a copy of {dataset.called(other)} in '{dataset.splits[other]}'"
         notices.append(Problem(file, None, what, "each photograph in one split", "notice"))
     return notices
-
-
-def _called(dataset: Dataset, row: int) -> str:
-    return f"row {row}" if dataset.in_memory else str(dataset.images[row]).rsplit("/", 1)[-1]
 
 
 def on_one_side(
@@ -147,7 +143,7 @@ def on_one_side(
         row = int(np.flatnonzero(weaker)[0])
         log.warning(
             f"{dataset.name}: {_photographs(int(weaker.sum()))} copies of one in another split"
-            f" ({_called(dataset, row)} in '{splits[row]}'); left out there, as train counts before val and val before"
+            f" ({dataset.called(row)} in '{splits[row]}'); left out there, as train counts before val and val before"
             " test; `plures check` names them all"
         )
         splits[weaker] = ""
@@ -354,7 +350,7 @@ def _say_changes(
     """One line on what is not as it was when the run was trained, if anything."""
     dealt = [(name, int((splits[fresh] == name).sum())) for name in STRENGTH]
     into = ", ".join(f"{count:,} {name}" for name, count in dealt if count)
-    one = f" ({_called(dataset, int(np.flatnonzero(changed)[0]))})" if changed.any() else ""
+    one = f" ({dataset.called(int(np.flatnonzero(changed)[0]))})" if changed.any() else ""
     words = {
         f"new{f' ({into})' if into else ''}": len(fresh),
         "new with the content of another, and not judged": len(copy),

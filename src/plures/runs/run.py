@@ -33,6 +33,7 @@ import torch
 
 from plures.config import Experiment, Part
 from plures.data.dataset import Dataset
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError, WorkFailed
 from plures.files import clear_left, parse_json, read_json_lines, refuse_folder, writing
 from plures.metrics.report import kind_of
@@ -92,6 +93,15 @@ class Run:
             return self.experiment.data if kept is None else Part(**kept)
         except (TypeError, ValueError):
             raise PluresError(f"{self.path / ENVIRONMENT}: source={kept!r} names no data") from None
+
+    @property
+    def taxonomy(self) -> Taxonomy | None:
+        """The hierarchy of classes that the run began with, whatever its file says today; None if it had none."""
+        kept = self._environment().get("taxonomy")
+        try:
+            return None if kept is None else Taxonomy.from_dict(kept)
+        except (TypeError, ValueError, KeyError) as error:
+            raise PluresError(f"{self.path / ENVIRONMENT}: not a hierarchy of classes ({error})") from None
 
     def _environment(self) -> Record:
         path = self.path / ENVIRONMENT

@@ -11,6 +11,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from plures.config import Experiment
 from plures.errors import PluresError
 from plures.metrics.thresholds import Thresholds
+from plures.models.model import read_taxonomy
 from plures.runs.run import Run
 from plures.scoring.distributed import world_size
 
@@ -35,9 +36,12 @@ def make_fabric(experiment: Experiment) -> Fabric:
 
 
 def thresholds_of(run: Run, classes: tuple[str, ...], threshold: float | None = None) -> Thresholds:
-    """The given threshold for every class; else those saved with the run; else the experiment's."""
+    """The given threshold for every class; else those saved with the run; else the experiment's; and what the run's
+    model knows of how classes belong together."""
+    taxonomy = read_taxonomy(run.path)
     if threshold is not None:
         if not 0 < threshold < 1:
             raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
-        return Thresholds.constant(classes, threshold)
-    return Thresholds.load(run.path, classes) or Thresholds.constant(classes, run.experiment.cut)
+        return Thresholds.constant(classes, threshold, taxonomy)
+    saved = Thresholds.load(run.path, classes, taxonomy)
+    return saved or Thresholds.constant(classes, run.experiment.cut, taxonomy)

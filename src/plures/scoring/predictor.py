@@ -77,7 +77,7 @@ class Predictor(Model):
     """
 
     def __init__(self, model: Model, thresholds: Thresholds, precision: Precision = "float32") -> None:
-        super().__init__(model.backbone, model.head, model.classes, model.preprocessing, model.parts)
+        super().__init__(model.backbone, model.head, model.classes, model.preprocessing, model.parts, model.taxonomy)
         self.thresholds, self.precision = thresholds, precision
         self.device = next(model.parameters()).device
         self.to(self.device).eval()
@@ -140,7 +140,9 @@ class Predictor(Model):
         """
         if threshold is not None and not 0 < threshold < 1:
             raise PluresError(f"threshold={threshold:g}: a probability between 0 and 1 was expected, such as 0.5")
-        thresholds = self.thresholds if threshold is None else Thresholds.constant(self.classes, threshold)
+        thresholds = (
+            self.thresholds if threshold is None else Thresholds.constant(self.classes, threshold, self.taxonomy)
+        )
         total = len(images) if isinstance(images, list | tuple) else None
         scored = list(self.stream(((0, item) for item in items_of(images)), batch_size, workers, total=total))
         bad = [one for s in scored for one in s.bad]
@@ -250,7 +252,9 @@ def load(
     if isinstance(run, Run):
         thresholds = thresholds_of(run, model.classes, threshold)
     else:
-        thresholds = Thresholds.load(folder, model.classes) or Thresholds.constant(model.classes, threshold or 0.5)
+        thresholds = Thresholds.load(folder, model.classes, model.taxonomy) or Thresholds.constant(
+            model.classes, threshold or 0.5, model.taxonomy
+        )
     predictor = Predictor(model, thresholds, precision)
     if precision == "int8":
         if place.type != "cpu":

@@ -60,7 +60,7 @@ def train_frozen(runs: Sequence[SweepRun], dataset: Dataset | None, skip_bad: bo
     """Train these runs together; each folder is written as soon as its group is done."""
     by_data: dict[str, list[SweepRun]] = defaultdict(list)
     for run in runs:
-        by_data[str((run.experiment.data, run.experiment.device))].append(run)
+        by_data[str((run.experiment.data, run.experiment.classes, run.experiment.device))].append(run)
     for mine in by_data.values():
         first = mine[0].experiment
         whole = dataset or read_data(first, skip_bad=skip_bad)
@@ -141,6 +141,7 @@ class SharedData:
         key = str((e.backbone, e.head, e.image_size, e.seed))
         if key not in self._models:
             self._models[key] = untrained(e, self.dataset.classes)
+            self._models[key].taxonomy = self.dataset.taxonomy
         return self._models[key]
 
     def _feature_key(self, model: Model, e: Experiment) -> str:
@@ -228,6 +229,7 @@ def complete(folder: str | Path) -> None:
     report = read_json(folder / "report.json")
     classes = tuple(one["name"] for one in report["per_class"])
     model = untrained(run.experiment, classes)
+    model.taxonomy = run.taxonomy
     cast(nn.Module, model.head).load_state_dict(load_file(folder / HEAD))
     save(model, folder)
     write_card(run)

@@ -188,7 +188,9 @@ def record_data(run: Run, prepared: Prepared, loss: str) -> None:
     photos.save(run.path)
     source = found_from_anywhere(run.experiment.data).model_dump()  # with absolute paths
     data = {"source": source, "photographs": len(photos.contents), **photos.hashes()}
-    run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss})
+    taxonomy = prepared.train.taxonomy
+    known = {} if taxonomy is None else {"taxonomy": taxonomy.to_dict()}
+    run.write_json(ENVIRONMENT, {**environment(prepared.train), **data, "loss": loss, **known})
 
 
 def start_from(model: Model, run: str) -> None:
@@ -236,6 +238,7 @@ class Training:
         self.model = build_model(
             e.backbone.name, e.head.name, prepared.train.classes, e.backbone.options, e.head.options, e.image_size
         ).to(self.fabric.device)
+        self.model.taxonomy = prepared.train.taxonomy
         if e.start is not None:
             start_from(self.model, e.start)
         if e.stage_names == "finetune" and e.start is None and getattr(self.head, "standardise", False):
@@ -447,7 +450,7 @@ class Training:
         val, observed = self.prepared.val, self.prepared.val_observed
         if self.untagged:
             logits = logits_of_dataset(model, self.prepared.train, self.experiment, self.fabric)
-            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS)
+            expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS, model.taxonomy)
             self.watch.say(f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)")
             if self.fabric.is_global_zero:
                 expected.save(self.run.path)
@@ -457,7 +460,9 @@ class Training:
             return None
         logits = logits_of_dataset(model, val, self.experiment, self.fabric)
         labels = val.labels if source == "clean" else observed
-        choice = from_logits(logits, labels, val.classes, source=source, objective=Objective("f1"))
+        choice = from_logits(
+            logits, labels, val.classes, source=source, objective=Objective("f1"), taxonomy=model.taxonomy
+        )
         if self.fabric.is_global_zero:
             choice.thresholds.save(self.run.path)
         known = "estimated from positives" if choice.estimated else "from known labels"

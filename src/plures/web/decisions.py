@@ -135,6 +135,18 @@ class Decisions:
             answer = self._kept[stack[-1]]["answers"][tag] if stack else ""
             return Cell(self._versions.get(place, 0), answer, self._code(place), place in self._by_hand)
 
+    def last(self, image: Key, tag: str) -> str:
+        """The id of the decision that holds for a cell, "" if there is none."""
+        return next(reversed(self._stacks.get((image, tag), ())), "")
+
+    def can_write(self, image: Key, tag: str) -> bool:
+        """Whether an answer about a cell can be written into the table."""
+        try:
+            self.file.check(tag)
+        except PluresError:
+            return False
+        return image in self.file.rows
+
     def _code(self, place: Place) -> int:
         code = self._codes.get(place)
         found = self.file.code(*place) if code is None else code

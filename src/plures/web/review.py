@@ -24,8 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable
 from plures.data.read import find_format, read
+from plures.data.taxonomy import read_taxonomy
 from plures.errors import PluresError, clipped
-from plures.labels import PRESENT, UNKNOWN
+from plures.labels import ABSENT, PRESENT, UNKNOWN
+from plures.models.model import read_taxonomy as load_taxonomy
 from plures.runs.photos import contents_of
 from plures.runs.run import Run
 from plures.web.decisions import Answer, Decision, Decisions, Outcome
@@ -37,6 +39,7 @@ from plures.web.table_edit import Key, key_of
 from plures.web.variety import most_different_first
 
 REQUESTS, SECONDS = 256, 60.0  # in flight at most, and how long one may take, with its body
+IMPLIED = "-implied"  # in the id of a decision that follows from another, whose id it begins with
 STATIC = Path(__file__).parent / "static"
 FILES = {"review.js": "text/javascript", "tagging.js": "text/javascript", "review.css": "text/css"}
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
@@ -77,8 +80,9 @@ class Review:
 
     suggestions: a file that `plures suggest` wrote. sample: how many images to ask every class of, for a clean
     validation set; their rows get split=val. Neither: the images without a tag get their first ones. options: of the
-    table's reader, as in training. Raises PluresError if there is nothing to ask, or an answer could not be written
-    into the table.
+    table's reader, as in training. classes: a file that says how classes belong together, by default what the run's
+    model knows of it: an answer then settles what follows from it.
+    Raises PluresError if there is nothing to ask, or an answer could not be written into the table.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Review:
         sample: int = 0,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
+        classes: Path | None = None,
     ) -> None:
         if suggestions is not None and sample:
             raise PluresError("say what to ask: SUGGESTIONS (from `plures suggest`), or --sample 200; one of the two")
@@ -97,6 +102,9 @@ class Review:
         self.decisions = Decisions(table, options)
         try:
             self.dataset: Dataset = read(f"table:{table}", labelled=False, **(options or {}))
+            self.taxonomy = None if run is None else load_taxonomy(run)
+            if classes is not None:
+                self.taxonomy = read_taxonomy(classes, self.dataset.classes)
             self.questions: list[Question] = []
             self.sample: list[int] = []
             self.untagged: list[int] = []
@@ -251,18 +259,75 @@ class Review:
         """Keep the answers; they are in the table when this returns. Raises PluresError, and keeps none, if one is to
         no question of this review or cannot be written; WorkFailed if the table cannot be written just now."""
         decisions = [self._decision(asked) for asked in told.decisions]
-        outcomes = self.decisions.keep([more for one in decisions for more in self._with_copies(one)], told.tab)
+        asked = {(one.image, tag) for one in decisions for tag in one.answers}
+        made = [more for one in decisions for more in self._with_implied(one, asked)]
+        outcomes = self.decisions.keep([more for one in made for more in self._with_copies(one)], told.tab)
         self.decisions.flush()
         self._count(outcomes)
         own = {one.id for one in decisions}
-        return [self._as_it_is(outcome) for outcome in outcomes if outcome.id in own]
+        return [self._as_it_is(self._with_followers(one, outcomes)) for one in outcomes if one.id in own]
+
+    def _with_implied(self, decision: Decision, asked: Collection[tuple[Key, str]]) -> list[Decision]:
+        """The decision, and one for each cell of its photograph that follows from it, has no answer and is not asked
+        just now; a tag that is cleared takes along what followed from it. All of them are undone together."""
+        if self.taxonomy is None or self._stale(decision):
+            return [decision]
+        follows: dict[str, Answer] = {}
+        for tag, answer in decision.answers.items():
+            if answer == "clear":
+                follows |= dict.fromkeys(self._followers(decision.image, tag), "clear")
+        for tag, answer in self._implied(decision.answers).items():
+            cell = self.decisions.cell(decision.image, tag)
+            blank = ABSENT if self.decisions.reader.complete else UNKNOWN
+            if cell.answer == "" and cell.code == blank and self.decisions.can_write(decision.image, tag):
+                follows[tag] = answer
+        batch, made = decision.batch or decision.id, list[Decision]()
+        for tag, answer in follows.items():
+            if (decision.image, tag) not in asked:
+                version = self.decisions.cell(decision.image, tag).version
+                one = {tag: answer}, {tag: version}
+                made.append(Decision(f"{decision.id}{IMPLIED}{len(made)}", decision.image, *one, batch=batch))
+        return [replace(decision, batch=batch), *made] if made else [decision]
+
+    def _implied(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        """What follows from answers to tags of one photograph, about others. While first tags are given, only what is
+        there."""
+        taxonomy = self.taxonomy
+        if taxonomy is None:
+            return {}
+        present, absent = (
+            np.array([[answers.get(name) == answer for name in taxonomy.classes]]) for answer in ("yes", "no")
+        )
+        present, absent, _ = taxonomy.implied(present, absent)
+        found: dict[str, Answer] = {taxonomy.classes[k]: "yes" for k in np.flatnonzero(present)}
+        if not self.untagged:
+            found |= {taxonomy.classes[k]: "no" for k in np.flatnonzero(absent)}
+        return {name: answer for name, answer in found.items() if name not in answers}
+
+    def _followers(self, image: Key, tag: str) -> list[str]:
+        """The tags whose answers followed from that to this one, and still hold."""
+        if self.taxonomy is None or not (last := self.decisions.last(image, tag)):
+            return []
+        return [name for name in self.taxonomy.classes if self.decisions.last(image, name).startswith(last + IMPLIED)]
+
+    def _with_followers(self, outcome: Outcome, outcomes: Collection[Outcome]) -> Outcome:
+        """An outcome with the cells of those that were kept with it, for the page."""
+        kept = [o for o in outcomes if o.id.startswith(outcome.id + IMPLIED) and o.image == outcome.image]
+        cells = {tag: cell for one in kept if one.status == "kept" for tag, cell in one.cells.items()}
+        return replace(outcome, cells={**outcome.cells, **cells})
+
+    def _stale(self, decision: Decision) -> bool:
+        """Whether somebody was faster."""
+        cell = self.decisions.cell
+        return any(cell(decision.image, tag).version != decision.versions.get(tag) for tag in decision.answers)
 
     def _with_copies(self, decision: Decision) -> list[Decision]:
         """The decision, and the same one about each copy of the photograph where nothing else is known of it; all of
         them are undone together. Copies in training follow a photograph into validation."""
         cell, made = self.decisions.cell, [decision]
-        stale = any(cell(decision.image, tag).version != decision.versions.get(tag) for tag in decision.answers)
-        for number, row in enumerate([] if stale else self.copies.get(self._rows.get(decision.image, -1), []), 1):
+        for number, row in enumerate(
+            [] if self._stale(decision) else self.copies.get(self._rows.get(decision.image, -1), []), 1
+        ):
             key = self._key(row)
             cells = {tag: cell(key, tag) for tag in decision.answers}
             same = {
@@ -284,6 +349,8 @@ class Review:
         outcomes = self.decisions.undo(asked.tab, asked.id)
         self.decisions.flush()
         self._count(outcomes)
+        if self.taxonomy is not None:
+            outcomes.reverse()  # the answer itself before what followed from it
         others = {self._key(row) for rows in self.copies.values() for row in rows} - self._rows.keys()
         return [self._as_it_is(outcome) for outcome in outcomes if outcome.image not in others]
 
@@ -312,7 +379,10 @@ class Review:
         if asked.question is not None and 0 <= asked.question < len(self.questions):
             question = self.questions[asked.question]
             if list(asked.answers) == [question.tag]:
-                return Decision(asked.id, question.image, asked.answers, asked.versions, batch=asked.batch)
+                versions = dict(asked.versions)
+                if IMPLIED in self.decisions.last(question.image, question.tag):  # a person's own word counts more
+                    versions[question.tag] = self.decisions.cell(question.image, question.tag).version
+                return Decision(asked.id, question.image, asked.answers, versions, batch=asked.batch)
         classes = set(self.dataset.classes)
         if asked.row in self.sample and (
             set(asked.answers) == classes or (asked.rest and set(asked.answers) < classes)
@@ -321,7 +391,9 @@ class Review:
             rest: dict[str, Answer] = {
                 tag: "yes" if self.decisions.cell(key, tag).code == PRESENT else "no" for tag in self.dataset.classes
             }
-            return Decision(asked.id, key, rest | asked.answers, asked.versions, split="val")
+            known: dict[str, Answer] = {tag: answer for tag, answer in rest.items() if answer == "yes"}
+            follows = {t: a for t, a in self._implied(known | asked.answers).items() if t in rest and a == "yes"}
+            return Decision(asked.id, key, rest | follows | asked.answers, asked.versions, split="val")
         raise PluresError("an answer to something that this review does not ask")
 
     def close(self) -> None:

@@ -130,6 +130,11 @@ function changed(outcome) {
 
 function hear(outcome) {
   if (outcome.status === "conflict") toast(`${changed(outcome)}; your answer was not counted`);
+  else if (!SAMPLE && !TAGGING) { // what followed from it is answered, too
+    const before = queue.length;
+    queue = queue.filter((item) => item.image !== outcome.image || !outcome.cells[item.tag]?.answer);
+    if (queue.length < before) show();
+  }
 }
 
 async function undo() {
@@ -137,7 +142,7 @@ async function undo() {
   try {
     const outcomes = await call("/api/undo", { tab: TAB, id: newId() });
     if (outcomes[0].status === "nothing") { toast("nothing to undo"); return; }
-    if (TAGGING) { undone(outcomes[0]); return; }
+    if (TAGGING) { outcomes.slice(1).forEach(hearTag); undone(outcomes[0]); return; }
     const kept = outcomes.filter((o) => o.status === "kept"), lost = outcomes.filter((o) => o.status === "conflict");
     let known = true;
     for (const outcome of kept) {

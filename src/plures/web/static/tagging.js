@@ -34,7 +34,8 @@ function hearTag(outcome) { // what the server has counts
   if (!item) return;
   for (const [name, cell] of Object.entries(outcome.cells)) {
     const waiting = unsent.filter((d) => d.row === item.row && name in d.answers).length > 1;
-    if (!waiting && cellOf(item, name)) Object.assign(cellOf(item, name), { version: cell.version, code: cell.code });
+    if (!cellOf(item, name)) item.tags.push({ tag: name, version: cell.version, code: cell.code });
+    else if (!waiting) Object.assign(cellOf(item, name), { version: cell.version, code: cell.code });
   }
   if (item === queue[0]) showTagging(item);
 }

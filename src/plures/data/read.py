@@ -6,13 +6,15 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset, formats
-from plures.data.formats.folder import doubts
+from plures.data.formats.annotations import load_json, load_xml
+from plures.data.formats.folder import doubts, folders_of_annotations
 from plures.data.photos import is_address
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import PRESENT
@@ -87,14 +89,51 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     if not os.path.exists(spec):
         hint = did_you_mean(head, formats.names()) if colon or os.sep not in spec else ""
         raise PluresError(f"no file or folder '{spec}', and no format of this name{hint}")
-    recognised = [entry.name for entry in formats if entry.make().recognises(spec)]
-    if not recognised:
+    found = _recognised(spec)
+    if found == "folder" and (inner := _inside(spec)):
+        return inner
+    if not found:
         raise PluresError(
-            f"'{spec}' is of no known format; expected a table (.csv, .tsv, .parquet), an export of an annotation tool"
+            f"'{spec}' {_unknown(spec)}; expected a table (.csv, .tsv, .parquet), an export of an annotation tool"
             " (`plures components` lists the formats), a VOC devkit or a folder per class; name it as in table:FILE"
         )
+    return found, spec
+
+
+def _recognised(path: str) -> str:
+    """The name of the format that takes this path; "" if none does."""
+    recognised = [entry.name for entry in formats if entry.make().recognises(path)]
     last = ("table", "folder")  # other formats are tables, too, and any data lie in folders
-    return min(recognised, key=lambda name: last.index(name) if name in last else -1), spec
+    return min(recognised, key=lambda name: last.index(name) if name in last else -1, default="")
+
+
+def _inside(path: str) -> tuple[str, str] | None:
+    """The format and the folder further below that holds the labels of every photograph, as where an archive was
+    unpacked into a folder of its own; None where there is no such folder, or it is not the only one."""
+    for folder in folders_of_annotations(path):
+        if (name := _recognised(folder)) not in ("", "folder"):
+            return name, folder
+    return None
+
+
+def _unknown(path: str) -> str:
+    """What is there instead of data of a known format."""
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        return "is a folder without photographs or labels of a known format"
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return "is a spreadsheet; save the sheet as CSV UTF-8"
+    try:
+        if suffix == ".json":
+            content = load_json(Path(path), "JSON")
+            kind, one = ("a list", content[:1]) if isinstance(content, list) else ("an object", [content])
+            keys = ", ".join(map(repr, list(one[0])[:8])) if one and isinstance(one[0], dict) else "no keys"
+            return f"is of no known format: JSON, {kind} with {keys}"
+        if suffix == ".xml":
+            return f"is of no known format: XML whose root is <{load_xml(Path(path), 'XML').tag}>"
+    except BadData as error:
+        return f"is of no known format: {error.problems[0].what}"
+    return "is of no known format"
 
 
 def reason(spec: str | os.PathLike[str], format: str | None = None, **options: Any) -> str:
@@ -106,8 +145,10 @@ def reason(spec: str | os.PathLike[str], format: str | None = None, **options: A
     """
     name, path = find_format(os.fspath(spec), format)
     why = getattr(formats.make(name, **options), "reason", None)
-    named = format is not None or path != os.fspath(spec)
+    below = os.path.isdir(spec) and os.path.relpath(path, spec) if path else False
+    named = format is not None or (path != os.fspath(spec) and not below)
     said = "" if named and why is not None else "named" if named else "by what lies there"
+    said += f", in {below}" if below and below != os.curdir else ""
     return f"format {name}: " + "; ".join(filter(None, (said, why(path) if why else "")))
 
 

@@ -124,7 +124,9 @@ def test_a_table_in_another_folder_than_its_photos(tmp_path, monkeypatch):
 def test_a_missing_suffix(tmp_path):
     world(tmp_path, "photos/a.jpg", "photos/a.txt", "photos/b.jpg", "photos/b.png")
     source = table(tmp_path, "photos/b", "photos/a")
-    assert errors(source) == [(2, "image 'photos/b' may be 'photos/b.jpg' or 'photos/b.png'", "the path of one file", 1)]
+    assert errors(source) == [
+        (2, "image 'photos/b' may be 'photos/b.jpg' or 'photos/b.png'", "the path of one file", 1)
+    ]
     data = read(source, skip_bad=True)
     assert list(data.images) == [str(tmp_path / "photos/a.jpg")]
     assert "1 images were found with a suffix, such as 'photos/a' as 'photos/a.jpg'" in [p.what for p in data.problems]
@@ -150,7 +152,10 @@ def test_paths_that_begin_with_the_tables_own_folder(tmp_path):
     """As CheXpert's: CheXpert-v1.0-small/train/... in CheXpert-v1.0-small/train.csv."""
     world(tmp_path / "CheX-v1", "train/p1/a.jpg", "train/p2/a.jpg")
     data = read(table(tmp_path / "CheX-v1", "CheX-v1/train/p1/a.jpg", "CheX-v1/train/p2/a.jpg"))
-    assert [os.path.relpath(path, tmp_path) for path in data.images] == ["CheX-v1/train/p1/a.jpg", "CheX-v1/train/p2/a.jpg"]
+    assert [os.path.relpath(path, tmp_path) for path in data.images] == [
+        "CheX-v1/train/p1/a.jpg",
+        "CheX-v1/train/p2/a.jpg",
+    ]
 
 
 def test_foreign_paths_keep_one_beginning(tmp_path):

@@ -15,6 +15,7 @@ from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset, formats
 from plures.data.formats.annotations import load_json, load_xml
 from plures.data.formats.folder import doubts, folders_of_annotations
+from plures.data.formats.hf import HUB
 from plures.data.photos import is_address
 from plures.errors import BadData, PluresError, Problem, did_you_mean
 from plures.labels import PRESENT
@@ -25,7 +26,7 @@ ENOUGH = 20  # images from which a class of one image is worth a word
 
 
 def read(
-    spec: str | os.PathLike[str],
+    spec: str | os.PathLike[str] | Any,
     *,
     format: str | None = None,
     skip_bad: bool = False,
@@ -36,13 +37,21 @@ def read(
     """Read data.
 
     spec: a path whose format is recognised, or a format and a path (`voc:DIR`, `coco:DIR`, `folder:DIR`,
-    `table:FILE`), or `scenes`, the built-in data; a format of one's own as in my_package.formats:Mine:PATH. format:
+    `table:FILE`), `hf:USER/NAME` of the Hugging Face hub, or `scenes`, the built-in data; a format of one's own as in
+    my_package.formats:Mine:PATH; or a Dataset of `datasets` or `fiftyone` in hand. format:
     the same as a prefix. options: of the format's reader.
     Readers say which images are missing; `verify` also opens every image. skip_bad: go on without the rows that have
     problems. labelled: data without any class are an error (False: they are welcome, for listing or predicting).
     Dataset.problems holds what was left out and the notices. Raises BadData with all problems, PluresError if the
     path or the format does not exist.
     """
+    if not isinstance(spec, str | os.PathLike):
+        if format is not None or (name := tool_of(spec)) is None:
+            raise PluresError(
+                f"cannot read {type(spec).__name__}; expected a path, or a Dataset of datasets or fiftyone"
+            )
+        dataset, problems = formats.make(name, **options).take(spec)  # type: ignore[attr-defined]
+        return _judged(dataset, problems, dataset.name or name, skip_bad=skip_bad, verify=verify, labelled=labelled)
     name, path = find_format(os.fspath(spec), format)
     guessed = format is None and path == os.fspath(spec)
     formats.get(name, named=True)
@@ -52,9 +61,23 @@ def read(
     if path and not os.path.exists(path) and not (is_address(path) or "*" in path):
         raise PluresError(f"no file or folder '{path}'")
     dataset, problems = reader.read(path)
-    where = path or name
     if guessed and name == "folder" and (wrong := doubts(path)):
         raise BadData(wrong, skippable=False)
+    return _judged(dataset, problems, path or name, skip_bad=skip_bad, verify=verify, labelled=labelled)
+
+
+def tool_of(data: Any) -> str | None:
+    """The format whose reader takes an object of another library in hand; None if there is none."""
+    names = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(data).__mro__]
+    if any(top == "datasets" for top, _ in names) and (hasattr(data, "features") or hasattr(data, "column_names")):
+        return "hf"
+    return "fiftyone" if any(top == "fiftyone" for top, _ in names) and hasattr(data, "get_field_schema") else None
+
+
+def _judged(
+    dataset: Dataset, problems: list[Problem], where: str, *, skip_bad: bool, verify: bool, labelled: bool
+) -> Dataset:
+    """The data that were read, without the rows that cannot be used. Raises BadData."""
     if verify:
         broken = verify_images(dataset)
         problems += [problem for _, problem in broken]
@@ -85,7 +108,7 @@ def find_format(spec: str, format: str | None = None) -> tuple[str, str]:
     if own is not None and head not in formats.names() and not os.path.exists(spec):
         return own[1], own[2] or ""
     if head in formats.names() and (colon or not os.path.exists(spec)):
-        return head, tail
+        return head, HUB + tail if head == "hf" and tail and not os.path.exists(tail) else tail
     if not os.path.exists(spec):
         hint = did_you_mean(head, formats.names()) if colon or os.sep not in spec else ""
         raise PluresError(f"no file or folder '{spec}', and no format of this name{hint}")

@@ -173,8 +173,8 @@ def exports_at(path: str, suffixes: tuple[str, ...], fits: Callable[[Path], bool
     """The exports at a path, each with the split that its folder names ("" if none).
 
     Args:
-        path: the file itself, or a folder: the only export in it or in `annotations/`, or the only one in each of its
-            folders train, valid, test.
+        path: the file itself, or a folder: the only export in it or in `annotations/`, or train, val and test there, or
+            the only one in each of its folders train, valid, test.
         suffixes: what the file's name ends in.
         fits: whether a file is such an export, by its content.
     """
@@ -185,7 +185,9 @@ def exports_at(path: str, suffixes: tuple[str, ...], fits: Callable[[Path], bool
         return [("", at)] if at.is_file() and at.suffix.lower() in suffixes and _asked(fits, at) else []
     for folder in (at, at / "annotations"):
         if found := _exports_in(folder, suffixes, fits):
-            return [("", found[0])] if len(found) == 1 else []
+            splits = [split_name(file.stem) or "" for file in found]
+            whole = len(found) > 1 and all(splits) and len({*splits}) == len(found)
+            return [("", found[0])] if len(found) == 1 else list(zip(splits, found, strict=True)) if whole else []
     inside = [(split_name(folder.name) or "", folder) for folder in sorted(at.iterdir()) if folder.is_dir()]
     split = [(name, _exports_in(folder, suffixes, fits)) for name, folder in inside if name]
     split = [(name, files) for name, files in split if files]

@@ -182,7 +182,7 @@ _SPELLED = r"^\s*(\[.*\]|\(.*\)|\{[^:]*\}|set\(.*\))\s*$"  # a list, tuple or se
 _WORD_IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|[^,\s'"][^,'"]*""")
 _NESTED = r"^\s*(\{.*:.*\}|\[.*[\[{(].*\])\s*$"
 _ONE_HOT = re.compile(r"[01]\.?([\s,|/]+[01]\.?)+")
-_IN_BRACKETS = re.compile(r"(?:set\()?[\[({](.*)[\])}]\)?|set\(()\)", re.DOTALL)
+_IN_BRACKETS = re.compile(r"set\([\[({](.*)[\])}]\)|set\(\)|[\[({](.*)[\])}]", re.DOTALL)
 
 
 def is_nested(column: Any) -> NDArray[np.bool_]:
@@ -202,7 +202,9 @@ def _spelled(cell: str, separator: str) -> list[str]:
     inside = _IN_BRACKETS.fullmatch(text)
     if inside is None or (text[0] == "(" and text != "()" and not re.search("[,'\"]", text)):
         return cell.split(separator)
-    return [word.strip("'\"") for word in _WORD_IN_LIST.findall(inside[1] or "") if word.strip() not in NULLS]
+    return [
+        word.strip("'\"") for word in _WORD_IN_LIST.findall(inside[1] or inside[2] or "") if word.strip() not in NULLS
+    ]
 
 
 def _is_one_hot(rows: NDArray[np.int64], words: NDArray[np.int64], kinds: list[str]) -> bool:
@@ -263,7 +265,7 @@ class TagPairs:
 
     def is_one_hot(self) -> bool:
         """Whether cells hold a 1 or 0 for each class, be it as lists or as words such as 0 1 0."""
-        return self.one_hot or (len(self.numbers) > 1 and all(map(_ONE_HOT.fullmatch, self.numbers)))
+        return self.one_hot or bool(self.numbers and all(map(_ONE_HOT.fullmatch, self.numbers)))
 
     def pairs(self, classes: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All pairs as (row, column), the columns in the order of `classes`, which holds every tag."""

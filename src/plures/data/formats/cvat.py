@@ -19,8 +19,8 @@ SHAPES = ("tag", "box", "polygon", "polyline", "points", "cuboid", "ellipse", "m
 
 @formats.register("cvat", title='CVAT\'s "CVAT for images" XML: tags, and the labels of shapes')
 class Cvat:
-    """complete: every label that an image does not carry is absent, also of one without annotations. images: the folder of the photographs
-    (the file's own, or images/ in it)."""
+    """complete: every label that an image does not carry is absent, also of one without annotations. images: the
+    folder of the photographs (the file's own, or images/ in it)."""
 
     def __init__(self, *, complete: bool = False, images: str = "") -> None:
         self.complete, self.images = complete, images
@@ -40,7 +40,9 @@ class Cvat:
 
 
 def _files(path: str) -> list[tuple[str, Path]]:
-    return exports_at(path, (".xml",), lambda file: holds(file, rb"<annotations[\s>]", rb"<(image|track)\s", first=b"<"))
+    return exports_at(
+        path, (".xml",), lambda file: holds(file, rb"<annotations[\s>]", rb"<(image|track)\s", first=b"<")
+    )
 
 
 def _read(file: Path) -> Export:

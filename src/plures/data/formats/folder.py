@@ -29,8 +29,10 @@ CONTAINERS = frozenset(
 ) | {"datasets", "label", "labels", "annotation", "annotations", "default", "all", "raw"}
 PARTS = frozenset(("fold", "part", "batch", "shard", "chunk", "split", "subset", "set"))
 FILES = frozenset(("jpg", "jpeg", "png", "tif", "tiff", "webp", "jpgs", "pngs", "files", "set", "full", "small"))
-ANNOTATIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".parquet", ".arrow", ".xlsx", ".xls", ".names")
-ANNOTATIONS += (".yaml", ".yml", ".ods")
+ANNOTATIONS = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".parquet", ".arrow", ".xlsx", ".xls"),
+    *(".ods", ".names", ".yaml", ".yml"),
+)
 SHOWN = 4  # names in a line
 
 
@@ -160,7 +162,8 @@ def doubts(path: str) -> list[Problem]:
         listed = _some([f"{name} ({count:,} photographs)" for name, count in sorted(found.beside.items())])
         said.append((f"{listed} beside split folders", f"train, val and test folders alone; {way}"))
     tops = [inside[0] for _, _, inside in found.photos if inside]
-    names = sorted(name for name in {*tops, *found.classes} if name.casefold() in CONTAINERS or _is_like_split(name))
+    alike = _like_splits({*tops, *found.classes})
+    names = sorted(name for name in {*tops, *found.classes} if name.casefold() in CONTAINERS or name in alike)
     if len({*tops}) == 1 and len(tops) == len(found.photos):
         said.append((f"every photograph lies in the one folder '{tops[0]}', which then tells nothing apart",
                      f"a folder per class, or a table with the tags; {way}"))  # fmt: skip
@@ -185,11 +188,18 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _is_like_split(name: str) -> bool:
-    """Whether a name says which part of the data lies there: train, train-jpg, val2017, fold_1, part3."""
-    words = re.findall(r"[^\W\d_]+", name.casefold())
-    others = [word for word in words if split_name(word) is None and word not in PARTS]
-    return bool(words) and len(others) < len(words) and all(word in CONTAINERS or word in FILES for word in others)
+def _like_splits(names: set[str]) -> set[str]:
+    """The names that say which part of the data lies there: train, train-jpg, val2017, fold_1, part3; also several that
+    differ in the word for a split alone, such as box_train and box_test."""
+    words = {name: re.findall(r"[^\W\d_]+", name.casefold()) for name in names}
+    rest = {name: [w for w in some if split_name(w) is None and w not in PARTS] for name, some in words.items()}
+    times = Counter(map(tuple, rest.values()))
+    return {
+        name
+        for name, others in rest.items()
+        if len(others) < len(words[name])
+        and (all(word in CONTAINERS or word in FILES for word in others) or times[tuple(others)] > 1)
+    }
 
 
 def _of_parts(names: set[str]) -> str:

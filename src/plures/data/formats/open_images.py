@@ -119,7 +119,9 @@ class OpenImages:
         problems: list[Problem],
     ) -> tuple[Dataset, list[Problem]]:
         folders = (
-            [self.images] if self.images else [str(file.parent), str(file.parent / "images"), str(file.parent.parent)]
+            [self.images]
+            if self.images
+            else [str(place) for above in (file.parent, file.parent.parent) for place in (above, above / "images")]
         )
         finder = Finder(folders)
         paths: list[str] = []
@@ -146,7 +148,8 @@ def _files(path: str) -> list[Path]:
     at = Path(path)
     if not path:
         return []
-    files = sorted(at.glob("*.csv")) if at.is_dir() else [at] if at.suffix.lower() == ".csv" and at.is_file() else []
+    inside = sorted(at.glob("*.csv")) or sorted(at.glob("annotations/*.csv"))
+    files = inside if at.is_dir() else [at] if at.suffix.lower() == ".csv" and at.is_file() else []
     files = [file for file in files if file.is_file() and not is_junk(file) and _is_labels(file)]
     return [file for file in files if not _is_labels(file, of_boxes=True)] or files
 

@@ -52,9 +52,8 @@ class Chosen:
 @dataclass(frozen=True)
 class Layout:
     """names: every column in order; image, tags, absent, split: the column that holds them, "" if there is none;
-    valid: the split column says True for validation rows (`is_valid`); verdict: the column whose 1 and 0 say whether the
-    tags of a row are present or absent; classes: the columns that are classes (empty in
-    the tags form)."""
+    valid: the split column says True for validation rows (`is_valid`); verdict: the column whose 1 and 0 say whether
+    the tags of a row are present or absent; classes: the columns that are classes (empty in the tags form)."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]

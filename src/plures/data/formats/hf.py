@@ -28,6 +28,7 @@ from plures.data.formats.table_layout import normal_name
 from plures.data.pairs import stacked
 from plures.data.photos import decoded
 from plures.errors import BadData, PluresError, Problem, require
+from plures.labels import ABSENT, UNKNOWN, Labels
 
 HUB = "hf://datasets/"
 ROW = "image"  # the column that stands for the photographs while labels are read
@@ -106,18 +107,30 @@ class Hub(Table):
             self.chosen = replace(self.chosen, image=ROW)
             before: list[Problem] = []
             made = self._read(file, before)
+            tags = self.layout(file).tags
         problems += [replace(problem, file=name) for problem in before]
         rows = [int(os.path.basename(str(image))) for image in made.images]
         self.chosen = replace(self.chosen, image="")
+        made = self._declared(made, _names(features[tags]) if tags else [])
         return replace(made, images=_photos(found, images[0], rows, name), name=name)
+
+    def _declared(self, made: Dataset, names: list[str]) -> Dataset:
+        """The data with the classes that a ClassLabel names and no photograph carries, too."""
+        more = [] if self.rules.only else [name for name in names if name not in made.classes]
+        code = ABSENT if self.complete else UNKNOWN
+        values = np.concatenate([made.labels.values, np.full((len(made), len(more)), code, np.int8)], 1)
+        return replace(made, labels=Labels(values), classes=(*made.classes, *more))
+
+
+def _names(feature: Any) -> list[str]:
+    """The names of a ClassLabel, or of a list of them, which datasets once had as a list of one."""
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return [str(name) for name in getattr(inner, "names", None) or []]
 
 
 def _words(cells: list[Any], feature: Any) -> Any:
     """A column as pyarrow has it, ClassLabels by their names."""
-    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-    if isinstance(feature, list):  # as datasets had lists before
-        names = getattr(feature[0], "names", None)
-    if names:
+    if names := _names(feature):
         table = dict(enumerate(names))  # -1 stands for no label
         cells = [[table.get(n) for n in cell] if isinstance(cell, list) else table.get(cell) for cell in cells]
     return pa.array(cells)

@@ -98,7 +98,7 @@ class Hub(Table):
         if len(images) != 1:
             what = f"{len(images)} columns of images" + (f" ({', '.join(images)})" if images else "")
             columns = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
-            raise BadData([Problem(name, None, what, f"one; data.image_column=NAME; there are: {columns}")], False)
+            raise BadData([Problem(name, None, what, f"one; data.image_column=NAME; choose from: {columns}")], False)
         labels = [c for c, kind in kinds.items() if kind not in ("Image", "Audio", "Video") and normal_name(c) != ROW]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "labels.parquet"

@@ -1,25 +1,30 @@
 """Signals and processes: what is stopped stops at once and wholly; no process outlives the one that began it."""
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from faults.chaos import Fault, start_here
+from faults.chaos import Fault, ended, forked, run_here
 from faults.test_disks import world  # noqa: F401  (a fixture)
 from faults.test_luck import photos
 from plures import files
 from plures.data.loading import ImageBatches, Order, arrived, crossing
 from plures.data.photos import Transform
 from plures.errors import machine_failure
-from plures.system import EndsWithParent
+from plures.scoring.engines import run_openvino
+from plures.system import EndsWithParent, _SignalStack, signal_stack_kept
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the tests stop forks of their own process")
 PATIENCE = 120.0  # seconds until a test gives up: nothing here should take more than a few
@@ -71,28 +76,28 @@ def runs(process):
         return False
 
 
+def wait_before_writing(command, at, told):
+    """Run a command that waits before its first file takes its place, and says so."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def wait(source, target):
+        told.send(None)
+        time.sleep(PATIENCE)
+
+    files.os.replace = wait
+    run_here(command, at, Fault())
+
+
 def stopped_while_writing(command, at, number):
-    """Run a command in a fork that waits before its first file takes its place, and signal it there. Gives exit code
-    and what it said."""
-    read, write = os.pipe()
-    process = os.fork()
-    if not process:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        def wait(source, target):
-            os.write(write, b".")
-            time.sleep(PATIENCE)
-
-        files.os.replace = wait
-        os.close(read)
-        start_here(command, at, Fault())  # never returns
-    os.close(write)
-    assert os.read(read, 1) == b"."
-    os.close(read)
+    """Signal a command before its first file takes its place. Gives exit code and what it said."""
+    mine, theirs = multiprocessing.Pipe(duplex=False)
+    process = forked(wait_before_writing, command, at, theirs)
+    assert mine.poll(PATIENCE), "it never came so far"
+    mine.recv()
     children = below(process)
     os.kill(process, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = ended(process)
     until(lambda: not any(map(runs, children)))
     return code, (at.parent / f"{at.name}.said").read_text()
 
@@ -285,3 +290,45 @@ def test_a_lack_of_memory_is_known_by_all_its_names(error):
 )
 def test_other_errors_are_not_the_machines(error):
     assert machine_failure(error) is None
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def signal_stack():
+    kept = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(kept))
+    return kept.address, kept.flags, kept.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_the_stack_for_signals_is_given_back():
+    """Otherwise a signal that comes later overwrites memory that is somebody else's by then."""
+    before = signal_stack()
+    room = ctypes.create_string_buffer(1 << 17)
+    theirs = _SignalStack(ctypes.addressof(room), 0, len(room))
+    with signal_stack_kept():
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(theirs), None) == 0
+        assert signal_stack()[0] == ctypes.addressof(room)
+    assert signal_stack() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_openvino_leaves_the_stack_for_signals_alone():
+    """It takes one of its own where the processor has AMX."""
+    pytest.importorskip("openvino", reason='needs pip install "plures[export]"')
+    import openvino
+    from openvino import opset11 as op
+
+    images = op.parameter([1, 3], np.float32)
+    model = openvino.Model([op.relu(images)], [images])
+    before = signal_stack()
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(model, f"{folder}/m.xml", compress_to_fp16=False)
+        files = [(Path(folder) / name).read_bytes() for name in ("m.xml", "m.bin")]
+    runs = [run_openvino(*files) for _ in range(2)]
+    assert signal_stack() == before
+    assert [[v.sum() for v in run(-np.ones((1, 3), np.float32)).values()] for run in runs] == [[0], [0]]
+    del runs
+    gc.collect()
+    assert signal_stack() == before

@@ -12,7 +12,7 @@ RUN set -- /wheels/plures-*.whl \
     && pip install --no-cache-dir $PIP_OPTIONS "$1[web]" \
     && useradd --create-home --uid 10001 plures
 
-USER plures
+USER 10001
 ENV PLURES_CACHE=/home/plures/cache
 EXPOSE 8000
 STOPSIGNAL SIGTERM

@@ -121,6 +121,8 @@ def _exports() -> dict[str, bytes]:
     names = {"label": {"labels": [{"name": name, "parent": ""} for name in KINDS]}}
     xml = "".join(f'<image id="{i}" name="{i}.png"><tag label="cat" source="manual"></tag></image>' for i in (0, 1))
     labels = {"0": 0, "1.png": [0, 2], "2": {"label": "dog", "confidence": 0.5}}
+    several = {"_cls": "Classifications", "classifications": [{"label": "cat"}, {"label": "dog"}]}
+    samples = [{"filepath": f"{i}.png", "tags": ["train"], "ground_truth": several} for i in (0, 1)]
     return {
         "labelstudio.json": json.dumps(tasks).encode(),
         "min.json": json.dumps(flat).encode(),
@@ -134,6 +136,24 @@ def _exports() -> dict[str, bytes]:
         "celeba.txt": b"2\ncat dog\n0.png 1 -1\n1.png -1 1\n",
         "openimages.csv": b"ImageID,Source,LabelName,Confidence\n0,verification,/m/1,1\n1,verification,/m/2,0\n"
         b"1,machine,/m/1,0.7\n",
+        "samples.json": json.dumps({"samples": samples}).encode(),
+        "vaw.json": json.dumps(
+            [
+                {
+                    "image_id": "0.png",
+                    "instance_id": 1,
+                    "positive_attributes": ["red", "wet"],
+                    "negative_attributes": ["blue"],
+                }
+            ]
+        ).encode(),
+        "mmpretrain.json": json.dumps(
+            {
+                "metainfo": {"classes": KINDS},
+                "data_list": [{"img_path": "0.png", "gt_label": [0, 2]}, {"img_path": "1.png", "gt_label": 1}],
+            }
+        ).encode(),
+        "labels.txt": b"image_id\tlabel\tconfidence\n0.png\tcat\t1\n0.png\tdog\t0\n1\t('cat', 'dog')\t1\n",
         "synsets.txt": b"cat\ndog\n",
         "train.txt": b"0.png 0 1\n1.png\n",
         "photos/0.xmp": XMP,
@@ -300,6 +320,10 @@ def doors(folder: Path) -> dict[str, Door]:
         "datumaro": export("datumaro", "datumaro.json"),
         "cvat": export("cvat", "cvat.xml"),
         "fiftyone": export("fiftyone", "labels.json"),
+        "fiftyone, samples": export("fiftyone", "samples.json"),
+        "vaw": export("vaw", "vaw.json"),
+        "mmpretrain": export("mmpretrain", "mmpretrain.json"),
+        "table txt, a label a row": export("table", "labels.txt"),
         "huggingface": export("huggingface", "metadata.jsonl"),
         "celeba": export("celeba", "celeba.txt"),
         "open images": export("open_images", "openimages.csv"),

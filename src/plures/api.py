@@ -21,6 +21,7 @@ from plures.config import Experiment
 from plures.console import Show
 from plures.data.dataset import Dataset
 from plures.data.pairs import from_pairs
+from plures.data.read import read, tool_of
 from plures.errors import PluresError
 from plures.export.export import Exported, export
 from plures.export.formats import Format
@@ -56,8 +57,9 @@ def train(
     """Train a model into the folder `out`, and evaluate its best epoch.
 
     Args:
-        data: what to train on: a path or `format:path` as on the command line; a Dataset; a torch Dataset of (image,
-            target) pairs, targets [K] in {1, 0, -1}; or an Experiment, which says everything itself.
+        data: what to train on: a path or `format:path` as on the command line; a Dataset, also one of `datasets` or
+            `fiftyone`; a torch Dataset of (image, target) pairs, targets [K] in {1, 0, -1}; or an Experiment, which
+            says everything itself.
         out: the run folder to make.
         recipe: settings to begin with, as `--recipe`: a name, name:row or a YAML file.
         options: of the data's reader, such as {"separator": ","}.
@@ -120,6 +122,8 @@ def _experiment(
             {} if classes is None else {"classes": os.fspath(classes) if isinstance(classes, os.PathLike) else classes}
         )
         return Experiment(**{**given, **named}), None
+    if tool_of(data) is not None:
+        data, options = read(data, **(options or {})), None
     if options:
         raise PluresError("options= are of a reader, and a Dataset is read already")
     if not isinstance(data, Dataset):

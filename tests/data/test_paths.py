@@ -121,17 +121,41 @@ def test_a_table_in_another_folder_than_its_photos(tmp_path, monkeypatch):
     assert errors("tables/t.csv") == [(2, "image 'photos/a.jpg' is missing", hint, 1)]
 
 
-def test_a_missing_suffix_is_named_not_guessed(tmp_path):
-    world(tmp_path, "photos/a.jpg", "photos/b.jpg", "photos/b.png")
-    expected = (
-        f"a file {tmp_path / 'photos/b'}; 'photos/a' would be 'photos/a.jpg' with its suffix: write the names with it"
-    )
-    assert errors(table(tmp_path, "photos/b", "photos/a")) == [
-        (2, "image 'photos/b' is missing", expected, 1),
-        (3, "image 'photos/a' is missing", expected.replace("photos/b;", "photos/a;"), 1),
+def test_a_missing_suffix(tmp_path):
+    world(tmp_path, "photos/a.jpg", "photos/a.txt", "photos/b.jpg", "photos/b.png")
+    source = table(tmp_path, "photos/b", "photos/a")
+    assert errors(source) == [
+        (2, "image 'photos/b' may be 'photos/b.jpg' or 'photos/b.png'", "the path of one file", 1)
     ]
+    data = read(source, skip_bad=True)
+    assert list(data.images) == [str(tmp_path / "photos/a.jpg")]
+    assert "1 images were found with a suffix, such as 'photos/a' as 'photos/a.jpg'" in [p.what for p in data.problems]
     os.unlink(tmp_path / "photos/a.jpg")
-    assert errors(table(tmp_path, "photos/b"))[0][2] == f"a file {tmp_path / 'photos/b'}"
+    assert errors(table(tmp_path, "photos/a"))[0][2] == f"a file {tmp_path / 'photos/a'}"
+
+
+def test_names_alone_are_found_in_folders_below(tmp_path):
+    """As in NIH's images_001/images/ or beside train.csv in train/; where one name is in two folders, none is taken."""
+    world(tmp_path, "x_1/images/1.png", "x_2/images/2.png", "x_2/images/sub/3.jpg", "x_1/.thumbs/2.png")
+    data = read(table(tmp_path, "1.png", "2", "sub/3.jpg"))
+    assert [os.path.relpath(path, tmp_path) for path in data.images] == [
+        "x_1/images/1.png", "x_2/images/2.png", "x_2/images/sub/3.jpg",
+    ]  # fmt: skip
+    assert any("3 images were found in folders below" in problem.what for problem in data.problems)
+    world(tmp_path, "x_1/images/2.png")
+    assert [row for row, *_ in errors(str(tmp_path / "t.csv"))] == [2, 3, 4]
+    world(tmp_path, "1.png")  # the paths do start here
+    assert [row for row, *_ in errors(str(tmp_path / "t.csv"))] == [3, 4]
+
+
+def test_paths_that_begin_with_the_tables_own_folder(tmp_path):
+    """As CheXpert's: CheXpert-v1.0-small/train/... in CheXpert-v1.0-small/train.csv."""
+    world(tmp_path / "CheX-v1", "train/p1/a.jpg", "train/p2/a.jpg")
+    data = read(table(tmp_path / "CheX-v1", "CheX-v1/train/p1/a.jpg", "CheX-v1/train/p2/a.jpg"))
+    assert [os.path.relpath(path, tmp_path) for path in data.images] == [
+        "CheX-v1/train/p1/a.jpg",
+        "CheX-v1/train/p2/a.jpg",
+    ]
 
 
 def test_foreign_paths_keep_one_beginning(tmp_path):

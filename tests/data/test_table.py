@@ -376,7 +376,7 @@ def test_cells_that_spell_lists_are_lists(tmp_path, cell):
     data = read(table(tmp_path, f"image\ttags\na.jpg\t{cell}\nb.jpg\tNone\nc.jpg\tnan\nd.jpg\t[]\n", "t.tsv"))
     assert data.classes == ("cat", "dog")
     assert data.labels.present.sum(1).tolist() == [2, 0, 0, 0]
-    assert "2 cells of tags say nan, None or the like" in whats(data)
+    assert "2 cells or tags say nan, None or the like" in whats(data)
 
 
 @pytest.mark.parametrize("cell", ['{""choices"": [""a""]}', "[[1]]", "[{'a': 1}]"])

@@ -51,6 +51,7 @@ def doors(tmp_path_factory):
 NAMES = ["table csv, tags", "table parquet, tags", "coco", "voc", "nuswide official", "nuswide npy", "cub", "shards",
          "parquet shards", "list to predict", "experiment", "merge spec", "thresholds", "report", "model", "checkpoint",
          "label studio", "label studio, min", "label studio, csv", "datumaro", "cvat", "fiftyone", "huggingface",
+         "fiftyone, samples", "vaw", "mmpretrain", "table txt, a label a row",
          "celeba", "open images", "imagenet txt", "xmp", "weights of others", "run's log",
          "review journal", "suggestions", "parts of predictions"]  # fmt: skip
 

@@ -321,7 +321,7 @@ def _cvat(source: _Source) -> str:
         raise PluresError(f"{strange!r} holds a control character, which XML cannot; rename it")
     labels = "".join(f"<label><name>{_escaped(name)}</name><type>tag</type></label>\n" for name in data.classes)
     lines = ["<?xml version='1.0' encoding='utf-8'?>\n<annotations>\n<version>1.1</version>\n"]
-    lines.append(f"<meta><job><labels>\n{labels}</labels></job></meta>\n")
+    lines.append(f"<meta><task><labels>\n{labels}</labels></task></meta>\n")
     by = "auto" if source.scores is not None else "manual"
     splits = data.splits.tolist() if data.splits is not None else [""] * len(data)
     for number, (image, name, present, split) in enumerate(

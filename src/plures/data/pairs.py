@@ -48,11 +48,19 @@ def from_pairs(pairs: Any, classes: Sequence[str] | None = None, name: str = "")
     names = [str(k) for k in range(width)] if known is None or (classes is None and len(known) != width) else known
     if len(names) != width or len(set(names)) != width:
         raise PluresError(f"targets have {width} columns, and classes= holds {len(names)} names; expected one for each")
-    stacked: NDArray[Any] = np.empty(len(images), object)
-    stacked[:] = images
+    return Dataset(
+        stacked(images), Labels(np.stack(targets)), tuple(map(str, names)), name=name or type(pairs).__name__
+    )
+
+
+def stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+    """uint8 [N, H, W, 3] of N images [H, W, 3], or an object array [N] where sizes differ."""
     if len({image.shape for image in images}) == 1:
-        stacked = np.stack(images)
-    return Dataset(stacked, Labels(np.stack(targets)), tuple(map(str, names)), name=name or type(pairs).__name__)
+        return np.stack(images)
+    held: NDArray[Any] = np.empty(len(images), object)
+    for place, image in enumerate(images):
+        held[place] = image
+    return held
 
 
 def _pixels(image: Any, row: int) -> NDArray[np.uint8]:

@@ -1,8 +1,10 @@
 """Finding the files of images whose paths were written elsewhere: by Windows, by a browser, on another machine.
 
 A path that names no file is tried with other slashes, with %20 and its like spelt out, in another case and with accents
-in another form (NFC, NFD); an absolute path of another machine is tried from its end. Only where exactly one file fits
-is it taken; what is left gets a hint. Folders are listed once each, and only those in which something is missing.
+in another form (NFC, NFD); an absolute path of another machine is tried from its end, one that begins with the folder's
+own name without it, and a name without a suffix with one. Where none of all paths is a file from the folder, they are
+looked for further below. Only where exactly one file fits is it taken; what is left gets a hint. Folders are listed
+once each, and only those in which something is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
+
+from plures.data.photos import is_junk, is_photo
 
 LOOKED_AT = 200  # paths from which a hint, or the beginning of a foreign path, is made out
 FOLDERS = 200  # that are looked into for a hint
@@ -51,6 +55,7 @@ def find_files(folder: str, images: Sequence[str], rows: Sequence[int]) -> Found
     """
     search = Search(folder)
     cut = _foreign_start(search, [images[row] for row in rows])
+    own = f"{os.path.basename(os.path.abspath(folder))}/"
     files, ways, unclear, rest = dict[int, str](), Counter[str](), dict[int, tuple[str, str]](), list[int]()
     for row in rows:
         text = _slashes(images[row])
@@ -59,13 +64,25 @@ def find_files(folder: str, images: Sequence[str], rows: Sequence[int]) -> Found
         else:
             foreign = False
         fits = search.files(text)
+        way = f"without '{cut}'" if foreign else _way(images[row], fits[0]) if fits else ""
+        if not fits and own and text.startswith(own):
+            fits, way = search.files(text.removeprefix(own)), f"without '{own}'"
+        if not fits:
+            fits, way = _with_suffix(search, text), "with a suffix"
         if len(fits) == 1:
             files[row] = fits[0]
-            ways[f"without '{cut}'" if foreign else _way(images[row], fits[0])] += 1
+            ways[way] += 1
         elif fits:
             unclear[row] = (fits[0], fits[1])
         else:
             rest.append(row)
+    if rest and len(rest) == len(images):
+        tree = Tree(folder)
+        below = {row: fits for row in rest if (fits := tree.files(_slashes(images[row])))}
+        if all(len(fits) == 1 for fits in below.values()):  # else the folder that is meant is open
+            files = {row: fits[0] for row, fits in below.items()}
+            ways["in folders below"] = len(files)
+            rest = [row for row in rest if row not in files]
     hint = _hint(search, [images[row] for row in rest]) if rest else ""
     return Found(files, ", ".join(way for way, _ in ways.most_common()), unclear, hint)
 
@@ -125,7 +142,7 @@ class _Listing:
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for name in sorted(self.names):
+        for name in sorted(filter(is_photo, self.names)):
             found.setdefault(os.path.splitext(name)[0], []).append(name)
         return found
 
@@ -181,6 +198,33 @@ class Search:
         return found[:4]
 
 
+class Tree:
+    """The photographs anywhere below a folder, by the end of their path."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """The paths from the folder, by the key of their last step with its suffix and without."""
+        found: dict[str, list[str]] = {}
+        for at, folders, names in os.walk(self.folder or "."):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_junk(name))
+            below = os.path.relpath(at, self.folder or ".")
+            for name in sorted(filter(is_photo, names)):
+                path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
+                for key in dict.fromkeys((_key(name), _key(os.path.splitext(name)[0]))):
+                    found.setdefault(key, []).append(path)
+        return found
+
+    def files(self, path: str) -> list[str]:
+        """The photographs whose path ends in all of this one, which may lack a suffix."""
+        wanted = "/" + _key(path.lstrip("/"))
+        found = self.by_name.get(wanted.rpartition("/")[2], [])
+        keys = ((file, "/" + _key(file)) for file in found)
+        return [file for file, key in keys if key.endswith(wanted) or os.path.splitext(key)[0].endswith(wanted)]
+
+
 def _foreign_start(search: Search, images: list[str]) -> str:
     """The beginning, with its slash, that absolute paths of another machine have and that must go for most of them to
     be found; "" if none does."""
@@ -203,22 +247,17 @@ def _hint(search: Search, images: list[str]) -> str:
     looked = [_slashes(path) for path in images[:: max(1, len(images) // LOOKED_AT)]]
     fits = {folder: sum(os.path.isfile(os.path.join(folder, path)) for path in looked) for folder in _near(search)}
     best = max(fits, key=lambda folder: fits[folder], default="")
-    bare = [fit for path in looked if (fit := _with_suffix(search, path))]
-    if fits.get(best, 0) >= max(1, len(bare)):
+    if fits.get(best, 0):
         how_many = "" if fits[best] == len(looked) else f" {round(100 * fits[best] / len(looked))}% of them"
         return f"data.images={best} would find{how_many or ' them'}"
-    if bare:
-        path, name = bare[0]
-        return f"'{path}' would be '{name}' with its suffix: write the names with it"
     return ""
 
 
-def _with_suffix(search: Search, path: str) -> tuple[str, str] | None:
-    """A path that lacks its suffix, and the only file that it can mean."""
+def _with_suffix(search: Search, path: str) -> list[str]:
+    """The photographs that a path without its suffix may mean."""
     above, _, name = path.rpartition("/")
     folders = search.folders_of(above)
-    files = [os.path.join(folder, file) for folder in folders for file in search.listing(folder).by_stem.get(name, [])]
-    return (path, files[0]) if len(files) == 1 else None
+    return [os.path.join(folder, file) for folder in folders for file in search.listing(folder).by_stem.get(name, [])]
 
 
 def _near(search: Search) -> list[str]:

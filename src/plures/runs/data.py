@@ -93,7 +93,8 @@ def found_from_anywhere(data: Part) -> Part:
         return data
     path, name = find_format(data.name)[1], data.name
     if path and not is_address(path):
-        name = data.name.removesuffix(path) + os.path.abspath(path)
+        start = data.name.removesuffix(path) if data.name.endswith(path) else ""  # else a folder further below
+        name = start + os.path.abspath(path)
     options = {
         key: os.path.abspath(value) if key in PATHS and isinstance(value, str) and value else value
         for key, value in data.options.items()

@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from plures.data.dataset import Dataset
 from plures.data.formats.joined import joined
 from plures.data.formats.repeated_rows import merge_duplicates
 from plures.data.formats.split_names import split_name
-from plures.data.paths import Search
+from plures.data.paths import Search, Tree
 from plures.data.photos import is_address, is_junk
 from plures.errors import BadData, Problem
 from plures.files import parse_json
@@ -27,7 +28,9 @@ from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
 SHOWN = 3  # missing images; more become one line
 BEGINNING = 4_000_000  # bytes of an export in which its keys occur
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a text begins
 DEEPEST = 200  # elements inside one another
+ANNOTATION_FOLDERS = frozenset(("annotations", "annotation", "anno", "ann", "labels", "meta"))
 PLACES = ("", "images", "data", "../images", "..", "images/default")  # where photographs lie, from an export's folder
 
 
@@ -78,8 +81,12 @@ class Export:
         folders = [images] if images else [os.path.normpath(self.file.parent / inner) for inner in PLACES]
         found = Finder(folders)
         rows, paths, lost = list[Photo](), list[str](), list[Photo]()
-        for photo in self.photos:
-            path = found.path(photo.names)
+        placed = [found.path(photo.names) for photo in self.photos]
+        if placed and not any(placed):  # then further below; twice the same file is no find
+            placed = found.below([photo.names for photo in self.photos])
+            if any(placed):
+                self.notice(f"the photographs were found in folders below, such as {next(filter(None, placed))}")
+        for photo, path in zip(self.photos, placed, strict=True):
             if path is None:
                 lost.append(photo)
             else:
@@ -132,6 +139,20 @@ class Finder:
                     return file
         return names[0] if names and is_address(names[0]) else None
 
+    def below(self, every: Sequence[Sequence[str]]) -> list[str | None]:
+        """For the names of each photograph the only photograph anywhere below the first folder, or, where that is one
+        of annotations, the folder above it; None where there is none, or two photographs share one."""
+        folder = self.searches[0].folder
+        above = os.path.dirname(os.path.abspath(folder))
+        folder = above if os.path.basename(os.path.abspath(folder)).casefold() in ANNOTATION_FOLDERS else folder
+        tree, found = Tree(folder), list[str | None]()
+        for names in every:
+            fits = next((fits for name in names if name and (fits := tree.files(name))), [])
+            found.append(os.path.join(folder, fits[0]) if len(fits) == 1 else None)
+        taken = Counter(zip(found, (names[0] if names else "" for names in every), strict=True))
+        times = Counter(path for path, _ in taken)
+        return [path if path is None or times[path] == 1 else None for path in found]
+
 
 def tails(path: str) -> list[str]:
     """A path and its ends: a/b/c.jpg, b/c.jpg, c.jpg, as on a machine where other folders lie above.
@@ -152,8 +173,8 @@ def exports_at(path: str, suffixes: tuple[str, ...], fits: Callable[[Path], bool
     """The exports at a path, each with the split that its folder names ("" if none).
 
     Args:
-        path: the file itself, or a folder: the only export in it or in `annotations/`, or the only one in each of its
-            folders train, valid, test.
+        path: the file itself, or a folder: the only export in it or in `annotations/`, or train, val and test there, or
+            the only one in each of its folders train, valid, test.
         suffixes: what the file's name ends in.
         fits: whether a file is such an export, by its content.
     """
@@ -164,7 +185,9 @@ def exports_at(path: str, suffixes: tuple[str, ...], fits: Callable[[Path], bool
         return [("", at)] if at.is_file() and at.suffix.lower() in suffixes and _asked(fits, at) else []
     for folder in (at, at / "annotations"):
         if found := _exports_in(folder, suffixes, fits):
-            return [("", found[0])] if len(found) == 1 else []
+            splits = [split_name(file.stem) or "" for file in found]
+            whole = len(found) > 1 and all(splits) and len({*splits}) == len(found)
+            return [("", found[0])] if len(found) == 1 else list(zip(splits, found, strict=True)) if whole else []
     inside = [(split_name(folder.name) or "", folder) for folder in sorted(at.iterdir()) if folder.is_dir()]
     split = [(name, _exports_in(folder, suffixes, fits)) for name, folder in inside if name]
     split = [(name, files) for name, files in split if files]
@@ -194,9 +217,10 @@ def holds(file: Path, *patterns: bytes, first: bytes = b"") -> bool:
         if file.stat().st_size < 2:
             return False
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            head = bytes(content[:1000]).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
             end = BEGINNING if first else len(content)
-            return (not first or head == first) and all(re.compile(p).search(content, 0, end) for p in patterns)
+            text = content if content[:2] not in UTF_16 else content[:end].decode("utf-16", "ignore").encode()
+            head = bytes(text[:1000]).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            return (not first or head == first) and all(re.compile(p).search(text, 0, end) for p in patterns)
 
 
 # -------------------------------------------------------------------------------------------------------------- parsing
@@ -205,7 +229,8 @@ def holds(file: Path, *patterns: bytes, first: bytes = b"") -> bool:
 def load_json(file: Path, expected: str) -> Any:
     """What a JSON file says. Raises BadData where it is none; expected: what it should be."""
     try:
-        return parse_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = file.read_bytes()
+        return parse_json(content.decode("utf-16") if content[:2] in UTF_16 else content.removeprefix(b"\xef\xbb\xbf"))
     except json.JSONDecodeError as error:
         raise BadData([Problem(str(file), error.lineno, f"broken JSON ({error.msg})", expected)], False) from error
     except UnicodeDecodeError as error:

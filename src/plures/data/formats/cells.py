@@ -178,9 +178,11 @@ def _codes_of_text(column: Any) -> NDArray[np.int8]:
 # --------------------------------------------------------------------------------------------------- cells of tags
 
 NULLS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A")  # how programs write a cell in which nothing stands
-_SPELLED = r"^\s*\[.*\]\s*$"  # a list, as Python, numpy or JSON writes it
+_SPELLED = r"^\s*(\[.*\]|\(.*\)|\{[^:]*\}|set\(.*\))\s*$"  # a list, tuple or set, as Python, numpy or JSON writes it
 _WORD_IN_LIST = re.compile(r"""'[^']*'|"[^"]*"|[^,\s'"][^,'"]*""")
-_NESTED = r"^\s*(\{.*\}|\[.*[\[{].*\])\s*$"
+_NESTED = r"^\s*(\{.*:.*\}|\[.*[\[{(].*\])\s*$"
+_ONE_HOT = re.compile(r"[01]\.?([\s,|/]+[01]\.?)+")
+_IN_BRACKETS = re.compile(r"set\([\[({](.*)[\])}]\)|set\(\)|[\[({](.*)[\])}]", re.DOTALL)
 
 
 def is_nested(column: Any) -> NDArray[np.bool_]:
@@ -192,11 +194,26 @@ def is_nested(column: Any) -> NDArray[np.bool_]:
 
 
 def _spelled(cell: str, separator: str) -> list[str]:
-    """The tags of a cell, which may spell a list: ['a', 'b'], ["a", "b"], ['a' 'b'] or [a, b]."""
+    """The tags of a cell, which may spell a list: ['a', 'b'], ["a", "b"], ['a' 'b'], [a, b], ('a', 'b'), {'a', 'b'}.
+
+    (a) without a quotation mark or a comma is a word in brackets, no tuple.
+    """
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    inside = _IN_BRACKETS.fullmatch(text)
+    if inside is None or (text[0] == "(" and text != "()" and not re.search("[,'\"]", text)):
         return cell.split(separator)
-    return [word.strip("'\"") for word in _WORD_IN_LIST.findall(text[1:-1]) if word.strip() not in NULLS]
+    return [
+        word.strip("'\"") for word in _WORD_IN_LIST.findall(inside[1] or inside[2] or "") if word.strip() not in NULLS
+    ]
+
+
+def _is_one_hot(rows: NDArray[np.int64], words: NDArray[np.int64], kinds: list[str]) -> bool:
+    """Whether the words of cells are places of classes: 1 and 0 alone, as many in each cell, and one of them twice."""
+    if len(words) < 2 or not {normal(kinds[k]) for k in np.unique(words).tolist()} <= {"1", "0"}:
+        return False
+    times = np.unique(rows, return_counts=True)[1]
+    twice = len(np.unique(np.stack([rows, words]), axis=1).T) < len(words)
+    return bool(times[0] > 1 and (times == times[0]).all() and twice)
 
 
 @dataclass
@@ -205,7 +222,8 @@ class TagPairs:
 
     separator: str
     text: bool = False  # of a text file, where a spreadsheet's apostrophe is no part of a tag
-    nulls: int = 0  # cells that say that nothing stands in them
+    nulls: int = 0  # cells, or tags in them, that say that nothing stands there
+    one_hot: bool = False  # a cell has a 1 or 0 for each class, whose names nobody knows
     numbers: dict[str, int] = field(default_factory=dict)
     _rows: list[NDArray[np.int64]] = field(default_factory=list)
     _tags: list[NDArray[np.int32]] = field(default_factory=list)
@@ -217,10 +235,17 @@ class TagPairs:
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             column = self._split(column.cast(pa.string()).fill_null(""))
         words = pc.utf8_trim_whitespace(pc.list_flatten(column).cast(pa.string()).fill_null("")).dictionary_encode()
-        spelt = map(bare, words.dictionary.to_pylist()) if self.text else words.dictionary.to_pylist()
+        spelt = words.dictionary.to_pylist()
+        spelt = list(map(bare, spelt)) if self.text else spelt
         table = np.array([self._number(word) for word in spelt] or [-1], np.int32)
-        tags = table[words.indices.to_numpy()]
+        numbers = words.indices.to_numpy()
+        tags = table[numbers]
         rows = pc.list_parent_indices(column).to_numpy().astype(np.int64) + first_row
+        blank = np.array([word in NULLS for word in spelt], np.bool_)
+        if blank.any():
+            tags = np.where(blank[numbers], np.int32(-1), tags)
+            self.nulls += int(blank[numbers].sum())
+        self.one_hot |= _is_one_hot(rows, numbers.astype(np.int64), spelt)
         real = tags >= 0  # an empty cell, or the end of "cat;", is no tag
         self._rows.append(rows[real])
         self._tags.append(tags[real])
@@ -236,7 +261,11 @@ class TagPairs:
         return pc.split_pattern(cells, self.separator)
 
     def _number(self, word: str) -> int:
-        return self.numbers.setdefault(word, len(self.numbers)) if word else -1
+        return self.numbers.setdefault(word, len(self.numbers)) if word and word not in NULLS else -1
+
+    def is_one_hot(self) -> bool:
+        """Whether cells hold a 1 or 0 for each class, be it as lists or as words such as 0 1 0."""
+        return self.one_hot or bool(self.numbers and all(map(_ONE_HOT.fullmatch, self.numbers)))
 
     def pairs(self, classes: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All pairs as (row, column), the columns in the order of `classes`, which holds every tag."""

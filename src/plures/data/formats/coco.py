@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from plures.data.checks.verify import missing_images
 from plures.data.dataset import Boxes, Dataset, distinct, formats
-from plures.data.formats.annotations import holds, load_json
+from plures.data.formats.annotations import ANNOTATION_FOLDERS, SHOWN, holds, load_json
 from plures.data.formats.split_names import split_name
+from plures.data.paths import find_files
 from plures.data.photos import is_junk
 from plures.errors import BadData, PluresError, Problem
 from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
@@ -103,7 +104,7 @@ class Coco:
         name = "COCO" if Path(path).is_dir() else Path(path).stem
         made = Dataset(objects.images, Labels(values), classes, splits, boxes if len(row) else None, name)
         made = _without_placeholder(made, content["categories"])
-        return _without_missing(made, problems)
+        return _without_missing(made, problems, path)
 
     def _gather(self, file: Path, content: dict[str, Any], objects: Objects, problems: list[Problem]) -> None:
         split = _split_of(file, self.official_val_is_test)
@@ -129,8 +130,8 @@ class Coco:
             problems.append(Problem(str(file), None, what, expected, "notice"))
         ids = [identity for identity in ids if identity not in doubtful]
         federated = any("neg_category_ids" in image for image in by_id.values())
-        folder = self._folder(file, [_name(by_id[identity]) for identity in ids])
-        for identity in ids:
+        paths = self._paths(file, [_name(by_id[identity]) for identity in ids], problems)
+        for identity, path in zip(ids, paths, strict=True):
             image, row = by_id[identity], len(objects.images)
             shown = {column[_key(annotation["category_id"])] for annotation in of_image.get(identity, ())}
             objects.present += [(row, place) for place in sorted(shown)]
@@ -142,14 +143,33 @@ class Coco:
             if federated:
                 absent = _negatives(file, image, column, shown, problems)
                 objects.absent += [(row, place) for place in absent]
-            objects.images.append(str(folder / _name(image)))
+            objects.images.append(path)
             objects.splits.append(split)
             objects.federated.append(federated)
+
+    def _paths(self, file: Path, names: list[str], problems: list[Problem]) -> list[str]:
+        """The path of each image, where it is as the file says or can be found otherwise."""
+        folder = self._folder(file, names)
+        paths = [str(folder / name) for name in names]
+        missing = missing_images(paths)
+        if not missing:
+            return paths
+        if len(missing) == len(names):
+            folder = Path(self.images) if self.images else file.parent
+            folder = folder.parent if folder.name.casefold() in ANNOTATION_FOLDERS else folder
+        found = find_files(str(folder), names, missing)
+        for row, path in found.files.items():
+            paths[row] = os.path.join(folder, path)
+        if found.files:
+            row, path = next(iter(found.files.items()))
+            what = f"{len(found.files):,} images were found {found.way}, such as '{names[row]}' as '{path}'"
+            problems.append(Problem(str(file), None, what, severity="notice"))
+        return paths
 
     def _folder(self, file: Path, names: list[str]) -> Path:
         """Where the file names start from: `instances_train2017.json` -> `train2017` beside the annotations folder or
         `images` in it, or the JSON's own folder; the place where one of the first images lies."""
-        subset = file.stem.removeprefix("instances_")
+        subset = re.sub("^(instances|labels)_", "", file.stem)
         base = Path(self.images) if self.images else file.parent.parent
         year = re.search(r"(train|val|test)\d{4}", file.stem)
         subsets = dict.fromkeys([subset, *([year.group()] if year else [])])
@@ -189,7 +209,7 @@ def _set(values: NDArray[np.int8], pairs: list[tuple[int, int]], code: int) -> N
 
 def _files(path: str) -> list[Path]:
     """The JSON files at this path: the file itself; of a folder the instances files (of train before those of val), or
-    Roboflow's in it or in its split folders, or the only COCO JSON in it or in its folder annotations."""
+    Roboflow's in it or in its split folders, or the only COCO JSON, or one of each split, in it or in annotations."""
     at = Path(path)
     if not path:
         return []
@@ -204,7 +224,8 @@ def _files(path: str) -> list[Path]:
         others = [file for folder in (at, at / "annotations") for file in sorted(folder.glob("*.json"))]
         others = [file for file in others if not is_junk(file.name) and not file.name.startswith(OTHER)]
         found = [file for file in others if _is_coco(file)]
-        found = found if len(found) == 1 else []
+        splits = {_split_of(file, False) for file in found}
+        found = found if len(found) == 1 or (len(splits) == len(found) and "" not in splits) else []
     return found
 
 
@@ -217,7 +238,8 @@ def _split_of(file: Path, official_val_is_test: bool) -> str:
     found = re.search(r"train|val|test", file.stem.lower())
     if not found:
         return split_name(file.parent.name) or ""
-    return "test" if found.group() == "val" and official_val_is_test else found.group()
+    official = official_val_is_test and re.search(r"val\d{4}|lvis", file.stem.lower())
+    return "test" if found.group() == "val" and official else found.group()
 
 
 def _key(identity: Any) -> str:
@@ -319,12 +341,19 @@ def _without_placeholder(dataset: Dataset, categories: list[dict[str, Any]]) -> 
     return Dataset(dataset.images, labels, classes, dataset.splits, boxes, dataset.name)
 
 
-def _without_missing(dataset: Dataset, problems: list[Problem]) -> tuple[Dataset, list[Problem]]:
+def _without_missing(dataset: Dataset, problems: list[Problem], where: str) -> tuple[Dataset, list[Problem]]:
     """Leave out the images that are not there, each with a problem."""
     missing = missing_images([str(image) for image in dataset.images])
     if not missing:
         return dataset, problems
-    problems += [Problem(str(dataset.images[row]), None, "image is missing", "a file") for row in missing]
+    if len(missing) > SHOWN:
+        some = ", ".join(str(dataset.images[row]) for row in missing[:SHOWN])
+        what = f"{len(missing):,} of {len(dataset):,} images are missing, such as {some}"
+        way = "files; data.images=FOLDER says where the photographs lie"
+        problems.append(Problem(where, None, what, way, times=len(missing)))
+    else:
+        way = "a file; data.images=FOLDER says where the photographs lie"
+        problems += [Problem(str(dataset.images[row]), None, "image is missing", way) for row in missing]
     keep = np.ones(len(dataset), np.bool_)
     keep[missing] = False
     return dataset.take(keep), problems

@@ -1,7 +1,7 @@
 """CVAT's "CVAT for images 1.1" XML.
 
 Present: the label of a tag, or of a shape (box, polygon, ...), of the image. Absent: nothing, or with `complete` every
-other label. Unknown: everything else; of an image without any annotation, everything.
+other label. Unknown: everything else.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SHAPES = ("tag", "box", "polygon", "polyline", "points", "cuboid", "ellipse", "m
 
 @formats.register("cvat", title='CVAT\'s "CVAT for images" XML: tags, and the labels of shapes')
 class Cvat:
-    """complete: every label that an annotated image does not carry is absent. images: the folder of the photographs
-    (the file's own, or images/ in it)."""
+    """complete: every label that an image does not carry is absent, also of one without annotations. images: the
+    folder of the photographs (the file's own, or images/ in it)."""
 
     def __init__(self, *, complete: bool = False, images: str = "") -> None:
         self.complete, self.images = complete, images
@@ -40,7 +40,9 @@ class Cvat:
 
 
 def _files(path: str) -> list[tuple[str, Path]]:
-    return exports_at(path, (".xml",), lambda file: holds(file, rb"<annotations[\s>]", rb"<image\s", first=b"<"))
+    return exports_at(
+        path, (".xml",), lambda file: holds(file, rb"<annotations[\s>]", rb"<(image|track)\s", first=b"<")
+    )
 
 
 def _read(file: Path) -> Export:

@@ -81,7 +81,7 @@ def _read(file: Path) -> Export:
         found, usable = list[str](), True
         for annotation in item.get("annotations", []):
             given = annotation if isinstance(annotation, dict) else {}
-            if "label_id" not in given:
+            if given.get("label_id") is None:
                 export.notice(f"an annotation of type {given.get('type')!r} without label_id is not understood", row)
                 continue
             number = given["label_id"]

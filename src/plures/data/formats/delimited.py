@@ -53,7 +53,7 @@ def read_header(path: Path, delimiter: str = "", encoding: str = "") -> Header:
     if not delimiter:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=text.count)
     try:
-        names = next(csv.reader([text], delimiter=delimiter))
+        names = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
     except csv.Error as error:  # a name of more than 131,072 characters
         raise BadData([Problem(str(path), 1, f"not a table ({error})", "delimited text")], False) from None
     return Header(named([bare(name.strip()) for name in names]), delimiter, len(line))

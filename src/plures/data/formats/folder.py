@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,12 @@ UNLABELLED = frozenset(["nolabel", "nolabels", "unlabeled", "unlabelled", "untag
 CONTAINERS = frozenset(
     ("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "jpegimages", "data", "dataset")
 ) | {"datasets", "label", "labels", "annotation", "annotations", "default", "all", "raw"}
-ANNOTATIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".parquet", ".arrow", ".xlsx", ".xls")
+PARTS = frozenset(("fold", "part", "batch", "shard", "chunk", "split", "subset", "set"))
+FILES = frozenset(("jpg", "jpeg", "png", "tif", "tiff", "webp", "jpgs", "pngs", "files", "set", "full", "small"))
+ANNOTATIONS = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".parquet", ".arrow", ".xlsx", ".xls"),
+    *(".ods", ".names", ".yaml", ".yml"),
+)
 SHOWN = 4  # names in a line
 
 
@@ -48,12 +54,19 @@ class Folder:
     """complete: a photo that is not in a class folder is known not to show that class (else unknown).
     nested: what folders inside class folders (Birds/Robin) mean: top, nothing (class Birds); path, the class
     Birds/Robin; leaf, the class Robin; both, the classes Birds and Robin.
+    separator: what stands between the classes in a folder's name: with _, red_dress is red and dress.
     """
 
-    def __init__(self, *, complete: bool = False, nested: Literal["top", "path", "leaf", "both"] = "top") -> None:
+    def __init__(
+        self,
+        *,
+        complete: bool = False,
+        nested: Literal["top", "path", "leaf", "both"] = "top",
+        separator: str = "",
+    ) -> None:
         if nested not in ("top", "path", "leaf", "both"):
             raise PluresError(f"folder: no nested={nested}; choose from: top, path, leaf, both")
-        self.complete, self.nested = complete, nested
+        self.complete, self.nested, self.separator = complete, nested, separator
 
     def recognises(self, path: str) -> bool:
         return bool(path) and os.path.isdir(path) and next(_walk(Path(path)), None) is not None
@@ -81,6 +94,7 @@ class Folder:
         empty = (
             {name for name in found.classes if not _is_unlabelled(name)} if self.nested in ("top", "both") else set()
         )
+        empty = {part for name in empty for part in self._parts(name)}
         classes = tuple(sorted({tag for some in tags for tag in some} | empty))
         column = {name: place for place, name in enumerate(classes)}
         content = _content_of([file for file, _, _ in found.photos])
@@ -107,10 +121,17 @@ class Folder:
         if not inside or _is_unlabelled(inside[0]):
             return ()
         whole = {"top": inside[:1], "leaf": inside[-1:], "path": ("/".join(inside),)}
-        return whole[self.nested] if self.nested != "both" else tuple(dict.fromkeys(inside))
+        names = whole[self.nested] if self.nested != "both" else inside
+        return tuple(dict.fromkeys(part for name in names for part in self._parts(name)))
+
+    def _parts(self, name: str) -> list[str]:
+        """The classes that a folder's name holds."""
+        return list(filter(None, map(str.strip, name.split(self.separator)))) if self.separator else [name]
 
     def _notices(self, found: _Found) -> list[Problem]:
         notices = []
+        if not self.separator and (example := _of_parts({inside[0] for _, _, inside in found.photos if inside})):
+            notices.append(f"folders such as {example} may name two classes each; data.separator=_ divides them")
         deep = sorted({"/".join(inside) for _, _, inside in found.photos if len(inside) > 1})
         if deep and self.nested == "top":
             what = (
@@ -135,13 +156,14 @@ def doubts(path: str) -> list[Problem]:
     if found.annotations:
         names = [str(file.relative_to(root)) for file in found.annotations]
         what = f"{_some(names)} {'lies' if len(names) == 1 else 'lie'} beside the photographs and may hold the tags"
-        by_path = f"a table or COCO JSON by its own path, as in plures check {found.annotations[0]}"
+        by_path = f"the file with the tags by its own path, as in plures check {found.annotations[0]}"
         said.append((what, f"{by_path}; {way}"))
     if found.beside:
         listed = _some([f"{name} ({count:,} photographs)" for name, count in sorted(found.beside.items())])
         said.append((f"{listed} beside split folders", f"train, val and test folders alone; {way}"))
     tops = [inside[0] for _, _, inside in found.photos if inside]
-    names = sorted(name for name in {*tops, *found.classes} if name.casefold() in CONTAINERS or split_name(name))
+    alike = _like_splits({*tops, *found.classes})
+    names = sorted(name for name in {*tops, *found.classes} if name.casefold() in CONTAINERS or name in alike)
     if len({*tops}) == 1 and len(tops) == len(found.photos):
         said.append((f"every photograph lies in the one folder '{tops[0]}', which then tells nothing apart",
                      f"a folder per class, or a table with the tags; {way}"))  # fmt: skip
@@ -151,9 +173,41 @@ def doubts(path: str) -> list[Problem]:
     return [Problem(str(root), None, what, expected) for what, expected in said]
 
 
+def folders_of_annotations(path: str) -> list[str]:
+    """The folders below this one that hold every photograph and a file that may hold the tags, the uppermost first."""
+    root = Path(path)
+    found = _find(root)
+    folders = {folder for file in found.annotations for folder in file.parents if root in folder.parents}
+    photos = [file for file, _, _ in found.photos]
+    whole = [folder for folder in folders if all(folder in photo.parents for photo in photos)]
+    return [str(folder) for folder in sorted(whole, key=lambda folder: len(folder.parts))]
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def _like_splits(names: set[str]) -> set[str]:
+    """The names that say which part of the data lies there: train, train-jpg, val2017, fold_1, part3; also several that
+    differ in the word for a split alone, such as box_train and box_test."""
+    words = {name: re.findall(r"[^\W\d_]+", name.casefold()) for name in names}
+    rest = {name: [w for w in some if split_name(w) is None and w not in PARTS] for name, some in words.items()}
+    times = Counter(map(tuple, rest.values()))
+    return {
+        name
+        for name, others in rest.items()
+        if len(others) < len(words[name])
+        and (all(word in CONTAINERS or word in FILES for word in others) or times[tuple(others)] > 1)
+    }
+
+
+def _of_parts(names: set[str]) -> str:
+    """A name such as red_dress among others that share both its words; "" if there is none."""
+    pairs = [(name, name.split("_")) for name in sorted(names) if name.count("_") == 1]
+    first, last = (Counter(words[place] for _, words in pairs) for place in (0, 1))
+    fits = (name for name, (one, other) in pairs if first[one] > 1 and last[other] > 1)
+    return next(fits, "")
 
 
 def _is_unlabelled(name: str) -> bool:

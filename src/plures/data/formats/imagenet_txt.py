@@ -1,5 +1,5 @@
-"""ImageNet's txt form, as CVAT and Datumaro write it: `synsets.txt` with a class a line, beside a txt file per subset
-whose lines are a path and the numbers of its classes (`1.jpg 0 4`; a path with blanks stands in double quotes).
+"""ImageNet's txt form, as CVAT, Datumaro and MMPretrain write it: `synsets.txt` with a class a line, beside a txt file
+per subset whose lines are a path and the numbers of its classes (`1.jpg 0 4`; a path with blanks in double quotes).
 
 Present: the classes of the line. Absent: nothing, or with `complete` every other class. Unknown: everything else.
 """
@@ -39,6 +39,9 @@ class ImageNetTxt:
         names, lists = _files(path)
         if not lists:
             raise PluresError(f"imagenet_txt: no synsets.txt with lists of images beside it at '{path}'")
+        if not names.is_file():
+            what = f"numbers of classes, and no file with their names ({', '.join(NAMES)})"
+            raise BadData([Problem(str(lists[0]), None, what, f"{names}, a name a line")], False)
         classes = distinct([line.strip() for line in _lines(names) if line.strip()], names)
         read, problems = [], list[Problem]()
         for file in lists:
@@ -49,12 +52,13 @@ class ImageNetTxt:
 
 
 def _files(path: str) -> tuple[Path, list[Path]]:
-    """The file of class names, and the lists beside it."""
+    """The file of class names, and the lists beside it or, for one list, below it."""
     at = Path(path)
     folder = at if at.is_dir() else at.parent
-    names = next((folder / name for name in NAMES if path and (folder / name).is_file()), folder / NAMES[0])
+    places = [folder] if at.is_dir() else [folder, folder.parent]
+    names = next((p / name for p in places for name in NAMES if path and (p / name).is_file()), folder / NAMES[0])
     if not path or not names.is_file():
-        return names, []
+        return names, [at] if path and at.suffix == ".txt" and at.is_file() and _is_list(at) else []
     lists = [at] if at.is_file() else sorted(folder.glob("*.txt"))
     return names, [file for file in lists if file.suffix == ".txt" and file.name not in NAMES and _is_list(file)]
 
@@ -103,6 +107,6 @@ def _read(file: Path, classes: tuple[str, ...]) -> Export:
         if strange:
             export.problem(row, f"class number {strange[0]}", f"0 to {len(classes) - 1}, the lines of the class names")
             continue
-        names = tails(name) + [name + suffix for suffix in SUFFIXES]
+        names = [*tails(name), *(name + suffix for suffix in SUFFIXES), f"{file.stem}/{name}"]
         export.photos.append(Photo(names, row, [classes[number] for number in numbers], looked_at=bool(numbers)))
     return export

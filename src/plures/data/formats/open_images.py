@@ -1,4 +1,5 @@
-"""Open Images (Kuznetsova et al. 2020, The Open Images Dataset V4, arXiv 1811.00982): image-level labels in CSV.
+"""Open Images (Kuznetsova et al. 2020, The Open Images Dataset V4, arXiv 1811.00982): image-level labels in CSV;
+where there are none, the labels of boxes, which are all present.
 
 Present: a label that a person verified with Confidence 1. Absent: one verified with Confidence 0. Unknown: everything
 else. Labels made by a machine (Source `machine`, or a Confidence between 0 and 1) are left out, unless `machine` says
@@ -118,7 +119,9 @@ class OpenImages:
         problems: list[Problem],
     ) -> tuple[Dataset, list[Problem]]:
         folders = (
-            [self.images] if self.images else [str(file.parent), str(file.parent / "images"), str(file.parent.parent)]
+            [self.images]
+            if self.images
+            else [str(place) for above in (file.parent, file.parent.parent) for place in (above, above / "images")]
         )
         finder = Finder(folders)
         paths: list[str] = []
@@ -145,18 +148,20 @@ def _files(path: str) -> list[Path]:
     at = Path(path)
     if not path:
         return []
-    files = sorted(at.glob("*.csv")) if at.is_dir() else [at] if at.suffix.lower() == ".csv" and at.is_file() else []
-    return [file for file in files if file.is_file() and not is_junk(file) and _is_labels(file)]
+    inside = sorted(at.glob("*.csv")) or sorted(at.glob("annotations/*.csv"))
+    files = inside if at.is_dir() else [at] if at.suffix.lower() == ".csv" and at.is_file() else []
+    files = [file for file in files if file.is_file() and not is_junk(file) and _is_labels(file)]
+    return [file for file in files if not _is_labels(file, of_boxes=True)] or files
 
 
-def _is_labels(file: Path) -> bool:
-    """Whether the header is that of image-level labels; XMin is one of boxes."""
+def _is_labels(file: Path, of_boxes: bool = False) -> bool:
+    """Whether the header is that of labels, of images or (XMin) of boxes."""
     try:
         with file.open("rb") as opened:
             header = opened.readline(10_000).removeprefix(b"\xef\xbb\xbf").decode("utf-8").strip().split(",")
     except (OSError, UnicodeDecodeError):
         return False
-    return {*COLUMNS} <= {*header} and "XMin" not in header and len({*header}) == len(header)
+    return {*COLUMNS} <= {*header} and ("XMin" in header or not of_boxes) and len({*header}) == len(header)
 
 
 def _split_of(file: Path) -> str:

@@ -11,6 +11,7 @@ not given, a blank), unless `complete` says it is absent. Options say what other
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -32,11 +34,11 @@ from plures.data.formats.joined import joined
 from plures.data.formats.repeated_rows import merge_duplicates
 from plures.data.formats.safe_cells import bare
 from plures.data.formats.split_names import VALID, split_name
-from plures.data.formats.table_layout import Cells, Chosen, Layout, lay_out
+from plures.data.formats.table_layout import PLAIN, Cells, Chosen, Layout, image_column, lay_out
 from plures.data.paths import Found, Search, find_files
 from plures.data.photos import is_junk
 from plures.errors import BadData, PluresError, Problem
-from plures.labels import ABSENT, UNKNOWN, Labels
+from plures.labels import ABSENT, PRESENT, UNKNOWN, Labels
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SHOWN = 3  # missing images; more become one line
@@ -239,7 +241,7 @@ def gather(
     """The usable rows of a table, their labels int8 [N, K] and the classes; the other rows become problems. A row that
     contradicts itself is marked with a code above 1, see `merge_duplicates`."""
     gathered = Gathered()
-    text = file.suffix.lower() in (".csv", ".tsv")
+    text = file.suffix.lower() != ".parquet"
     tags, absent = TagPairs(separator, text), TagPairs(separator, text)
     for rows in batches:
         first = len(gathered.images)
@@ -257,8 +259,11 @@ def gather(
     rows_read = sum(len(numbers) for numbers in gathered.numbers)
     problems += gathered.faults.problems(file, layout, rows_read)
     if tags.nulls or absent.nulls:
-        what = f"{tags.nulls + absent.nulls:,} cells of tags say nan, None or the like, and are read as blank"
+        what = f"{tags.nulls + absent.nulls:,} cells or tags say nan, None or the like, and are read as blank"
         problems.append(Problem(str(file), None, what, severity="notice"))
+    if tags.is_one_hot():
+        what = f"column '{layout.tags}' holds lists of 1 and 0, a place for each class, without the classes' names"
+        raise BadData([Problem(str(file), None, what, "lists of names, or a column for each class")], False)
     if not gathered.images and not problems:
         problems.append(Problem(str(file), None, "the table has no rows", "one image per row"))
     if layout.classes:
@@ -301,23 +306,36 @@ def _below(folder: str, images: list[str]) -> list[str]:
 
 def tables_of(path: str) -> list[tuple[str, Path]]:
     """The tables at this path, each with the split that its folder names ("" if none): the file itself, the only table
-    in a folder, or the only tables in its folders train, valid, test."""
+    in a folder, the tables train.csv, val.csv, ... in it, or the only tables in its folders train, valid, test."""
     at = Path(path)
     if not path:
         return []
     if not at.is_dir():
-        return [("", at)] if at.suffix.lower() in SUFFIXES and at.is_file() else []
+        return [("", at)] if at.is_file() and (at.suffix.lower() in SUFFIXES or _is_text_table(at)) else []
     inside = _tables_in(at)
     if inside:
-        return [("", inside[0])] if len(inside) == 1 else []
+        splits = [split_name(re.split(r"[-_.]", file.stem)[0]) or split_name(file.stem) or "" for file in inside]
+        whole = len(inside) > 1 and all(splits) and len({*splits}) == len(inside)
+        return [("", inside[0])] if len(inside) == 1 else list(zip(splits, inside, strict=True)) if whole else []
     found = [(split_name(folder.name) or "", _tables_in(folder)) for folder in sorted(at.iterdir()) if folder.is_dir()]
     found = [(split, tables) for split, tables in found if split and tables]
     return [(split, tables[0]) for split, tables in found] if all(len(tables) == 1 for _, tables in found) else []
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in SUFFIXES and f.is_file()]
-    return [file for file in files if not is_junk(file.name) and not file.name.startswith(".")]
+    files = [f for f in sorted(folder.iterdir()) if not is_junk(f.name) and not f.name.startswith(".") and f.is_file()]
+    return [f for f in files if f.suffix.lower() in SUFFIXES] or list(filter(_is_text_table, files))
+
+
+def _is_text_table(file: Path) -> bool:
+    """Whether a .txt, as Excel writes Unicode text, has a first line with names of columns."""
+    if file.suffix.lower() not in (".txt", ".tab"):
+        return False
+    try:
+        names = delimited.read_header(file).names
+    except (BadData, OSError):
+        return False
+    return len(names) > 1 and len({*names}) == len(names) and bool(image_column(names))
 
 
 def _text_rows(
@@ -397,8 +415,11 @@ def rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
     images = _words(column(layout.image))
     splits = _words(column(layout.split)) if layout.split else None
     if not layout.classes:
-        absent = column(layout.absent) if layout.absent else None
-        return Rows(numbers, images, splits, tags=column(layout.tags), absent=absent)
+        tags, absent = column(layout.tags), column(layout.absent) if layout.absent else None
+        if layout.verdict:
+            said = codes(column(layout.verdict).cast(pa.string()), PLAIN.of(""))
+            tags, absent = (pc.if_else(pa.array(said == code), tags, None) for code in (PRESENT, ABSENT))
+        return Rows(numbers, images, splits, tags=tags, absent=absent)
     values = np.empty((len(layout.classes), len(images)), np.int8)  # [K, n]: a column's cells side by side
     bad = {}
     for place, name in enumerate(layout.classes):

@@ -18,7 +18,7 @@ RESERVED = ("image", "tags", "absent", "split")
 UNUSED = 8  # columns that a notice names
 IMAGE_NAMES = (
     *("image", "filename", "imagefilename", "imagefile", "file", "path", "filepath", "imagepath", "imagename"),
-    *("imageindex", "img", "imgpath", "imgname", "imgfile", "photo", "picture"),
+    *("imageindex", "img", "imgpath", "imgname", "imgfile", "photo", "picture", "fname", "imageurl", "imgurl"),
 )
 IMAGE_IDS = ("imageid", "id")  # where there is none of the names above
 TAGS_NAMES = (
@@ -26,6 +26,10 @@ TAGS_NAMES = (
     "choice",
 )
 VALID_NAMES = ("isvalid", "isval")
+SPLIT_NAMES = ("subset", "set", "partition", "phase", "usage", "dataset", "datasplit")
+VERDICTS = ("confidence", "value", "present", "ispresent", "labelvalue")
+SEVERAL = re.compile(r"(tag|label|class|category|keyword)s?\d+")  # columns that hold a tag each
+AN_ID = re.compile(r"(.*[\s_-]id|.*[a-z]I[dD])", re.ASCII)  # patient_id, Patient ID, classId
 METADATA = frozenset(
     ("fold", "folds", "kfold", "cvfold", "index", "idx", "id", "imageid", "uid", "uuid", "row", "rownumber", "width")
 ) | {"height", *VALID_NAMES}
@@ -48,8 +52,8 @@ class Chosen:
 @dataclass(frozen=True)
 class Layout:
     """names: every column in order; image, tags, absent, split: the column that holds them, "" if there is none;
-    valid: the split column says True for validation rows (`is_valid`); classes: the columns that are classes (empty in
-    the tags form)."""
+    valid: the split column says True for validation rows (`is_valid`); verdict: the column whose 1 and 0 say whether
+    the tags of a row are present or absent; classes: the columns that are classes (empty in the tags form)."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -58,13 +62,14 @@ class Layout:
     absent: str = ""
     split: str = ""
     valid: bool = False
+    verdict: str = ""
     meaning: Meaning = PLAIN
     notices: tuple[Problem, ...] = ()
 
     @property
     def wanted(self) -> list[str]:
         """The columns to read."""
-        labels = list(self.classes) or [name for name in (self.tags, self.absent) if name]
+        labels = list(self.classes) or [name for name in (self.tags, self.absent, self.verdict) if name]
         return [self.image, *([self.split] if self.split else []), *labels]
 
     def class_run(self) -> tuple[int, int] | None:
@@ -80,6 +85,7 @@ class Layout:
         """What is taken from which column, in a line."""
         labels = f"{len(self.classes)} class columns" if self.classes else f"tags in '{self.tags}'"
         absent = f", absent tags in '{self.absent}'" if self.absent else ""
+        absent += f", 1 (present) or 0 (absent) in '{self.verdict}'" if self.verdict else ""
         split = f", splits in '{self.split}'" if self.split else ""
         return f"images in '{self.image}', {labels}{absent}{split}"
 
@@ -126,15 +132,21 @@ def lay_out(
     split = chosen.split or _split_column(names, cells)
     tags = chosen.tags or ("" if chosen.classes and "tags" not in names else _tags_column(names, cells, image, meaning))
     absent = "absent" if "absent" in names and not chosen.tags else ""
-    others = [name for name in names if name not in (image, split, tags, absent)]
+    verdict = _verdict_column(names, cells) if tags not in ("", "tags") and not absent else ""
+    others = [name for name in names if name not in (image, split, tags, absent, verdict)]
     if absent and not tags:
         problem(f"a column 'absent' but no column 'tags'{_closest('tags', others)}", "both, or only 'tags'")
     classes: list[str] = []
-    if not tags and not absent:
+    several = [name for name in others if SEVERAL.fullmatch(normal_name(name))]
+    several = several if any(_holds_words(cells.get(name, ()), meaning) for name in several) else []
+    if not tags and not chosen.classes and len(several) > 1:
+        listed = ", ".join(f"'{name}'" for name in several[:UNUSED])
+        problem(f"columns {listed} hold a tag each", "one column 'tags' (cat;sofa), or one row for each tag")
+    elif not tags and not absent:
         classes = list(chosen.classes) or [n for n in others if _is_class(n, cells.get(n), meaning)]
         if image and not classes:
             held = f"; {_held(others[0], cells)}{_closest('tags', others)}" if others else ""
-            problem(f"no labels{held}", "a column 'tags', or a column for each class")
+            problem(f"no labels{held}", "a column 'tags', a column for each class, or data.tags_column=NAME")
     if problems:
         raise BadData(problems, skippable=False)
     unused = [name for name in others if name not in classes]
@@ -151,7 +163,7 @@ def lay_out(
         listed += f" and {len(rest) - UNUSED:,} more" if len(rest) > UNUSED else ""
         notice(f"column{'s' * (len(rest) > 1)} {listed} {'are' if len(rest) > 1 else 'is'} not used{way}")
     valid = normal_name(split) in VALID_NAMES
-    return Layout(names, tuple(classes), image, tags, absent, split, valid, meaning, tuple(notices))
+    return Layout(names, tuple(classes), image, tags, absent, split, valid, verdict, meaning, tuple(notices))
 
 
 def _is_nameless(name: str) -> bool:
@@ -184,7 +196,11 @@ def _image_column(names: tuple[str, ...], cells: Cells, problem: Callable[[str, 
     if len(found) > 1:
         listed = " and ".join(f"'{name}'" for name in found)
         problem(f"columns {listed} may both name the images", f"data.image_column={found[0]}, say")
-    if not found:
+    headless = next((name for name in names if name.lower().endswith(tuple(IMAGE_SUFFIXES))), "")
+    found = found or [name for name in names if not headless and _are_photos(cells.get(name, ()))]
+    if not found and headless:
+        problem(f"the first line holds '{headless}', no names of columns", "a first line such as image,tags")
+    elif not found:
         hint = _closest("image", names)
         problem(f"no column 'image'{hint}", "a column 'image' with the path of each image, or data.image_column=NAME")
     return found[0] if len(found) == 1 else ""
@@ -198,7 +214,7 @@ def _are_photos(cells: Sequence[str]) -> bool:
 def _split_column(names: tuple[str, ...], cells: Cells) -> str:
     if "split" in names:
         return "split"
-    for kind in ("split", "subset", *VALID_NAMES):
+    for kind in ("split", *SPLIT_NAMES, *VALID_NAMES):
         for name in names:
             if normal_name(name) == kind and (kind == "split" or _are_splits(kind, cells.get(name))):
                 return name
@@ -210,7 +226,17 @@ def _are_splits(kind: str, cells: Sequence[str] | None) -> bool:
     words = {cell.strip().casefold() for cell in cells or ()} - {""}
     if kind in VALID_NAMES:
         return words <= VALID.keys()
-    return all(split_name(word) for word in words)
+    return (bool(words) or kind == "subset") and all(split_name(word) for word in words)
+
+
+def _verdict_column(names: tuple[str, ...], cells: Cells) -> str:
+    """The column that says 1 or 0 of the tags of each row, as where every row is a label."""
+    for kind in VERDICTS:
+        for name in names:
+            words = {normal(cell) for cell in cells.get(name, ())} - {""}
+            if normal_name(name) == kind and words and words <= {"1", "0", "true", "false"}:
+                return name
+    return ""
 
 
 def _tags_column(names: tuple[str, ...], cells: Cells, image: str, meaning: Meaning) -> str:
@@ -232,7 +258,7 @@ def _holds_words(cells: Sequence[str], meaning: Meaning) -> bool:
 def _is_class(name: str, cells: Sequence[str] | None, meaning: Meaning) -> bool:
     """Whether a column is a class: not called like metadata, and half of its filled cells or more are labels, or its
     words look like labels that need an option (-1, yes)."""
-    if name in RESERVED or normal_name(name) in METADATA or _is_nameless(name):
+    if name in RESERVED or normal_name(name) in METADATA or _is_nameless(name) or AN_ID.fullmatch(name.strip()):
         return False
     filled = [word for word in map(normal, cells or ()) if word]
     if not filled or {*filled} <= {*meaning.of(name), *LABEL_LIKE}:

@@ -9,7 +9,7 @@ otherwise.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,15 @@ TREES = {  # and what stands between the steps of a way
     "http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject": "|",
     "http://www.digikam.org/ns/1.0/}TagsList": "/",
 }
-ITEM = "http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+OTHER_TREES = {  # which are read, and never written
+    **TREES,
+    "http://ns.microsoft.com/photo/1.0/}LastKeywordXMP": "/",
+    "http://ns.microsoft.com/photo/1.2/}LastKeywordXMP": "/",
+    "http://ns.iview-multimedia.com/mediapro/1.0/}CatalogSets": "|",
+}
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+ITEM = RDF + "li"
+NUMBERED = re.compile(re.escape(RDF) + r"_\d+")  # an item as of old
 XP_KEYWORDS = 0x9C9E
 MOST = 64_000_000  # bytes of a sidecar
 
@@ -136,17 +144,26 @@ def add_xmp(content: bytes, found: Keywords) -> None:
     """Add the keywords of an XMP packet. Raises ValueError where it is no XML."""
     content = content.strip(b"\0 \r\n\t") if not content.startswith((b"\xff\xfe", b"\xfe\xff")) else content
     for node in parse_xml(content).iter():
-        if node.tag == FLAT:
-            found.flat.update(_items(node))
-        elif node.tag in TREES:
-            ways = (tuple(filter(None, map(str.strip, text.split(TREES[node.tag])))) for text in _items(node))
-            found.ways.update(way for way in ways if way)
+        short = [(name, [value.strip()]) for name, value in node.attrib.items()]  # a property without a list
+        for name, texts in [(node.tag, _items(node)), *short]:
+            if name == FLAT:
+                found.flat.update(filter(None, texts))
+            elif name in OTHER_TREES:
+                ways = (tuple(filter(None, map(str.strip, text.split(OTHER_TREES[name])))) for text in texts)
+                found.ways.update(way for way in ways if way)
 
 
-def _items(node: Any) -> Iterator[str]:
+def _items(node: Any) -> list[str]:
+    """The texts of a property: the items of its list, or its own."""
     assert isinstance(node, Node)
-    texts = [(item.text or "").strip() for item in node.iter(ITEM)]
-    return (text for text in texts if text)
+    if node.tag != FLAT and node.tag not in OTHER_TREES:
+        return []
+    items = [item for item in node.iter() if item.tag == ITEM or NUMBERED.fullmatch(item.tag)] or [node]
+    values = [
+        [item.text, item.get(RDF + "value"), *(one.text for one in item if one.tag == RDF + "value")] for item in items
+    ]
+    texts = ["".join(filter(None, some)).strip() for some in values]
+    return [text for text in texts if text]
 
 
 def packet_of(image: str) -> bytes:

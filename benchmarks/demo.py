@@ -4,8 +4,8 @@ A seed changes the first weights, the order of the images and which tag of a sce
 
     OMP_NUM_THREADS=1 python benchmarks/demo.py --seeds 5 --runs DIR
 
-Beyond the demo's rows: a second round, whose teacher is the third row's run of the same seed (its tags above 0.5 count as
-present) and whose loss is the second row's. Runs are added to what demo_runs.csv has; those that are there are not
+Beyond the demo's rows: a second round, whose teacher is the third row's run of the same seed (its tags above 0.5 count
+as present) and whose loss is the second row's. Runs are added to what demo_runs.csv has; those that are there are not
 trained again. Writes demo.csv: n, mean and sd.
 """
 

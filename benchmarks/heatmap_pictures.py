@@ -23,7 +23,7 @@ from voc12 import FREQUENT, settings
 from voc12_heads import HEADS, LOSSES
 
 from plures import Dataset, Experiment, Model, Run, load, read
-from plures.data.photos import Transform, to_image
+from plures.data.photos import to_image
 from plures.metrics.localisation import Localisation, localisation
 from plures.metrics.report import Report
 from plures.runs.data import with_splits
@@ -45,7 +45,7 @@ def trained(out: Path, encoder_layers: int) -> Run:
 @torch.inference_mode()
 def looked_at(model: Model, images: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities [B, K], weights [B, K, P] and boxes [P, 4] of images."""
-    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
+    transform = model.transform
     output = model(torch.stack([transform(to_image(image)) for image in images]))
     assert output.boxes is not None
     return output.logits.sigmoid().numpy(), region_weights(output).numpy(), output.boxes.numpy()

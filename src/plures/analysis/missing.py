@@ -14,28 +14,27 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.data.formats.safe_cells import guarded
 from plures.data.paths import paths_from
-from plures.data.photos import Transform, Unreadable, to_image
+from plures.data.photos import Unreadable, to_image
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.files import writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
-from plures.models.outputs import checked_logits
 from plures.runs.data import IN_MEMORY, observe_splits
 from plures.runs.own_data import holds_training, match_classes, recalled
 from plures.runs.photos import Photos, contents, with_contents
 from plures.runs.run import Run
+from plures.scoring import predictor
 from plures.scoring.device import make_fabric
 from plures.scoring.features import refuse_maps
-from plures.scoring.heatmaps import overlay, paint, region_weights
+from plures.scoring.heatmaps import overlay, paint
 from plures.scoring.logits import logits_of_dataset
 from plures.training.cross_fitting import out_of_fold
 from plures.training.history import mean_logits
@@ -320,19 +319,14 @@ def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], I
 
     The function raises Unreadable for a tag that the model does not know; PluresError if the head gives no heat maps.
     """
-    model = load(run)
+    model = predictor.load(run, device="cpu")
     refuse_maps(model)
-    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
 
-    @torch.inference_mode()
     def draw(photo: Image.Image, tag: str, score: float | None = None) -> Image.Image:
         if tag not in model.classes:
             raise Unreadable(f"the model does not know '{tag}'")
-        output = model(transform(photo)[None])
-        checked_logits(output.logits)
-        weights = region_weights(output)[0, model.classes.index(tag)].float().numpy()  # [P]
-        assert output.boxes is not None
-        heat = paint(weights, output.boxes.float().numpy(), photo.height, photo.width)
+        _, weights, boxes = model.look(model.transform(photo)[None])
+        heat = paint(weights[0, model.classes.index(tag)], boxes, photo.height, photo.width)
         return overlay(photo, heat, tag, score)
 
     return draw

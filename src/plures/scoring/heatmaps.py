@@ -27,18 +27,22 @@ COLOURS = "inferno"  # perceptually uniform, also for the colour-blind; its dark
 OPACITY = 0.75  # of the hottest pixel
 
 
+class NoHeatMap(PluresError):
+    """A model that does not say where it looked."""
+
+
 def region_weights(output: Output) -> Tensor:
     """How much each region speaks for each class. Returns [B, K, P], not negative, summing to 1 over P.
 
     The attention where there is one; else the positive part of the region logits, each averaged with its neighbours
     (where a class has none: how far each lies above the lowest, since some region still speaks for it most). Averaged
     maps point at objects more often: docs/localisation.md.
-    Raises PluresError if the head gave neither.
+    Raises NoHeatMap if the head gave neither.
     """
     if output.attention is not None:
         return output.attention
     if output.region_logits is None:
-        raise PluresError("no heat map: the head gives neither attention nor region logits for its classes")
+        raise NoHeatMap("no heat map: the head gives neither attention nor region logits for its classes")
     activation = output.region_logits
     if output.boxes is not None:
         activation = activation @ _neighbours(output.boxes).to(activation.dtype).T
@@ -47,6 +51,14 @@ def region_weights(output: Output) -> Tensor:
     weights = positive.where(positive.amax(-1, keepdim=True) > 0, above_lowest)
     total = weights.sum(-1, keepdim=True)
     return (weights / total.clamp(min=1e-12)).where(total > 0, 1 / weights.shape[-1])
+
+
+def regions_of(output: Output) -> tuple[Floats, Floats]:
+    """`region_weights` and where the regions lie: arrays [B, K, P] and [P, 4]. Raises NoHeatMap without either."""
+    weights = region_weights(output)
+    if output.boxes is None:
+        raise NoHeatMap("no heat map: the head does not say where its regions lie")
+    return weights.float().cpu().numpy(), output.boxes.float().cpu().numpy()
 
 
 def _neighbours(boxes: Tensor) -> Tensor:

@@ -82,6 +82,36 @@ def test_nothing_needs_a_module_of_one_system_to_be_imported():
             assert not {"fcntl", "resource", "pwd", "grp", "termios", "msvcrt", "winreg"} & set(names), file
 
 
+# who else touches a network outside of training, and what for; all other code asks scoring/ for outputs
+NOT_SCORING = {
+    "data/loading.py": "makes the DataLoader",
+    "export/formats.py": "runs the exported file",
+    "export/graph.py": "wraps the model that is exported",
+    "sklearn.py": "standardises features",
+    "sweeps/vectorized/losses.py": "learns labels",
+    "sweeps/vectorized/training.py": "trains",
+    "training/loop.py": "averages weights",
+    "training/peak.py": "counts bytes on a blank image",
+    "training/ridge.py": "solves for weights",
+}
+
+
+def runs_a_model(source: str) -> bool:
+    names = {getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(ast.parse(source))}
+    return bool(names & {"inference_mode", "no_grad", "eval", "DataLoader", "BatchHalver"})
+
+
+@pytest.mark.parametrize("code", ["net.eval()", "@torch.no_grad()\ndef f(): ...", "with inference_mode(): ...",
+                                  "DataLoader(d)", "BatchHalver(net, cat)"])  # fmt: skip
+def test_a_module_that_runs_a_model_is_noticed(code: str):
+    assert runs_a_model(code)
+
+
+def test_models_are_run_over_images_in_scoring_alone():
+    found = {f.relative_to(SOURCE).as_posix() for f in SOURCE.rglob("*.py") if runs_a_model(f.read_text("utf-8"))}
+    assert {f for f in found if f.split("/")[0] not in ("models", "losses", "scoring")} == NOT_SCORING.keys()
+
+
 def test_every_package_is_in_the_order():
     packages = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in SOURCE.rglob("*.py")} - {"__init__"}
     assert packages <= set(PACKAGES)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
 from plures.recipes import load_recipe, recipe_of
-from plures.registry import Registry, is_text
+from plures.registry import Registry, check_values, fits, is_text, kinds_of
 
 STAGES = (("auto",), ("ridge",), ("probe",), ("finetune",), ("ridge", "finetune"), ("probe", "finetune"))
 OF_A_STAGE = (
@@ -172,7 +172,7 @@ class Experiment(BaseModel):
         'least_squares'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: str | None = None
     start: str | None = None
@@ -217,7 +217,7 @@ class Experiment(BaseModel):
     average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
     threshold: Share | Literal["auto", "chosen"] = "auto"
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -246,6 +246,8 @@ class Experiment(BaseModel):
             _refuse_null(part)
             if part.name != AUTO:
                 registry.check(part.name, part.options, named=True)
+                if registry is losses:
+                    losses.make(part.name, **part.options)  # cheap, and it knows which values make sense
             elif part.options and registry is losses:
                 raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
             elif registry is backbones:
@@ -559,6 +561,9 @@ def _check_data(part: Part) -> None:
     for option in part.options:
         if option not in known and ":" not in part.name:  # a format of one's own has its own options
             raise PluresError(f"no data format has an option '{option}'{did_you_mean(option, known)}")
+        takers = [entry for entry in formats if option in entry.kinds]
+        if takers and not any(fits(entry.kinds[option], part.options[option]) for entry in takers):
+            check_values("data", takers[0].kinds, {option: part.options[option]})
 
 
 def _check_optimizer(part: Part) -> None:
@@ -570,7 +575,8 @@ def _check_optimizer(part: Part) -> None:
         raise PluresError("optimizer=exact of plures 0.1.0 is written stages=ridge today")
     if name not in names:
         raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, names)}")
-    parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    make = get_optimizer_class(name, bind_defaults=False)
+    parameters = inspect.signature(make).parameters
     own = {"params", "lr", "weight_decay", "kwargs"}  # settings of their own
     allowed = [p for p in parameters if p not in own]
     for option in part.options:
@@ -578,6 +584,7 @@ def _check_optimizer(part: Part) -> None:
             raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={part.options[option]}")
         if option not in allowed and "kwargs" not in parameters:
             raise PluresError(f"optimizer '{name}' has no option '{option}'{did_you_mean(option, allowed)}")
+    check_values(f"optimizer '{name}'", kinds_of(make), part.options)
 
 
 def _step_settings(stage: Part) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def losses_for(head: str) -> list[str]:
     labels, names = Labels(np.array([[1, -1], [-1, 1]], np.int8)), ["bce"]
     for name in losses.names():
         needs = set(getattr(losses[name].make, "needs", ())) - FROM_TRAINING
-        if name in ("bce", "vlpl") or needs - set(getattr(heads[head].make, "gives", ())):
+        if name in ("bce", "vlpl", "gpr") or needs - set(getattr(heads[head].make, "gives", ())):
             continue
         try:
             losses.make(name).check(labels)

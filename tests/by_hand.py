@@ -69,6 +69,18 @@ BY_HAND: dict[str, Case] = {
         {"present": L2 / 3, "unknown": (0.5 * exp(-1 / 2) + 0.5 * exp(-9 / 2)) / 3, "absent": 0.0},
         {"slope": (0, 0), "offset": (0, 0), "centre": (1, 1), "width": (0.25, 0.25), "q_missing": 1.0},
     ),
+    # the same V; the second class pseudo-present, the third pseudo-absent
+    "gpr": Case(
+        {
+            "present": L2 / 3,
+            "unknown": 0.0,
+            "absent": 0.0,
+            "pseudo_labels": ((1 - exp(-1 / 2)) * (0.9 * L43 + 0.1 * L4) + exp(-9 / 2) * L43) / 3,
+            "expected_positives": 2 * (1.5 - 2.5) ** 2 / 9,
+        },
+        {"centre": (1, 1), "width": (0.25, 0.25), "expected_positives": 2.5, "regularisation": 2.0},
+        state=[nan, 1.0, 0.0],
+    ),
     "gce": Case(
         {"present": 2 * (1 - sqrt(1 / 2)) / 3, "assumed_absent": 2 * (2 - 1 / 2 - sqrt(3 / 4)) / 3}, {"q": 0.5}
     ),

@@ -23,6 +23,7 @@ IGNORE_UNKNOWN = {"iu", "bce", "bce_ls"}  # bce and bce_ls refuse unknown cells;
 STOP_GRADIENT = {
     "role",
     "gr",
+    "gpr",
     "csl",
     "pu_mlc",
 }  # finite differences see what the gradient must not; the reference numbers test these

@@ -40,7 +40,7 @@ def targets(rows=N, seed=0):
 def ready(made, folder, codes=None):
     """The criterion bound to `targets()` (completed where it must be), with the keywords it follows."""
     options = {}
-    if made is L.VLPL:
+    if made in (L.VLPL, L.GPR):
         np.save(folder / "scores.npy", np.random.default_rng(0).random((N, K)))
         options["scores"] = str(folder / "scores.npy")
     codes = targets() if codes is None else codes
@@ -262,8 +262,8 @@ def _role(index):
 
 
 @pytest.mark.parametrize("made", [made for made in CLASSES if made().follows()], ids=lambda made: made.__name__)
-def test_a_loss_that_follows_epochs_says_once_that_it_was_not_told(made):
-    criterion = made().bind(targets())
+def test_a_loss_that_follows_epochs_says_once_that_it_was_not_told(made, tmp_path):
+    criterion, _ = ready(made, tmp_path)
     known = {**changed(criterion), "index": torch.arange(B)}
     with pytest.warns(UserWarning, match="called without epoch="):
         criterion(some_logits(), targets(B), **known)
@@ -274,7 +274,7 @@ def test_a_loss_that_follows_epochs_says_once_that_it_was_not_told(made):
 
 def test_who_follows_epochs():
     found = {made.__name__ for made in CLASSES if made().follows()}
-    assert found == {"GR", "SPLC", "EMAPL", "LargeLossR", "LargeLossCt", "LargeLossCp", "IGNORE"}
+    assert found == {"GR", "GPR", "SPLC", "EMAPL", "LargeLossR", "LargeLossCt", "LargeLossCp", "IGNORE"}
     assert L.VLPL(warmup_epochs=2).follows()
 
 
@@ -288,7 +288,7 @@ def test_zero_for_unobserved_is_noticed_where_it_would_change_the_loss(made, tmp
         with pytest.warns(UserWarning, match="unobserved=0"):
             made()(some_output(some_logits()), positives[:B], epoch=1, epochs=4)
     told, _ = ready(made, tmp_path, from_positives(positives))
-    options = {"scores": str(tmp_path / "scores.npy")} if made is L.VLPL else {}
+    options = {"scores": str(tmp_path / "scores.npy")} if made in (L.VLPL, L.GPR) else {}
     door = made(**options, unobserved=0).bind(positives)
     output = some_output(some_logits())
     with warnings.catch_warnings():

@@ -52,7 +52,7 @@ def run_of(name, tmp_path=None, draw=1, options=None, **settings):
     """A run on `data()`, its first weights from its seed as `train` would make them."""
     shared, labels = data()
     loss = {"name": name, **(options or {})}
-    if name == "vlpl":
+    if name in ("vlpl", "gpr"):
         np.save(tmp_path / "scores.npy", np.random.default_rng(5).random((N, K)))
         loss["scores"] = str(tmp_path / "scores.npy")
     usual = {"stages": "probe", "head": "linear", "optimizer": "adam", "epochs": 4, "batch_size": 8, "device": "cpu"}

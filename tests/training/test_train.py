@@ -284,7 +284,7 @@ SUPERVISION = {"bce": "full", "bce_ls": "full", "iu": {"name": "fraction", "frac
 @pytest.mark.parametrize("name", losses.names())
 def test_every_loss_trains(tmp_path, name):
     loss = {"name": name}
-    if name == "vlpl":  # pseudo-labels from a table of zero-shot scores, one row a training image
+    if name in ("vlpl", "gpr"):  # pseudo-labels from a table of zero-shot scores, one row a training image
         np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((12, 3)))
         loss["scores"] = str(tmp_path / "scores.npy")
     head = "linear" if "region_logits" in losses.make(name).needs else "codebook"

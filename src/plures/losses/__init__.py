@@ -16,6 +16,7 @@ from plures.losses.em import EM, EMAPL
 from plures.losses.epr import EPR
 from plures.losses.expected_negative import ExpectedNegatives, ExpectedNegativesCL
 from plures.losses.gce import GCE
+from plures.losses.gpr import GPR
 from plures.losses.gr import GR
 from plures.losses.hill import SPLC, Hill
 from plures.losses.ignore import IGNORE
@@ -37,6 +38,7 @@ __all__ = [
     "EMAPL",
     "EPR",
     "GCE",
+    "GPR",
     "GR",
     "IGNORE",
     "NNPU",

@@ -78,16 +78,20 @@ class GR(Loss):
 
     def compute(self, output: Output, labels: TensorLabels, context: Context) -> dict[str, Tensor]:
         x = widen(output.logits)
-        slope, offset, centre, width = self.curves(context)
-        p = torch.sigmoid(x).detach()
-        missing = torch.sigmoid(slope * p + offset)
-        weight = torch.exp(-((p - centre) ** 2) / (2 * width**2))
+        slope, offset, _, _ = self.curves(context)
+        missing = torch.sigmoid(slope * torch.sigmoid(x).detach() + offset)
+        weight = self.certainty(x, context)
         cost = missing * robust(x, self.q_missing) + (1 - missing) * robust(-x, self.q_absent)
         return {
             "present": reduce(labels.present * negative_log(x, self.eps), self.reduction),
             "unknown": reduce(labels.unknown * weight * cost, self.reduction),
             "absent": reduce(labels.absent * negative_log(-x, self.eps), self.reduction),
         }
+
+    def certainty(self, x: Tensor, context: Context) -> Tensor:
+        """V of logits [B, K], detached."""
+        _, _, centre, width = self.curves(context)
+        return torch.exp(-((torch.sigmoid(x).detach() - centre) ** 2) / (2 * width**2))
 
     def curves(self, context: Context) -> tuple[float, float, float, float]:
         """slope, offset, centre, width in this epoch."""

@@ -10,14 +10,11 @@ Cells known to be absent cost -log(1 - p); the paper has none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from plures.errors import PluresError
 from plures.labels import Labels, TensorLabels
 from plures.losses.base import Loss, losses
 from plures.losses.context import Context, Need, rows_of
@@ -34,6 +31,7 @@ from plures.losses.log_terms import (
     reduce,
     widen,
 )
+from plures.losses.zero_shot import check_scores, pseudo_labels
 from plures.models.outputs import Output
 
 
@@ -94,23 +92,10 @@ class VLPL(Loss):
             check_range(name, getattr(self, name), 0.0, 100.0)
 
     def check(self, labels: Labels) -> None:
-        if not self.scores:
-            raise PluresError("loss 'vlpl' requires zero-shot scores: scores=FILE.npy, one row per training image")
-        try:
-            shape = np.load(Path(self.scores), mmap_mode="r").shape
-        except (OSError, ValueError) as error:
-            raise PluresError(f"{self.scores}: not a readable .npy array of scores ({error})") from error
-        if shape != labels.values.shape:
-            raise PluresError(f"{self.scores}: scores of shape {shape}, the training labels are {labels.values.shape}")
+        check_scores("vlpl", self.scores, labels)
 
     def initial_state(self, labels: Labels, seed: int) -> Tensor:
-        """[N, K]: 1 pseudo-present, 0 pseudo-absent, nan no pseudo-label (everywhere if no scores are given)."""
-        state = torch.full(labels.values.shape, torch.nan)
-        if self.scores:
-            scores = torch.from_numpy(np.load(self.scores))
-            state[scores < self.absent_below] = 0.0
-            state[scores > self.present_above] = 1.0
-        return state
+        return pseudo_labels(self.scores, labels, self.present_above, self.absent_below)
 
     def follows(self) -> tuple[str, ...]:
         return ("epoch",) if self.warmup_epochs else ()

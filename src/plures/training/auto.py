@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from plures.config import AUTO, BACKBONE, CHOSEN, CUT, Experiment, Part
 from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable, is_address, open_header
+from plures.errors import PluresError
 from plures.labels import Labels
+from plures.losses import Loss, losses
+from plures.losses.context import FROM_TRAINING
 from plures.models.backbones.presets import FAST
+from plures.models.heads import heads
 from plures.runs.run import Run
 
 SMALL = 64  # pixels: up to this side pictures are no photographs, and features of photographs do not suit them
@@ -145,3 +150,29 @@ def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:
             name="gr"
         ), f"{what}; GR ranked best on the built-in scenes and called nearly as many tags as there are"
     return Part(name="wan"), f"{what}; WAN was best or close to it on all data measured"
+
+
+def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
+    """The experiment's loss, made ready for these training labels.
+
+    Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
+    not what the loss assumes.
+    """
+    part = experiment.loss
+    if part.name == AUTO:
+        part, _ = choose_loss(labels, experiment)
+    loss = losses.make(part.name, **part.options)
+    missing = set(loss.needs) - FROM_TRAINING - set(getattr(head, "gives", ()))
+    if missing:
+        able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
+        raise PluresError(
+            f"loss '{part.name}' needs {' and '.join(sorted(missing))}, which head"
+            f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
+        )
+    if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
+        raise PluresError(
+            f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
+            " and turns the image; use augment=crop or flip"
+        )
+    loss.check(labels)
+    return loss.prepare(labels)

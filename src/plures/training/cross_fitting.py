@@ -35,6 +35,7 @@ from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset, prior_of_dataset
+from plures.training.auto import make_loss
 from plures.training.loop import fit
 from plures.training.progress import Callback, Quiet
 from plures.training.stages import Stage
@@ -114,12 +115,9 @@ class _HeadOnly:
     """Trains new heads on the features of a run's frozen backbone, which are computed once."""
 
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
-        from plures.training.train import make_loss  # which cross-fits a teacher
-
         self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
         self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
-        self.make_loss = make_loss
         loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
@@ -158,7 +156,7 @@ class _HeadOnly:
         )
         keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(stage, self.make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
+            fit(stage, make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
         assert keeper.logits is not None
         return keeper.logits
 

@@ -20,13 +20,11 @@ from plures.data.loading import FeatureBatches, ImageBatches, Order, default_wor
 from plures.data.photos import Transform, Unreadable
 from plures.data.read import sayings
 from plures.errors import PluresError
-from plures.labels import Labels
-from plures.losses import Loss, losses
-from plures.losses.context import FROM_TRAINING, OF_REGIONS
+from plures.losses.context import OF_REGIONS
 from plures.metrics.choosing import Objective
 from plures.metrics.threshold_choice import from_expected, from_logits, source_of
 from plures.metrics.thresholds import Thresholds
-from plures.models.heads import FitsFeatures, heads
+from plures.models.heads import FitsFeatures
 from plures.models.model import Model, build_model, load, save, without_prior
 from plures.runs.card import write_card
 from plures.runs.data import (
@@ -56,7 +54,7 @@ from plures.scoring.logits import (
 )
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
-from plures.training.auto import choose_loss, choose_model
+from plures.training.auto import choose_loss, choose_model, make_loss
 from plures.training.fusing import fused, prior_of
 from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
@@ -151,32 +149,6 @@ def _begun(run: Run, dataset: Dataset | None, skip_bad: bool) -> Prepared:
         return prepare(run.experiment, dataset, skip_bad=skip_bad)
     whole, place = recalled(run, {}, skip_bad, dataset)
     return observe_splits(run.experiment, whole if (place >= 0).all() else whole.take(place >= 0))
-
-
-def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
-    """The experiment's loss, made ready for these training labels.
-
-    Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
-    not what the loss assumes.
-    """
-    part = experiment.loss
-    if part.name == AUTO:
-        part, _ = choose_loss(labels, experiment)
-    loss = losses.make(part.name, **part.options)
-    missing = set(loss.needs) - FROM_TRAINING - set(getattr(head, "gives", ()))
-    if missing:
-        able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
-        raise PluresError(
-            f"loss '{part.name}' needs {' and '.join(sorted(missing))}, which head"
-            f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
-        )
-    if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
-        raise PluresError(
-            f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
-            " and turns the image; use augment=crop or flip"
-        )
-    loss.check(labels)
-    return loss.prepare(labels)
 
 
 def record_data(run: Run, prepared: Prepared, loss: str) -> None:

@@ -27,7 +27,7 @@ from plures.files import writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
-from plures.runs.data import IN_MEMORY, observe_splits
+from plures.runs.data import IN_MEMORY, mask_splits
 from plures.runs.own_data import holds_training, match_classes, recalled
 from plures.runs.photos import Photos, contents, with_contents
 from plures.runs.run import Run
@@ -155,7 +155,7 @@ def suggest(
     normalise: Normalise = "none",
     options: dict[str, Any] | None = None,
     skip_bad: bool = False,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
 ) -> tuple[list[Suggestion], Dataset]:
     """Tags that are probably missing in the run's own data, or in other data with the model's classes.
 
@@ -170,7 +170,7 @@ def suggest(
     run = run if isinstance(run, Run) else Run(run)
     if cross_fit is None:
         cross_fit = 5 if with_wrong and run.experiment.frozen else 0
-    scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
+    scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, callback=callback)
     images = scored.dataset.images
     names = None if isinstance(images, np.ndarray) else [str(image) for image in images]
     found = rank_missing(
@@ -193,7 +193,7 @@ def score(
     cross_fit: int,
     options: dict[str, Any],
     skip_bad: bool,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
 ) -> Scored:
     """The probabilities that `suggest` ranks by."""
     e = run.experiment
@@ -204,7 +204,7 @@ def score(
     words = ["model"]
     crossed = cross_fit > 0 and len(training) > 0
     if crossed:
-        logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, watch=watch)
+        logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, callback=callback)
         words.append(f"cross-fit {cross_fit}")
     if places is not None:
         more = remembered(run, (places.of, len(dataset.classes)), with_state=crossed)
@@ -232,7 +232,7 @@ def _rows(
     given = data if isinstance(data, Dataset) else None
     if data is None or (given is not None and run.source.name == IN_MEMORY and holds_training(run, given)):
         whole, place = recalled(run, options, skip_bad, given)
-        prepared = observe_splits(run.experiment, whole)
+        prepared = mask_splits(run.experiment, whole)
         assert whole.splits is not None
         values = whole.labels.values.copy()
         values[whole.splits == "train"] = prepared.train.labels.values

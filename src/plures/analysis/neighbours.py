@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.config import AUTO, Experiment, Part
+from plures.config import AUTO, Component, Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import default_workers
 from plures.data.near_copies import NEAR_EXACT, joined_groups, near_groups, small_pictures, unit
@@ -70,7 +70,7 @@ def space_of(dataset: Dataset, *, run: Run | None = None, experiment: Experiment
     else:
         e = experiment or Experiment()
         if e.backbone.name == AUTO and not e.backbone.options:
-            e = e.model_copy(update={"backbone": Part(name=AUTO, options={"pretrained": True})})  # however small
+            e = e.model_copy(update={"backbone": Component(name=AUTO, options={"pretrained": True})})  # however small
         e, _ = choose_model(e, lambda: dataset)
         model = build_model(
             e.backbone.name, "linear", dataset.classes or ("none",), e.backbone.options, {}, e.image_size

@@ -26,7 +26,7 @@ from plures.registry import check_values, kinds_of
 NEAREST = 1e-3  # of the image's side: a box right at the centre gets no infinite weight
 
 
-def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
+def mask_labels(dataset: Dataset, mode: str, **options: Any) -> Labels:
     """What is observed of the dataset's labels.
 
     mode full: all of them, which must be known; as_given: whatever is known; none: nothing; single_positive (options

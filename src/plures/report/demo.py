@@ -82,7 +82,7 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
     for row in ROWS:
         console.print(row.title, style="bold")
         experiment = row.experiment(images, epochs)
-        run = train(experiment, out / row.folder, dataset=dataset, watch=Show(console))
+        run = train(experiment, out / row.folder, dataset=dataset, callback=Show(console))
         runs.append(run)
         report = Report.load(run.path / "report.json")
         table.add_row(

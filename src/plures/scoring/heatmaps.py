@@ -7,7 +7,6 @@ arXiv 1512.04150).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -111,29 +110,6 @@ def overlay(
     if label is not None:
         _caption(picture, label if score is None else f"{label} {score:.2f}")
     return picture
-
-
-def contact_sheet(
-    pictures: Sequence[Image.Image], columns: int = 4, side: int = 240, captions: Sequence[str] = ()
-) -> Image.Image:
-    """Pictures in rows on white, each within `side` x `side` pixels, keeping its proportions; captions below them."""
-    if not pictures:
-        raise PluresError("a contact sheet requires at least one picture")
-    gap, strip = 8, 22 if captions else 0
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + strip + gap) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        left, top = gap + column * (side + gap), gap + row * (side + strip + gap)
-        scale = side / max(picture.size)
-        size = tuple(max(1, round(length * scale)) for length in picture.size)
-        small = picture.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)
-        sheet.paste(small, (left + (side - size[0]) // 2, top + (side - size[1]) // 2))
-        if number < len(captions):
-            draw.text((left, top + side + 4), captions[number], "black", _font(captions[number], 14, side))
-    return sheet
 
 
 # ------------------------------------------------------------------------------------------------------ the parts

@@ -1,6 +1,8 @@
 """For every test: one thread, so that results do not depend on the machine and parallel workers do not fight for
-cores; and the command line as a function."""
+cores; signals as a terminal has them, whatever began the tests (nohup, a script's background); and the command line as
+a function."""
 
+import signal
 import sys
 
 import pytest
@@ -9,6 +11,9 @@ import torch
 from plures import cli
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ After it, what a person wrote is byte for byte as it was; nobody says "Traceback
 its final name is half-written. The same command again (train: --resume) ends where the uninterrupted one ended: every
 file, bit for bit, but for times; no temporary file is left. Answers that `review` acknowledged are in its table, once.
 
-Commands run in processes forked from this one, which has imported everything: a start costs milliseconds. Results go to
-benchmarks/results/faults.csv.
+Commands run in forks of a process that has imported everything and done nothing: a start costs milliseconds, and no
+thread of this process, or lock that it holds, is in them. Results go to benchmarks/results/faults.csv.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -122,17 +123,27 @@ class Fault:
     clock: int | None = None
 
 
+_FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_FORKS.set_forkserver_preload(["plures.cli", "plures.web.review", "fastapi", "uvicorn", "sklearn.linear_model"])
+_begun: dict[int, Any] = {}
+
+
+def forked(deed: Callable[..., None], *arguments: Any) -> int:
+    """Call a function of a module in a fork of a clean process."""
+    process = _FORKS.Process(target=deed, args=arguments)
+    process.start()
+    _begun[process.pid] = process
+    return int(process.pid)
+
+
 def start(command: Command, at: Path, fault: Fault | None = None) -> int:
-    """Run a command line in a fork of this process, in this folder; what it says goes to .said there."""
-    process = os.fork()
-    if process:
-        return process
-    start_here(command, at, fault or Fault())
-    return 0
+    """Run a command line in a fork, in this folder; what it says goes to .said there."""
+    return forked(run_here, command, at, fault or Fault())
 
 
-def start_here(command: Command, at: Path, fault: Fault) -> NoReturn:
+def run_here(command: Command, at: Path, fault: Fault) -> NoReturn:
     code = 70
+    torch.set_num_threads(1)
     try:
         os.chdir(at)
         log = os.open(at.parent / f"{at.name}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -174,7 +185,8 @@ def _jump(seed: int) -> None:
 
 def ended(process: int) -> int:
     """Wait; the exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    _begun[process].join()
+    return int(_begun.pop(process).exitcode)
 
 
 def said(at: Path) -> str:
@@ -191,24 +203,22 @@ def finish(command: Command, at: Path, fault: Fault | None = None) -> None:
 def renames(job: Job, world: Path, at: Path) -> int:
     """How often an uninterrupted run puts a finished file in its place."""
     shutil.copytree(world, at)
-    read, write = os.pipe()
-    process = os.fork()
-    if not process:
-        real = os.replace
+    marks = at.parent / f"{at.name}.renamed"
+    marks.touch()
+    ended(forked(_counting, job.begin, at, marks))
+    return marks.stat().st_size
 
-        def replace(source: Any, target: Any) -> None:
-            os.write(write, b".")
-            real(source, target)
 
-        files.os.replace = replace  # type: ignore[assignment]
-        os._exit(ended(start(job.begin, at)))
-    os.close(write)
-    count = 0
-    while chunk := os.read(read, 4096):
-        count += len(chunk)
-    os.close(read)
-    ended(process)
-    return count
+def _counting(command: Command, at: Path, marks: Path) -> None:
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        with marks.open("ab") as file:
+            file.write(b".")
+        real(source, target)
+
+    files.os.replace = replace  # type: ignore[assignment]
+    run_here(command, at, Fault())
 
 
 # ------------------------------------------------------------------------------------------- what must hold, the model
@@ -502,11 +512,6 @@ def main() -> None:
     torch.set_num_threads(1)
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     campaign = Campaign(root, asked.seed)
-    import fastapi  # noqa: F401  so that forks need not
-    import uvicorn  # noqa: F401
-
-    import plures.web.review  # noqa: F401
-
     if asked.every_renaming:
         todo = [(verb, "kill", r) for verb in asked.only if verb != "review"
                 for r in range(2 * campaign.expected(verb)[2])]  # fmt: skip

@@ -29,7 +29,7 @@ from plures.files import clear_left, writing
 from plures.labels import Labels
 from plures.losses.label_memory import LabelMemory
 from plures.models import batch_halving as memory
-from plures.models.model import Model, build_model, load
+from plures.models.model import FORMAT, Model, build_model, load
 from plures.prediction.predict import predict
 from plures.runs.run import Run
 from plures.scoring.features import frozen_features
@@ -328,11 +328,11 @@ def test_a_learning_rate_beyond_all_numbers_is_one_line(tmp_path):
 def test_a_model_of_a_newer_version_is_refused(trained):
     run, _ = trained
     spec = run.path / "model.json"
-    assert '"format": 2' in spec.read_text()
-    spec.write_text(spec.read_text().replace('"format": 2', '"format": 3'))
+    assert '"format": 2' in spec.read_text()  # nothing in it that earlier versions would misread
+    spec.write_text(spec.read_text().replace('"format": 2', f'"format": {FORMAT + 1}'))
     with pytest.raises(PluresError, match=r"model\.json: written by plures .* upgrade"):
         load(run.path)
-    spec.write_text(spec.read_text().replace('"format": 3,', ""))  # as earlier versions wrote it
+    spec.write_text(spec.read_text().replace(f'"format": {FORMAT + 1},', ""))  # as earlier versions wrote it
     load(run.path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults.chaos import Fault, start_here
+from faults.chaos import Fault, ended, forked, run_here
 from faults.test_disks import world  # noqa: F401  (a fixture)
 from faults.test_luck import photos
 from plures import files
@@ -71,28 +71,28 @@ def runs(process):
         return False
 
 
+def wait_before_writing(command, at, told):
+    """Run a command that waits before its first file takes its place, and says so."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def wait(source, target):
+        told.send(None)
+        time.sleep(PATIENCE)
+
+    files.os.replace = wait
+    run_here(command, at, Fault())
+
+
 def stopped_while_writing(command, at, number):
-    """Run a command in a fork that waits before its first file takes its place, and signal it there. Gives exit code
-    and what it said."""
-    read, write = os.pipe()
-    process = os.fork()
-    if not process:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        def wait(source, target):
-            os.write(write, b".")
-            time.sleep(PATIENCE)
-
-        files.os.replace = wait
-        os.close(read)
-        start_here(command, at, Fault())  # never returns
-    os.close(write)
-    assert os.read(read, 1) == b"."
-    os.close(read)
+    """Signal a command before its first file takes its place. Gives exit code and what it said."""
+    mine, theirs = multiprocessing.Pipe(duplex=False)
+    process = forked(wait_before_writing, command, at, theirs)
+    assert mine.poll(PATIENCE), "it never came so far"
+    mine.recv()
     children = below(process)
     os.kill(process, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = ended(process)
     until(lambda: not any(map(runs, children)))
     return code, (at.parent / f"{at.name}.said").read_text()
 

@@ -135,7 +135,7 @@ def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experimen
 
 
 def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
-    """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
+    """Read (unless `dataset` is given), divide and mask. Raises PluresError where training would make no sense."""
     dataset = dataset or read_data(experiment, skip_bad=skip_bad)
     for before in experiment.runs_before:
         dataset = _after(before, dataset, experiment)

@@ -18,8 +18,7 @@ demo: $(VENV)/.installed  ## train three models on built-in scenes and show them
 	$(BIN)/plures demo --out runs/demo
 
 test: $(VENV)/.installed  ## every test
-	$(BIN)/python -m pytest tests/test_pace.py
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/test_pace.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 	python3.11 -m venv $(OLDEST)

@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,6 +75,28 @@ class EndsWithParent:
             os._exit(1)
 
         threading.Thread(target=wait, name="plures-parent", daemon=True).start()
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Give this thread back the stack on which it handles signals, should anything in the `with` change it.
+
+    OpenVINO sets one for every plugin that it loads on a processor with AMX. When a plugin goes, it returns to the one
+    before, which may be gone by then: the next signal would overwrite whatever lies there.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    system, before = ctypes.CDLL(None), _SignalStack()
+    system.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        system.sigaltstack(ctypes.byref(before), None)
 
 
 def in_threads(work: Callable[[T], U], items: Iterable[T], threads: int) -> list[U]:

@@ -1,14 +1,18 @@
 """Signals and processes: what is stopped stops at once and wholly; no process outlives the one that began it."""
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +23,8 @@ from plures import files
 from plures.data.loading import ImageBatches, Order, arrived, crossing
 from plures.data.photos import Transform
 from plures.errors import machine_failure
-from plures.system import EndsWithParent
+from plures.scoring.engines import run_openvino
+from plures.system import EndsWithParent, _SignalStack, signal_stack_kept
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the tests stop forks of their own process")
 PATIENCE = 120.0  # seconds until a test gives up: nothing here should take more than a few
@@ -285,3 +290,45 @@ def test_a_lack_of_memory_is_known_by_all_its_names(error):
 )
 def test_other_errors_are_not_the_machines(error):
     assert machine_failure(error) is None
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def signal_stack():
+    kept = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(kept))
+    return kept.address, kept.flags, kept.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_the_stack_for_signals_is_given_back():
+    """Otherwise a signal that comes later overwrites memory that is somebody else's by then."""
+    before = signal_stack()
+    room = ctypes.create_string_buffer(1 << 17)
+    theirs = _SignalStack(ctypes.addressof(room), 0, len(room))
+    with signal_stack_kept():
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(theirs), None) == 0
+        assert signal_stack()[0] == ctypes.addressof(room)
+    assert signal_stack() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_openvino_leaves_the_stack_for_signals_alone():
+    """It takes one of its own where the processor has AMX."""
+    pytest.importorskip("openvino", reason='needs pip install "plures[export]"')
+    import openvino
+    from openvino import opset11 as op
+
+    images = op.parameter([1, 3], np.float32)
+    model = openvino.Model([op.relu(images)], [images])
+    before = signal_stack()
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(model, f"{folder}/m.xml", compress_to_fp16=False)
+        files = [(Path(folder) / name).read_bytes() for name in ("m.xml", "m.bin")]
+    runs = [run_openvino(*files) for _ in range(2)]
+    assert signal_stack() == before
+    assert [[v.sum() for v in run(-np.ones((1, 3), np.float32)).values()] for run in runs] == [[0], [0]]
+    del runs
+    gc.collect()
+    assert signal_stack() == before

@@ -28,6 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from plures.errors import PluresError, WorkFailed, require
 from plures.files import writing
 from plures.models.model import Model
+from plures.system import signal_stack_kept
 
 Engine = Literal["torch", "onnxruntime", "openvino"]
 Outputs = dict[str, NDArray[Any]]
@@ -205,11 +206,11 @@ def run_openvino(model: bytes, weights: bytes | None, threads: int = 0) -> Runne
     as the model was trained."""
     import openvino
 
-    core = openvino.Core()
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    with one_line_failure("openvino"):  # its own passes trip over some graphs, such as the patch model's in 8 bits
+    with one_line_failure("openvino"), signal_stack_kept():  # its own passes trip over some graphs
+        core = openvino.Core()
         read = openvino.convert_model(io.BytesIO(model)) if weights is None else core.read_model(model, weights)
         compiled = core.compile_model(read, "CPU", settings)
     names = [output.any_name for output in compiled.outputs]

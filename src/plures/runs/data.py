@@ -17,8 +17,8 @@ from plures.data.masking import mask_labels
 from plures.data.photos import is_address
 from plures.data.read import find_format, read
 from plures.data.splits import mlspl_split, stratified_split
-from plures.data.taxonomy import Taxonomy, read_taxonomy, with_taxonomy
-from plures.errors import PluresError
+from plures.data.taxonomy import Taxonomy, read_taxonomy
+from plures.errors import PluresError, Problem
 from plures.labels import Labels
 from plures.models.priors import NONE
 from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_contents
@@ -26,6 +26,7 @@ from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_
 Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
 IN_MEMORY = "in_memory"  # the name of data that only the program which trained the run had
 PATHS = ("images", "table")  # options of readers that are paths
+SHOWN = 3  # contradictions of a hierarchy that are named in a line
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,31 @@ def read_data(experiment: Experiment, *, skip_bad: bool = False, taxonomy: Taxon
     labelled = experiment.classes is None
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, labelled=labelled, **experiment.data.options)
     return with_classes(dataset, experiment.classes if taxonomy is None else taxonomy)
+
+
+def with_taxonomy(dataset: Dataset, taxonomy: Taxonomy, source: str = "") -> Dataset:
+    """The dataset with the classes of a taxonomy, its own first, and with what follows from its labels. source: the
+    file that it came from, for the notices: what was added, and how many images contradict themselves."""
+    more = [name for name in taxonomy.classes if name not in dataset.classes]
+    dataset = dataset.with_classes(taxonomy.classes)
+    if dataset.classes != taxonomy.classes:
+        taxonomy = replace(taxonomy, classes=dataset.classes)
+    labels, wrong = taxonomy.close(dataset.labels)
+    notices = []
+    if more and source:
+        what = f"{Path(source).name} adds, to the classes of the data: {', '.join(more[:10])}"
+        notices.append(Problem(source, None, what + ", ..." * (len(more) > 10), "classes of the data", "notice"))
+    if wrong.any():
+        rows = np.flatnonzero(wrong)
+        examples = "; ".join(
+            f"{dataset.called(row)}: {taxonomy.conflict(dataset.labels.values[row])}" for row in rows[:SHOWN].tolist()
+        )
+        many, stay = (
+            ("images contradict", "stay as they are") if len(rows) > 1 else ("image contradicts", "stays as it is")
+        )
+        what = f"{len(rows):,} {many} the hierarchy and {stay} ({examples}{'; ...' * (len(rows) > SHOWN)})"
+        notices.append(Problem(source or dataset.name, None, what, "labels that agree with it", "notice"))
+    return replace(dataset, labels=labels, taxonomy=taxonomy, problems=(*dataset.problems, *notices))
 
 
 def with_classes(dataset: Dataset, classes: Taxonomy | tuple[str, ...] | str | None) -> Dataset:

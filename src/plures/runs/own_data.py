@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from plures.config import Component
 from plures.data.dataset import Dataset
-from plures.data.taxonomy import Taxonomy, with_taxonomy
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 from plures.runs.data import (
@@ -22,6 +22,7 @@ from plures.runs.data import (
     read_data,
     with_classes,
     with_splits,
+    with_taxonomy,
 )
 from plures.runs.photos import Photos, contents, log, recall
 from plures.runs.run import Run

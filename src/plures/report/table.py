@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.data.formats.safe_cells import guarded
 from plures.errors import PluresError
 from plures.files import PAGE, read_json, writing
@@ -176,7 +176,7 @@ def _parts(e: Experiment) -> Cells:
     }
 
 
-def _spell(part: Part, without: tuple[str, ...] = ()) -> str:
+def _spell(part: Component, without: tuple[str, ...] = ()) -> str:
     """`name option=value ...`."""
     return " ".join([part.name, *(f"{k}={v}" for k, v in part.options.items() if k not in without)])
 

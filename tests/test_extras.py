@@ -57,8 +57,9 @@ def test_every_package_of_every_extra_is_among_them():
     extras = PROJECT["optional-dependencies"]
     for extra, commands in NEEDED.items():
         assert {imported(line) for line in extras[extra]} == {name for names in commands.values() for name in names}
-    assert extras["all"] == [f"plures[{','.join([*NEEDED, 'heic', 'text'])}]"]
-    assert extras.keys() - NEEDED.keys() == {"all", "dev", "docs", "heic", "text"}  # heic: tests/data/test_images.py
+    assert extras["all"] == [f"plures[{','.join([*NEEDED, 'heic', 'text', 'hf'])}]"]
+    others = {"all", "dev", "docs", "heic", "text", "hf", "fiftyone"}  # tests/data: test_images.py, test_judges.py
+    assert extras.keys() - NEEDED.keys() == others
 
 
 @pytest.mark.slow

@@ -93,16 +93,21 @@ def fits(kind: Any, value: Any) -> bool:
 
 def expected(kind: Any) -> str:
     """What to say that a declared type takes."""
+    names = _choices(kind)
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _choices(kind: Any) -> list[str]:
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(expected(one) for one in args)
+        return [name for one in args for name in _choices(one)]
     if origin is Literal:
-        return " or ".join(map(str, args))
+        return [*map(str, args)]
     if origin in (tuple, list, Sequence):
         several = origin is not tuple or args[-1] is Ellipsis
-        return f"a list of {'' if several else f'{len(args)} times '}{expected(args[0])}"
+        return [f"a list of {'' if several else f'{len(args)} times '}{expected(args[0])}"]
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    return words.get(origin or kind, getattr(kind, "__name__", str(kind)))
+    return [words.get(origin or kind, getattr(kind, "__name__", str(kind)))]
 
 
 def check_values(what: str, kinds: dict[str, Any], options: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ def test_folders_inside_class_folders(tmp_path):
         "both": ("Birds", "Owl", "Plants", "Robin"),
     }
     assert "Birds/Owl, Birds/Robin; data.nested=path" in read(str(tmp_path)).problems[0].what
-    with pytest.raises(PluresError, match="expected top or path or leaf or both"):
+    with pytest.raises(PluresError, match="expected top, path, leaf or both"):
         read(str(tmp_path), nested="deep")
 
 

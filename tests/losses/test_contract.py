@@ -264,7 +264,7 @@ def test_complete_labels_are_required():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(PluresError, match=r"loss 'an': reduction='median': expected mean or image or sum"):
+    with pytest.raises(PluresError, match=r"loss 'an': reduction='median': expected mean, image or sum"):
         losses.make("an", reduction="median")
     with pytest.raises(PluresError, match=r"theta is between 0 and 1, got -0.5"):
         losses.make("wn", theta=-0.5)

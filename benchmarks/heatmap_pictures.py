@@ -23,11 +23,11 @@ from voc12 import FREQUENT, settings
 from voc12_heads import HEADS, LOSSES
 
 from plures import Dataset, Experiment, Model, Run, load, read
-from plures.data.photos import Transform, to_image
+from plures.data.photos import to_image
 from plures.metrics.localisation import Localisation, localisation
 from plures.metrics.report import Report
 from plures.runs.data import with_splits
-from plures.scoring.heatmaps import contact_sheet, overlay, paint, region_weights
+from plures.scoring.heatmaps import overlay, paint, region_weights
 from plures.training.train import train
 
 PHOTOS, COLUMNS, SIDE, MAP = 10, 4, 300, 112
@@ -45,7 +45,7 @@ def trained(out: Path, encoder_layers: int) -> Run:
 @torch.inference_mode()
 def looked_at(model: Model, images: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities [B, K], weights [B, K, P] and boxes [P, 4] of images."""
-    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
+    transform = model.transform
     output = model(torch.stack([transform(to_image(image)) for image in images]))
     assert output.boxes is not None
     return output.logits.sigmoid().numpy(), region_weights(output).numpy(), output.boxes.numpy()
@@ -73,7 +73,11 @@ def draw(model: Model, dataset: Dataset, rows: list[int], path: Path) -> None:
             line.append(overlay(photo, heat, dataset.classes[k], float(scores[i, k])))
         pictures += line + [Image.new("RGB", (1, 1), "white")] * (COLUMNS - len(line))
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, COLUMNS, SIDE).save(path)
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(pictures) // COLUMNS) * SIDE), "white")
+    for place, picture in enumerate(pictures):
+        picture.thumbnail((SIDE - 8, SIDE - 8))
+        sheet.paste(picture.convert("RGB"), (place % COLUMNS * SIDE, place // COLUMNS * SIDE))
+    sheet.save(path)
 
 
 def boxes_by_label(dataset: Dataset) -> dict[tuple[int, int], np.ndarray]:

@@ -27,11 +27,12 @@ from voc12 import SHARED, photographs, settings
 from voc12_heads import HEADS
 
 from plures import Dataset, Experiment, Run, load
-from plures.analysis.localise import look, true_boxes
+from plures.analysis.localise import true_boxes
 from plures.labels import Labels
 from plures.metrics.localisation import Judge, Localisation
 from plures.runs.data import with_splits
 from plures.runs.own_data import match_classes
+from plures.scoring.logits import look
 from plures.training.train import train
 
 LOSSES: dict[str, dict[str, Any]] = {"bce": {"supervision": "full", "loss": "bce"}, "gr": {"loss": "gr"}}

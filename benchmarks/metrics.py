@@ -50,11 +50,11 @@ def extra_memory(work: Callable[[], Any]) -> float:
     """The most anonymous memory that `work` held beyond what was held before, in MiB."""
     before, peak, done = anonymous_mb(), [0.0], threading.Event()
 
-    def watch() -> None:
+    def callback() -> None:
         while not done.wait(0.005):
             peak[0] = max(peak[0], anonymous_mb())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=callback)
     watcher.start()
     work()
     done.set()

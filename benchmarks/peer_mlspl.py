@@ -39,7 +39,7 @@ def split() -> tuple[Any, Any]:
     return mlspl_split(1720, 0.2)
 
 
-class Keeper:
+class Checkpointer:
     """Scores validation and test after each epoch and remembers the test score of the best validation epoch."""
 
     def __init__(self, val: Any, test: Any, kept: list[int], fabric: Any) -> None:
@@ -114,7 +114,7 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
     val = batches(features[val_rows], full[val_rows], 512), full[val_rows]
     held = batches(data["val_features"][:, None], test, 512), test
     kept = [data["classes"].index(c) for c in data["results"]["setting"]["kept_classes"]]
-    keeper = Keeper(val, held, kept, fabric)
+    checkpointer = Checkpointer(val, held, kept, fabric)
     x, y = features[train_rows], labels[train_rows]
     phase = Stage(
         name="frozen",
@@ -128,14 +128,14 @@ def one_run(job: tuple[str, int, float, int, dict[str, Any]]) -> dict[str, Any]:
         in_order=batches(x, y, 512),
     )
     started = time.perf_counter()
-    fit(phase, experiment, losses.make(name, **options), fabric, keeper, Quiet())
+    fit(phase, experiment, losses.make(name, **options), fabric, checkpointer, Quiet())
     seconds = time.perf_counter() - started
     return {
         "loss": name,
         "batch": batch_size,
         "lr": lr,
         "seed": seed,
-        **keeper.best,
+        **checkpointer.best,
         "seconds": round(seconds, 2),
         **extra,
     }

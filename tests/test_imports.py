@@ -82,6 +82,88 @@ def test_nothing_needs_a_module_of_one_system_to_be_imported():
             assert not {"fcntl", "resource", "pwd", "grp", "termios", "msvcrt", "winreg"} & set(names), file
 
 
+LAZY = {  # other modules that import others of plures inside of a function, and why
+    "config.py": "an experiment is read without torch",
+    "data/checks/describe.py": "matplotlib, for pictures alone",
+    "data/photos.py": "shards of tables look at images, and a photograph may lie in one",
+    "doctor.py": "what it says is whether these can be imported",
+    "training/cross_fitting.py": "to train again on a fold is to train",
+}
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """The modules and names of plures that are imported anywhere below."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "plures"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "plures":
+            found |= {f"{node.module}.{a.name}" for a in node.names} | {str(node.module)}
+    return found
+
+
+def lazy_imports(tree: ast.AST) -> set[str]:
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {name for function in functions for name in own_imports(function)}
+
+
+def circle(needs: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in turn; empty if there are none."""
+    left = dict(needs)
+    while free := [m for m, of in left.items() if not (of & left.keys()) - {m}]:
+        left = {m: of for m, of in left.items() if m not in free}
+    return sorted(left)
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    lazy = ast.parse("import plures.a\ndef f():\n    from plures.b import c")
+    assert lazy_imports(lazy) == {"plures.b", "plures.b.c"}
+
+
+def test_modules_import_each_other_in_one_direction_and_at_their_top():
+    needs, lazy = {}, set()
+    for file in SOURCE.rglob("*.py"):
+        tree, place = ast.parse(file.read_text("utf-8")), file.relative_to(SOURCE)
+        found = lazy_imports(tree)
+        if found and place.parts[0] not in ("cli", "__init__.py"):
+            lazy.add(place.as_posix())
+        needs[".".join(("plures", *place.with_suffix("").parts)).removesuffix(".__init__")] = own_imports(tree) - found
+    assert lazy == LAZY.keys()
+    assert circle({module: of - {"plures"} for module, of in needs.items() if module != "plures"}) == []
+
+
+# who else touches a network outside of training, and what for; all other code asks scoring/ for outputs
+NOT_SCORING = {
+    "data/loading.py": "makes the DataLoader",
+    "export/formats.py": "runs the exported file",
+    "export/graph.py": "wraps the model that is exported",
+    "sklearn.py": "standardises features",
+    "sweeps/vectorized/losses.py": "learns labels",
+    "sweeps/vectorized/training.py": "trains",
+    "training/loop.py": "averages weights",
+    "training/peak.py": "counts bytes on a blank image",
+    "training/ridge.py": "solves for weights",
+}
+
+
+def runs_a_model(source: str) -> bool:
+    names = {getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(ast.parse(source))}
+    return bool(names & {"inference_mode", "no_grad", "eval", "DataLoader", "BatchHalver"})
+
+
+@pytest.mark.parametrize("code", ["net.eval()", "@torch.no_grad()\ndef f(): ...", "with inference_mode(): ...",
+                                  "DataLoader(d)", "BatchHalver(net, cat)"])  # fmt: skip
+def test_a_module_that_runs_a_model_is_noticed(code: str):
+    assert runs_a_model(code)
+
+
+def test_models_are_run_over_images_in_scoring_alone():
+    found = {f.relative_to(SOURCE).as_posix() for f in SOURCE.rglob("*.py") if runs_a_model(f.read_text("utf-8"))}
+    assert {f for f in found if f.split("/")[0] not in ("models", "losses", "scoring")} == NOT_SCORING.keys()
+
+
 def test_every_package_is_in_the_order():
     packages = {f.relative_to(SOURCE).parts[0].removesuffix(".py") for f in SOURCE.rglob("*.py")} - {"__init__"}
     assert packages <= set(PACKAGES)

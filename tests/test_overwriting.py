@@ -310,7 +310,7 @@ def test_init_keeps_every_byte(place, case):
 
 REFUSED = {
     "tags.csv": {
-        b"name,tags\na.png,cat\n": "no column 'image'",
+        b"colour,tags\nred,cat\n": "no column 'image'",
         b"": "the table is empty",
         "image,tags\na.png,cat\n".encode("utf-16"): "not a table of UTF-8 text",
         b"image,tags\n\xff.png,cat\n": "not a table of UTF-8 text",

@@ -91,7 +91,7 @@ def train(
     show = Show(_console()) if progress else None
     told = Several([*([show] if show else []), *callbacks])
     try:
-        run = training.train(experiment, Path(out), dataset=held, resume=resume, skip_bad=skip_bad, watch=told)
+        run = training.train(experiment, Path(out), dataset=held, resume=resume, skip_bad=skip_bad, callback=told)
     finally:
         if show is not None:
             show.close()

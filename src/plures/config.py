@@ -22,7 +22,7 @@ from plures.data.taxonomy import is_classes_file
 from plures.errors import PluresError, clipped, did_you_mean
 from plures.files import parse_yaml, read_yaml
 from plures.recipes import load_recipe, recipe_of
-from plures.registry import Registry, is_text
+from plures.registry import Registry, check_values, fits, is_text, kinds_of
 
 STAGES = (("auto",), ("ridge",), ("probe",), ("finetune",), ("ridge", "finetune"), ("probe", "finetune"))
 OF_A_STAGE = (
@@ -47,19 +47,19 @@ CUT = 0.5  # the probability from which a tag is called where nobody chose anoth
 RIDGE_L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # strengths of the closed-form ridge, unless others are given
 
 
-class Part(BaseModel):
-    """A part by name, with the options that differ from its defaults. Written `name` or `{name: ..., option: ...}`."""
+class Component(BaseModel):
+    """A component by name, with options that differ from its defaults. Written `name` or `{name: ..., option: ...}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     options: dict[str, Any] = {}
 
 
-def _read_part(value: Any) -> Any:
+def _read_component(value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
-        return Part(name=os.fspath(value))
+        return Component(name=os.fspath(value))
     if isinstance(value, dict) and "name" in value and "options" not in value:
-        return Part(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
+        return Component(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
     return value
 
 
@@ -67,10 +67,10 @@ def _read_prior(value: Any) -> Any:
     """A file of scores is written as its path alone."""
     from plures.models.priors.file import is_scores
 
-    part = _read_part(value)
-    if isinstance(part, Part) and is_scores(part.name) and not part.options:
-        return Part(name=SCORES, options={"path": part.name})
-    return part
+    component = _read_component(value)
+    if isinstance(component, Component) and is_scores(component.name) and not component.options:
+        return Component(name=SCORES, options={"path": component.name})
+    return component
 
 
 def _read_names(value: Any) -> Any:
@@ -80,28 +80,28 @@ def _read_names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")]
 
 
-def _write_part(part: Part) -> Any:
-    return {"name": part.name, **part.options} if part.options else part.name
+def _write_component(component: Component) -> Any:
+    return {"name": component.name, **component.options} if component.options else component.name
 
 
 def _read_backbone(value: Any) -> Any:
     """A preset or a name of timm is the backbone `timm` with this model, so that a run names the model itself."""
-    part = _read_part(value)
-    if not isinstance(part, Part) or part.name == AUTO or ":" in part.name:
-        return part
+    component = _read_component(value)
+    if not isinstance(component, Component) or component.name == AUTO or ":" in component.name:
+        return component
     from plures.models.backbones import backbones
     from plures.models.backbones.presets import PRESETS, timm_options
 
-    if part.name in backbones.names():
-        return part
-    options = timm_options(part.name, part.options)
+    if component.name in backbones.names():
+        return component
+    options = timm_options(component.name, component.options)
     if options is None:
-        hint = did_you_mean(part.name, [*PRESETS, *backbones.names(), AUTO])
+        hint = did_you_mean(component.name, [*PRESETS, *backbones.names(), AUTO])
         raise PluresError(
-            f"unknown backbone '{part.name}'{hint}; any name of timm.list_models() is one too, and your own is"
+            f"unknown backbone '{component.name}'{hint}; any name of timm.list_models() is one too, and your own is"
             " module:attribute, as in my_package.mine:Mine"
         )
-    return Part(name=BACKBONE, options=options)
+    return Component(name=BACKBONE, options=options)
 
 
 def _read_stages(value: Any) -> Any:
@@ -110,14 +110,14 @@ def _read_stages(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _write_stages(stages: tuple[Part, ...]) -> Any:
-    return AUTO if stages == (Part(name=AUTO),) else [_write_part(stage) for stage in stages]
+def _write_stages(stages: tuple[Component, ...]) -> Any:
+    return AUTO if stages == (Component(name=AUTO),) else [_write_component(stage) for stage in stages]
 
 
-PartField = Annotated[Part, BeforeValidator(_read_part), PlainSerializer(_write_part)]
-BackboneField = Annotated[Part, BeforeValidator(_read_backbone), PlainSerializer(_write_part)]
-StagesField = Annotated[tuple[PartField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
-PriorField = Annotated[Part, BeforeValidator(_read_prior), PlainSerializer(_write_part)]
+ComponentField = Annotated[Component, BeforeValidator(_read_component), PlainSerializer(_write_component)]
+BackboneField = Annotated[Component, BeforeValidator(_read_backbone), PlainSerializer(_write_component)]
+StagesField = Annotated[tuple[ComponentField, ...], BeforeValidator(_read_stages), PlainSerializer(_write_stages)]
+PriorField = Annotated[Component, BeforeValidator(_read_prior), PlainSerializer(_write_component)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -177,26 +177,26 @@ class Experiment(BaseModel):
         'least_squares'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: str | None = None
     start: str | None = None
     teacher: str | None = None
     rounds: Annotated[int, Field(ge=1, le=2)] = 1
     teacher_threshold: Share | None = None
-    data: PartField = Part(name="scenes")
+    data: ComponentField = Component(name="scenes")
     classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(_read_names)] = None
-    supervision: PartField = Part(name="as_given")
+    supervision: ComponentField = Component(name="as_given")
     split: Literal["stratified", "mlspl"] = "stratified"
     val_share: Share = 0.2
     test_share: Share = 0.2
     group_near_copies: bool = True
 
-    backbone: BackboneField = Part(name="auto")
-    head: PartField = Part(name="auto")
-    loss: PartField = Part(name="auto")
-    stages: StagesField = (Part(name="auto"),)
-    prior: PriorField = Part(name="none")
+    backbone: BackboneField = Component(name="auto")
+    head: ComponentField = Component(name="auto")
+    loss: ComponentField = Component(name="auto")
+    stages: StagesField = (Component(name="auto"),)
+    prior: PriorField = Component(name="none")
     expected_tags: Annotated[float, Field(gt=0)] | None = None
     image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     augment: Literal["auto", "none", "flip", "crop", "cutout_randaugment"] = "auto"
@@ -205,11 +205,11 @@ class Experiment(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = 16
     drop_last: bool = False
     accumulate: Annotated[int, Field(ge=1)] = 1
-    optimizer: PartField = Part(name="adam")
+    optimizer: ComponentField = Component(name="adam")
     lr: Annotated[float, Field(gt=0)] = 1e-3
     head_lr: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: PartField = Part(name="constant")
+    schedule: ComponentField = Component(name="constant")
     clip: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
@@ -222,7 +222,7 @@ class Experiment(BaseModel):
     average_precision: Literal["plain", "voc", "voc07", "mlspl", "mlgcn", "asl"] = "plain"
     threshold: Share | Literal["auto", "chosen"] = "auto"
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -236,7 +236,7 @@ class Experiment(BaseModel):
             raise PluresError(_explain(error)) from None
 
     @model_validator(mode="after")
-    def _parts_exist(self) -> Experiment:
+    def _components_exist(self) -> Experiment:
         self._check_components()
         return self
 
@@ -247,20 +247,24 @@ class Experiment(BaseModel):
         from plures.models.heads import heads
         from plures.models.priors import check_prior
 
-        for registry, part in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
-            _refuse_null(part)
-            if part.name != AUTO:
-                registry.check(part.name, part.options, named=True)
-            elif part.options and registry is losses:
-                raise PluresError(f"loss=auto has no options, got {', '.join(part.options)}; name the loss to set them")
-            elif registry is backbones:
-                registry.check(BACKBONE, part.options)
-            elif not any(part.options.keys() <= heads[name].options.keys() for name in AUTO_HEADS):
+        for registry, component in ((backbones, self.backbone), (heads, self.head), (losses, self.loss)):
+            _refuse_null(component)
+            if component.name != AUTO:
+                registry.check(component.name, component.options, named=True)
+                if registry is losses:
+                    losses.make(component.name, **component.options)  # cheap, and it knows which values make sense
+            elif component.options and registry is losses:
                 raise PluresError(
-                    f"head=auto has no option {', '.join(part.options)}; name the head, as in head=linear"
+                    f"loss=auto has no options, got {', '.join(component.options)}; name the loss to set them"
                 )
-        for part in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
-            _refuse_null(part)
+            elif registry is backbones:
+                registry.check(BACKBONE, component.options)
+            elif not any(component.options.keys() <= heads[name].options.keys() for name in AUTO_HEADS):
+                raise PluresError(
+                    f"head=auto has no option {', '.join(component.options)}; name the head, as in head=linear"
+                )
+        for component in (self.data, self.supervision, self.schedule, self.optimizer, self.prior):
+            _refuse_null(component)
         check_prior(self.prior.name, self.prior.options)
         if isinstance(self.classes, tuple) and (not all(self.classes) or len(set(self.classes)) < len(self.classes)):
             raise PluresError(f"classes={','.join(self.classes)}: expected distinct names, as in classes=cat,sofa")
@@ -301,7 +305,7 @@ class Experiment(BaseModel):
         """Whether the closed-form ridge is all that is trained."""
         return self.stage_names == "ridge"
 
-    def of(self, stage: Part) -> Experiment:
+    def of(self, stage: Component) -> Experiment:
         """This experiment for one of its stages alone, with the stage's own settings in place of the common ones."""
         own = Experiment(**_step_settings(stage))
         update = {key: getattr(own, key) for key in _step_settings(stage)}
@@ -459,35 +463,35 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str,
             values[field] = _with_stage_setting(values.get(field, AUTO), option, text)
             continue
         if not dot:
-            literal = is_text(kind) or (kind is Part and not text.lstrip().startswith("{"))
+            literal = is_text(kind) or (kind is Component and not text.lstrip().startswith("{"))
             values[field] = _read_text(text, NoneType in get_args(kind)) if literal else _read_value(text)
             continue
-        part = values.get(field, Experiment.model_fields[field].default)
-        part = _write_part(part) if isinstance(part, Part) else part
-        if kind is not Part:
+        component = values.get(field, Experiment.model_fields[field].default)
+        component = _write_component(component) if isinstance(component, Component) else component
+        if kind is not Component:
             raise PluresError(f"'{field}' has no options: write {field}=value")
-        part = {"name": part} if isinstance(part, str) else dict(part)
-        optional = _text_option(field, str(part.get("name", "")), option)
-        values[field] = {**part, option: _read_value(text) if optional is None else _read_text(text, optional)}
+        component = {"name": component} if isinstance(component, str) else dict(component)
+        optional = _text_option(field, str(component.get("name", "")), option)
+        values[field] = {**component, option: _read_value(text) if optional is None else _read_text(text, optional)}
     return values
 
 
 def _with_stage_setting(stages: Any, option: str, text: str) -> list[Any]:
     """The stages with `NAME.option=text` set."""
     name, _, key = option.partition(".")
-    parts = [_read_part(stage) for stage in _read_stages(stages)]
-    names = [part.name if isinstance(part, Part) else str(part) for part in parts]
+    components = [_read_component(stage) for stage in _read_stages(stages)]
+    names = [component.name if isinstance(component, Component) else str(component) for component in components]
     if not key:
         raise PluresError(f"stages.{option}={text} names no setting of a stage; write stages.probe.epochs=25")
     if name not in names:
         raise PluresError(f"stages.{option}={text}: the stages are {','.join(names)}; name it too, as in stages={name}")
-    old = parts[names.index(name)].options
+    old = components[names.index(name)].options
     new = apply_settings(old, [f"{key}={text}"]) if key.partition(".")[0] in OF_A_STAGE else {key: _read_value(text)}
-    parts[names.index(name)] = Part(name=name, options={**old, **new})
-    return [_write_part(part) for part in parts]
+    components[names.index(name)] = Component(name=name, options={**old, **new})
+    return [_write_component(component) for component in components]
 
 
-def _spell_stages(stages: tuple[Part, ...]) -> list[str]:
+def _spell_stages(stages: tuple[Component, ...]) -> list[str]:
     """`stages=probe,finetune` and `stages.probe.epochs=25`."""
     plain = [f"stages={','.join(stage.name for stage in stages)}"]
     return plain + [f"stages.{s.name}.{key}={_spell(value)}" for s in stages for key, value in s.options.items()]
@@ -539,53 +543,58 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
 
 
-def _refuse_null(part: Part) -> None:
+def _refuse_null(component: Component) -> None:
     """Raise PluresError where a mapping in an option has a key without a value, as YAML reads {pad_type:same}."""
-    for option, mapping in part.options.items():
+    for option, mapping in component.options.items():
         for key in [key for key, value in mapping.items() if value is None] if isinstance(mapping, dict) else ():
             name, colon, value = str(key).partition(":")
             hint = (
                 f"YAML requires a blank after the colon: {{{name}: {value}}}" if colon else f"expected {{{key}: VALUE}}"
             )
-            raise PluresError(f"{part.name}, {option}: '{key}' has no value; {hint}")
+            raise PluresError(f"{component.name}, {option}: '{key}' has no value; {hint}")
 
 
-def _check_data(part: Part) -> None:
+def _check_data(component: Component) -> None:
     """Raise PluresError if the format that the data name, or any format, does not take one of the options.
 
     Where the data themselves lie is asked when they are read: a run may be looked at elsewhere.
     """
     from plures.data.dataset import formats
 
-    if part.name.partition(":")[0] in formats.names():
-        formats.make(part.name.partition(":")[0], **part.options)
+    if component.name.partition(":")[0] in formats.names():
+        formats.make(component.name.partition(":")[0], **component.options)
         return
     known = sorted({option for entry in formats for option in entry.options})
-    for option in part.options:
-        if option not in known and ":" not in part.name:  # a format of one's own has its own options
+    for option in component.options:
+        if option not in known and ":" not in component.name:  # a format of one's own has its own options
             raise PluresError(f"no data format has an option '{option}'{did_you_mean(option, known)}")
+        takers = [entry for entry in formats if option in entry.kinds]
+        if takers and not any(fits(entry.kinds[option], component.options[option]) for entry in takers):
+            check_values("data", takers[0].kinds, {option: component.options[option]})
 
 
-def _check_optimizer(part: Part) -> None:
+def _check_optimizer(component: Component) -> None:
     """Raise PluresError if neither timm nor torch knows the optimizer, or it does not take one of the options."""
     from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
 
-    names, name = [str(name) for name in list_optimizers()], part.name
+    names, name = [str(name) for name in list_optimizers()], component.name
     if name == "exact":
         raise PluresError("optimizer=exact of plures 0.1.0 is written stages=ridge today")
     if name not in names:
         raise PluresError(f"unknown optimizer '{name}'{did_you_mean(name, names)}")
-    parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    make = get_optimizer_class(name, bind_defaults=False)
+    parameters = inspect.signature(make).parameters
     own = {"params", "lr", "weight_decay", "kwargs"}  # settings of their own
     allowed = [p for p in parameters if p not in own]
-    for option in part.options:
+    for option in component.options:
         if option in ("lr", "weight_decay"):
-            raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={part.options[option]}")
+            raise PluresError(f"optimizer.{option} is a setting of its own: write {option}={component.options[option]}")
         if option not in allowed and "kwargs" not in parameters:
             raise PluresError(f"optimizer '{name}' has no option '{option}'{did_you_mean(option, allowed)}")
+    check_values(f"optimizer '{name}'", kinds_of(make), component.options)
 
 
-def _step_settings(stage: Part) -> dict[str, Any]:
+def _step_settings(stage: Component) -> dict[str, Any]:
     """The settings that a stage has of its own, all but the strengths of a ridge."""
     return {key: value for key, value in stage.options.items() if key != "l2"}
 
@@ -639,7 +648,7 @@ def _check_ridge(e: Experiment) -> None:
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line: which key, what came, what was expected."""
     first = error.errors()[0]
-    key = ".".join(str(place) for place in first["loc"] if place != "Part")
+    key = ".".join(str(place) for place in first["loc"] if place != "Component")
     if key in NOW:
         return f"the setting '{key}' of plures 0.1.0 is written {NOW[key]} today"
     if key.startswith("stages"):

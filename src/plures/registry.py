@@ -19,12 +19,14 @@ import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from plures.errors import PluresError, clipped, did_you_mean
 
@@ -49,13 +51,67 @@ class Entry(Generic[T]):
         return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     @cached_property
+    def kinds(self) -> dict[str, Any]:
+        """The declared types of the options that have one."""
+        return kinds_of(self.make)
+
+    @property
     def text_options(self) -> dict[str, bool]:
         """The options whose declared type is text, and whether None is allowed: their values are taken as written."""
-        try:
-            parameters = inspect.signature(self.make, eval_str=True).parameters.values()
-        except (NameError, TypeError):  # a type that is only known while checking types
-            return {}
-        return {p.name: NoneType in get_args(p.annotation) for p in parameters if is_text(p.annotation)}
+        return {name: NoneType in get_args(kind) for name, kind in self.kinds.items() if is_text(kind)}
+
+
+def kinds_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """The types that a class or function declares for its parameters, by name; nothing of those without one."""
+    found: dict[str, Any] = {}
+    for declaring in (make, make.__init__) if isinstance(make, type) else (make,):  # type: ignore[misc]
+        with suppress(NameError, TypeError):  # a type that is only known while checking types
+            found |= get_type_hints(declaring)
+    return {name: found[name] for name in inspect.signature(make).parameters if name in found}
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of a declared type as YAML spells it: a list for a tuple, a whole number for a float."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(one, value) for one in args)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in args)
+    if kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return number and value == value  # nan is no setting
+    if origin in (tuple, list, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        several = origin is not tuple or args[-1] is Ellipsis
+        return (several or len(value) == len(args)) and all(
+            fits(args[0] if several else args[place], one) for place, one in enumerate(value)
+        )
+    plain = origin or kind
+    return not isinstance(plain, type) or isinstance(value, plain)
+
+
+def expected(kind: Any) -> str:
+    """What to say that a declared type takes."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(expected(one) for one in args)
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin in (tuple, list, Sequence):
+        several = origin is not tuple or args[-1] is Ellipsis
+        return f"a list of {'' if several else f'{len(args)} times '}{expected(args[0])}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    return words.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def check_values(what: str, kinds: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raise PluresError if an option is of another type than declared. what: the component, for the message."""
+    for option, value in options.items():
+        if option not in kinds or fits(kind := kinds[option], value):
+            continue
+        quoted = f" (in quotes, as in {option}: '1')" if is_text(kind) and not isinstance(value, str) else ""
+        raise PluresError(f"{what}: {option}={clipped(repr(value))}: expected {expected(kind)}{quoted}")
 
 
 def is_text(kind: Any) -> bool:
@@ -180,11 +236,7 @@ class Registry(Generic[T]):
             if option not in allowed:
                 hint = did_you_mean(option, allowed) if allowed else "; it has no options"
                 raise PluresError(f"{self.kind} '{name}' has no option '{option}'{hint}")
-        for option, optional in entry.text_options.items():
-            value = options.get(option, "")
-            if not isinstance(value, str) and not (optional and value is None):
-                what = f"{option}={clipped(repr(value))}: expected text (in quotes, as in {option}: '1')"
-                raise PluresError(f"{self.kind} '{name}': {what}")
+        check_values(f"{self.kind} '{name}'", entry.kinds, options)
 
     def make(self, name: str, given: dict[str, Any] | None = None, **options: Any) -> T:
         """Build the component. `given` holds what the program fills in, `options` what the user chose."""

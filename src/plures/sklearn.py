@@ -56,7 +56,7 @@ class PartialLabelRidge(BaseEstimator):  # type: ignore[misc]
         random_state: seed of the folds.
 
     Attributes:
-        alpha_: the strength chosen. scores_: float [len(alphas)], mean average precision of each, in percent, on rows
+        alpha_: the strength chosen. scores_: float [len(alphas)], mean average precision of each, in [0, 1], on rows
             held out (unknown counted as absent unless absent cells are known).
         coef_: float32 [K, D] and intercept_: float32 [K], on standardised (and normalised) features.
         thresholds_: the thresholds and calibration in use, a `plures.metrics.thresholds.Thresholds`.
@@ -115,7 +115,7 @@ class PartialLabelRidge(BaseEstimator):  # type: ignore[misc]
             x = _prepared(head, features[score])
             held_out[:, score] = np.einsum("nd,lkd->lnk", x, weights) + biases[:, None]
         truth = labels if labels.absent.any() else Labels.from_masks(labels.present)
-        self.scores_ = np.array([100 * _mean_ap(logits, truth) for logits in held_out])
+        self.scores_ = np.array([_mean_ap(logits, truth) for logits in held_out])
         best = int(np.argmax(np.nan_to_num(self.scores_, nan=-np.inf)))
         self.alpha_ = strengths[best]
         self._head, weights, biases = _solved(features, labels, loss, [self.alpha_], self.normalize)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plures.analysis.localise import FoundBox, Localised, image_size, localise, true_boxes, write_coco
+from plures.analysis.localise import FoundBox, Localised, localise, true_boxes, write_coco
 from plures.config import Experiment
 from plures.data.dataset import Boxes, Dataset
+from plures.data.photos import image_size
 from plures.data.read import read
 from plures.errors import PluresError
 from plures.labels import Labels

@@ -158,13 +158,13 @@ def test_an_export_in_a_folder_of_its_own(world):
 
 
 def test_a_run_remembers_the_folder_of_its_own(world):
-    from plures.config import Part
+    from plures.config import Component
     from plures.runs.data import found_from_anywhere
 
     at = world(
         {"inner/data/metadata.csv": "file_name,label\na.jpg,cat\nb.jpg,dog\n"}, "inner/data/a.jpg", "inner/data/b.jpg"
     )
-    assert found_from_anywhere(Part(name=str(at), options={})).name == str(at / "inner/data")
+    assert found_from_anywhere(Component(name=str(at), options={})).name == str(at / "inner/data")
     assert len(read(at)) == 2
 
 

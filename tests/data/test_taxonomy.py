@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plures.data.dataset import Dataset
-from plures.data.taxonomy import Taxonomy, read_relations, read_taxonomy, with_taxonomy
+from plures.data.taxonomy import Taxonomy, read_relations, read_taxonomy
 from plures.errors import PluresError
 from plures.labels import Labels
+from plures.runs.data import with_taxonomy
 
 CLASSES = ("animal", "dog", "poodle", "cat", "sofa", "pet")
 PARENTS = {"dog": ["animal", "pet"], "poodle": ["dog"], "cat": ["animal"]}

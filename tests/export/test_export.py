@@ -24,6 +24,7 @@ from plures.models import build_model, save
 from plures.models.backbones import backbones
 from plures.models.heads import heads
 from plures.runs.run import Run
+from plures.scoring.predictor import Predictor
 
 onnx = pytest.importorskip("onnx", reason='needs pip install "plures[export]"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "plures[export]"')
@@ -102,7 +103,9 @@ def reference(model, chosen, images):
 def test_every_pair_becomes_an_onnx_file_that_agrees(backbone, head):
     model, chosen = make_model(backbone, head), Thresholds.constant(CLASSES)
     proto = formats.with_resize(formats.onnx_of(Graph(model, chosen, True)), model.preprocessing)
-    found = checks.agreement(formats.run_onnx(formats.onnx_bytes(proto, {"plures": "0"}, ""), 1), model, chosen, True)
+    found = checks.agreement(
+        formats.run_onnx(formats.onnx_bytes(proto, {"plures": "0"}, ""), 1), Predictor(model, chosen), True
+    )
     assert found.exact < 5e-5  # float32, summed in another order
     assert found.resized < 1e-2
     assert found.tags == 0
@@ -125,7 +128,7 @@ def test_every_part_becomes_an_openvino_file_that_agrees(tmp_path, backbone, hea
 def test_every_pair_becomes_a_torch_program_that_agrees(backbone, head):
     model, chosen = make_model(backbone, head), Thresholds.constant(CLASSES)
     runner = formats.run_torch(formats.torch_bytes(Graph(model, chosen, True), {}, ""), True)
-    found = checks.agreement(runner, model, chosen, True)
+    found = checks.agreement(runner, Predictor(model, chosen), True)
     assert found.exact < 5e-5  # float32, summed in another order
     assert found.resized < 1e-2
 

@@ -161,7 +161,7 @@ def test_an_image_that_vanishes_or_breaks_during_training(tmp_path, content):
         os.unlink(path) if content is None else (tmp_path / "0.png").write_bytes(content)
 
     with pytest.raises(PluresError, match=r"0\.png: (no such file|not an image|image file is empty)"):
-        train(Experiment(**SMALL), tmp_path / "run", dataset=data, watch=AfterEpoch(spoil))
+        train(Experiment(**SMALL), tmp_path / "run", dataset=data, callback=AfterEpoch(spoil))
     (tmp_path / "0.png").write_bytes(good)
     run = train(Experiment(), tmp_path / "run", dataset=data, resume=True)
     assert (run.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()

@@ -139,12 +139,12 @@ def test_photographs_that_vanish_are_left_out_with_skip_bad(photos, monkeypatch,
 
     settings = {"data": str(photos / "tags.csv"), "stages": stages, "epochs": 4, "batch_size": 5, "workers": 0}
     settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "device": "cpu", "augment": "none"}
-    experiment, watch = Experiment(**settings), Said(vanish if stages == "finetune" else None)
+    experiment, callback = Experiment(**settings), Said(vanish if stages == "finetune" else None)
     if stages == "probe":
         make, left = train_module.make_loss, [vanish]
         monkeypatch.setattr(train_module, "make_loss", lambda *given: (left and left.pop()()) or make(*given))
-    run = train(experiment, photos / "run", skip_bad=True, watch=watch)
-    (line,) = [line for line in watch.lines if "became unreadable" in line]
+    run = train(experiment, photos / "run", skip_bad=True, callback=callback)
+    (line,) = [line for line in callback.lines if "became unreadable" in line]
     assert re.match(rf"left out {len(gone)} photographs .*\.png: (no such file|image is missing)", line)
     report = json.loads((run.path / "report.json").read_text())
     assert report["images"] == 10 - len({3, 7} & set(gone))
@@ -156,4 +156,4 @@ def test_without_skip_bad_a_photograph_that_vanishes_is_named(photos):
     settings = {"data": str(photos / "tags.csv"), "epochs": 4, "batch_size": 5, "workers": 0, "device": "cpu"}
     settings |= {"backbone": {"name": "small_conv", "image_size": 16}, "stages": "finetune"}
     with pytest.raises(Unreadable, match=r"0\.png: no such file"):
-        train(Experiment(**settings), photos / "run", watch=Said(lambda: (photos / "0.png").unlink()))
+        train(Experiment(**settings), photos / "run", callback=Said(lambda: (photos / "0.png").unlink()))

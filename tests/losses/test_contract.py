@@ -264,13 +264,13 @@ def test_complete_labels_are_required():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(PluresError, match=r"loss 'an': reduction is one of mean, image, sum, got 'median'"):
+    with pytest.raises(PluresError, match=r"loss 'an': reduction='median': expected mean or image or sum"):
         losses.make("an", reduction="median")
     with pytest.raises(PluresError, match=r"theta is between 0 and 1, got -0.5"):
         losses.make("wn", theta=-0.5)
-    with pytest.raises(PluresError, match=r"a positive number or 'auto', got 'many'"):
+    with pytest.raises(PluresError, match=r"loss 'epr': expected_positives='many': expected a number or auto"):
         losses.make("epr", expected_positives="many")
-    with pytest.raises(PluresError, match=r"negative_weight is one of a number, auto, got 'many'"):
+    with pytest.raises(PluresError, match=r"negative_weight='many': expected a number or auto"):
         losses.make("least_squares", negative_weight="many")
     with pytest.raises(PluresError, match=r"criterion.bind\(train_targets\) first"):
         evaluate(losses.make("epr"), normal(), some_labels(), None)

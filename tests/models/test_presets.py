@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.doctor import examine
 from plures.errors import PluresError
 from plures.models.backbones.presets import PRESETS
@@ -18,7 +18,7 @@ SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_model_of_timm_with_weights_that_anybody_may_use(name):
     e = Experiment(data="photos", backbone=name)
-    assert e.backbone == Part(name="timm", options={**PRESETS[name], "pretrained": True})
+    assert e.backbone == Component(name="timm", options={**PRESETS[name], "pretrained": True})
     assert Experiment(**e.to_dict()) == e == Experiment(data="photos").change(e.to_settings())
     cfg = timm.get_pretrained_cfg(PRESETS[name]["model"])
     assert cfg.license == "apache-2.0"
@@ -31,8 +31,8 @@ def test_options_come_on_top_of_the_name():
     e = Experiment(data="photos").change(["backbone=balanced", "backbone.weights=1e3", "backbone.image_size=280"])
     assert e.backbone.options == {**PRESETS["balanced"], "weights": "1e3", "image_size": 280}
     e = Experiment(backbone={"name": "resnet18.a1_in1k", "pretrained": False})
-    assert e.backbone == Part(name="timm", options={"model": "resnet18.a1_in1k", "pretrained": False})
-    assert Experiment(backbone="patches").backbone == Part(name="patches")
+    assert e.backbone == Component(name="timm", options={"model": "resnet18.a1_in1k", "pretrained": False})
+    assert Experiment(backbone="patches").backbone == Component(name="patches")
 
 
 @pytest.mark.parametrize(

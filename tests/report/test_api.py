@@ -1,4 +1,4 @@
-"""docs/api.md is made from the docstrings; `python -m plures.report.api > docs/api.md` renews it."""
+"""docs/api.md is made from the docstrings; `python tools/api_page.py > docs/api.md` renews it."""
 
 import inspect
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 import plures
-from plures.report.api import first_paragraph, markdown_api, signature
+from api_page import first_paragraph, markdown_api, signature
 
 PAGE = markdown_api()
 
 
 def test_the_documented_api_is_the_api():
     documented = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    assert documented == PAGE, "renew it: python -m plures.report.api > docs/api.md"
+    assert documented == PAGE, "renew it: python tools/api_page.py > docs/api.md"
 
 
 @pytest.mark.parametrize("name", sorted(set(plures.__all__) - {"__version__", "labels", "losses"}))

@@ -1,9 +1,9 @@
-"""docs/components.md is made from the registries: `python -m plures.report.components > docs/components.md`."""
+"""docs/components.md is made from the registries: `python tools/components_page.py > docs/components.md`."""
 
 from pathlib import Path
 
+from components_page import markdown_registries
 from plures.losses import losses
-from plures.report.components import markdown_registries
 
 
 def test_the_documented_parts_are_the_parts():

@@ -7,12 +7,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from plures.analysis.localise import Seen
 from plures.data.dataset import Dataset
 from plures.labels import Labels
 from plures.metrics.thresholds import Thresholds
 from plures.report import figures
 from plures.report.photos import SIDE, _photo
+from plures.scoring.logits import Seen
 
 CLASSES = ("cat", "dog", "cow")
 

@@ -148,6 +148,19 @@ def test_a_run_of_a_recipe_is_known_as_such(tmp_path, monkeypatch, capsys):
     names = ["bce", "an", "epr", "role", "wn"]
     assert [row["recipe"].split(":")[1] for row in rows] == names + [f"coco_{name}" for name in names]
     assert [rows[i]["published"] for i in (4, 9)] == ["60.4 (voc12)", "63.2 (coco14)"]
+    assert call("table", "jouanneau2022", tmp_path / "run") == call(
+        "table", tmp_path / "run", "--recipe", "jouanneau2022"
+    )
+    assert [bool(row["command"]) for row in rows] == [row["measured"] == "missing" for row in rows]
+    command = "plures train coco:DIR --recipe jouanneau2022:coco_bce --out runs/jouanneau2022-coco_bce"
+    assert rows[5]["command"] == command
+    assert f"the first: {rows[0]['command']}" in out
     assert "epochs=1" in rows[4]["settings"]
     assert "backbone=small_conv" in rows[4]["settings"]
     assert len(rows[4]["labels"]) == 8
+
+
+def test_a_row_without_a_published_number_says_so():
+    published = {row["recipe"]: row["published"] for row in table_rows([], recipe="cole2021")}
+    assert published["cole2021:pr"] == "none recorded"
+    assert published["cole2021:role"] == "87.9 (voc12)"

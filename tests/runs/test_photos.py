@@ -201,7 +201,7 @@ def test_a_resumed_run_goes_on_as_it_began_with_rows_moved_and_added(world, monk
             raise Stop
 
     with pytest.raises(Stop):
-        train(experiment, "cut", watch=Once())
+        train(experiment, "cut", callback=Once())
     write_photos(world, 80)
     write_table(world / "tags.csv", rows_of(N)[::-1] + rows_of(80)[N:])
     cut = train(experiment, "cut", resume=True)
@@ -516,7 +516,7 @@ def test_copies_are_scored_in_one_fold(monkeypatch, tmp_path, memory_run):
     data = Dataset(images, Labels(labels_of(40)), TAGS, name="copies")
     seen = []
 
-    def scores(self, rest, held_out, seed, watch):
+    def scores(self, rest, held_out, seed, callback):
         seen.append((set(rest // 2), set(held_out // 2)))
         return np.zeros((len(held_out), len(TAGS)), np.float32)
 

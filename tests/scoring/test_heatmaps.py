@@ -7,7 +7,7 @@ from PIL import Image
 
 from plures.errors import PluresError
 from plures.models.outputs import Output, grid_boxes
-from plures.scoring.heatmaps import _neighbours, contact_sheet, overlay, paint, region_weights
+from plures.scoring.heatmaps import _neighbours, overlay, paint, region_weights
 
 
 def hottest(heat):
@@ -130,20 +130,6 @@ def test_the_overlay_keeps_the_size_and_the_cold_pixels():
     assert overlay(photo.convert("L"), heat, "a very long name of a class indeed", 1.0).mode == "RGB"
     with pytest.raises(ValueError, match="not as large as the photo"):
         overlay(photo, heat.T)
-
-
-def test_a_contact_sheet_holds_every_picture():
-    colours = ["red", "lime", "blue", "black", "magenta"]
-    sizes = [(10, 10), (300, 100), (50, 400), (64, 64), (1, 1)]
-    pictures = [Image.new("RGB", size, colour) for size, colour in zip(sizes, colours, strict=True)]
-    sheet = contact_sheet(pictures, columns=2, side=60)
-    assert sheet.size == (2 * 68 + 8, 3 * 68 + 8)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, 2)
-        assert sheet.getpixel((8 + column * 68 + 30, 8 + row * 68 + 30)) == picture.getpixel((0, 0))
-    assert contact_sheet(pictures[:1], captions=["one"]).size == (240 + 16, 240 + 22 + 16)
-    with pytest.raises(PluresError, match="at least one picture"):
-        contact_sheet([])
 
 
 def test_regions_are_averaged_with_their_neighbours_of_the_same_size():

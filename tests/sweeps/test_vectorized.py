@@ -66,7 +66,7 @@ def run_of(name, tmp_path=None, draw=1, options=None, **settings):
                    head.classifier.bias.detach().clone(), "val_map", val_seen)  # fmt: skip
 
 
-class Keeper:
+class Checkpointer:
     """Scores as `train` does and keeps the weights of every best epoch."""
 
     def __init__(self, run):
@@ -104,19 +104,19 @@ def alone(run):
         "probe", 0, HeadOnFeatures(head, grid_boxes(1, 1)), head, FeatureBatches(x, y, run.order), run.labels,
         e, FeatureBatches(x, y, Order(N, 64)),
     )  # fmt: skip
-    keeper = Keeper(run)
-    best = fit(stage, run.loss, make_fabric(e), keeper, Quiet())
-    return keeper, best
+    checkpointer = Checkpointer(run)
+    best = fit(stage, run.loss, make_fabric(e), checkpointer, Quiet())
+    return checkpointer, best
 
 
 def same(together, run, tolerance=1e-4):
-    keeper, best = alone(run)
+    checkpointer, best = alone(run)
     assert not together.failed
-    weight, bias = keeper.kept
+    weight, bias = checkpointer.kept
     assert together.best.epoch == best.epoch
     torch.testing.assert_close(together.weight, weight, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(together.bias, bias, atol=tolerance, rtol=tolerance)
-    for record, scores in zip(together.records, keeper.scores, strict=True):
+    for record, scores in zip(together.records, checkpointer.scores, strict=True):
         assert {k: record[k] for k in scores} == pytest.approx(scores, abs=0.1)  # rounding may swap two images
 
 

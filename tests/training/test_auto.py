@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.labels import Labels
@@ -25,7 +25,7 @@ from plures.training.train import train
 )
 def test_the_choice(values, head, stages, loss):
     part, reason = choose_loss(Labels(np.array(values, np.int8)), Experiment(head=head, stages=stages))
-    assert part == Part(name=loss)
+    assert part == Component(name=loss)
     assert reason.startswith("every training label" if loss == "bce" else ("some", "nothing"))
 
 
@@ -46,7 +46,7 @@ def test_auto_is_the_loss_it_names(tmp_path):
     dataset = Dataset(images, Labels(values), ("a", "b", "c"), splits)
     common = {"head": "linear", "epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0}
     heard = Heard()
-    chosen = train(Experiment(loss="auto", **common), tmp_path / "auto", dataset=dataset, watch=heard)
+    chosen = train(Experiment(loss="auto", **common), tmp_path / "auto", dataset=dataset, callback=heard)
     named = train(Experiment(loss="wan", **common), tmp_path / "wan", dataset=dataset)
     assert any(line.startswith("loss=auto: wan, since nothing is known to be absent") for line in heard.lines)
     assert chosen.log[0]["loss"] == named.log[0]["loss"]

@@ -6,7 +6,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from plures.config import Experiment, Part, recipe_settings
+from plures.config import Component, Experiment, recipe_settings
 from plures.data.dataset import Dataset
 from plures.errors import PluresError
 from plures.labels import Labels
@@ -94,7 +94,9 @@ def test_named_settings_of_steps_stay():
 
 def test_a_file_of_weights_is_the_model_that_it_is_called_after():
     e = chosen(pictures(16), backbone={"name": "auto", "weights": "w/resnet18.a1_in1k.safetensors"})[2]
-    assert e.backbone == Part(name="timm", options={"model": "resnet18", "weights": "w/resnet18.a1_in1k.safetensors"})
+    assert e.backbone == Component(
+        name="timm", options={"model": "resnet18", "weights": "w/resnet18.a1_in1k.safetensors"}
+    )
     e = Experiment(data="photos").change(["backbone.weights=1e3"])
     e = choose_model(e, lambda: pictures(200))[0]
     assert e.backbone.options == {"model": "tf_efficientnet_lite2.in1k", "weights": "1e3"}
@@ -141,7 +143,7 @@ def test_thresholds_are_chosen_at_the_end(photos, tmp_path, monkeypatch, complet
     monkeypatch.setenv("PLURES_CACHE", str(tmp_path / "cache"))
     data = {"name": str(photos / "tags.csv"), "complete": complete}
     backbone, heard = {"name": "auto", "weights": str(photos / "test_resnet.safetensors")}, Heard()
-    run = train(Experiment(data=data, backbone=backbone, **COMMON), tmp_path / "run", watch=heard)
+    run = train(Experiment(data=data, backbone=backbone, **COMMON), tmp_path / "run", callback=heard)
     assert run.experiment.stage_names == "ridge"
     assert run.experiment.backbone.options["model"] == "test_resnet"
     kept = Thresholds.load(run.path, ("blue", "red"))
@@ -167,5 +169,5 @@ def test_small_pictures_on_disk_need_no_weights(tmp_path):
     (tmp_path / "tags.csv").write_text("image,tags\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(12)))
     e = Experiment(data=str(tmp_path / "tags.csv"), epochs=1, batch_size=4, device="cpu", workers=0)
     run = train(e, tmp_path / "run")
-    assert run.experiment.backbone == Part(name="small_conv")
+    assert run.experiment.backbone == Component(name="small_conv")
     assert run.experiment.threshold == 0.5

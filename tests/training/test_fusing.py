@@ -93,7 +93,7 @@ def monkeypatch_module(place):
 
 def trained(place, out, **more):
     heard = Heard()
-    return train(Experiment(**values(place, **more)), place / out, watch=heard), heard.lines
+    return train(Experiment(**values(place, **more)), place / out, callback=heard), heard.lines
 
 
 def test_the_run_holds_the_fused_model(by_file, place):

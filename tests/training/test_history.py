@@ -73,13 +73,13 @@ def test_a_resumed_run_has_the_whole_history(tmp_path):
 
 
 def test_patience_ends_a_phase_after_so_many_epochs_that_were_no_better(tmp_path):
-    watch = StopAfter()
-    run = plures.train(experiment(epochs=30, patience=2, lr=0.0003), tmp_path / "run", callbacks=[watch])
+    callback = StopAfter()
+    run = plures.train(experiment(epochs=30, patience=2, lr=0.0003), tmp_path / "run", callbacks=[callback])
     best = run.log[-1]["best_epoch"]
     assert len(run.log) == best + 3 < 30
     scores = [record["val_map"] for record in run.log]
     assert max(scores) == scores[best]
-    assert watch.said[1:] == [f"finetune: no better score for 2 epochs; stopped after epoch {best + 3}"]
+    assert callback.said[1:] == [f"finetune: no better score for 2 epochs; stopped after epoch {best + 3}"]
     again = plures.train(experiment(), tmp_path / "run", resume=True)
     assert again.log == run.log
 

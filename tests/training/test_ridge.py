@@ -147,7 +147,7 @@ def test_trains_keeps_the_best_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     key = json.loads((run.path / "report.json").read_text())["selected"]["by"]
     assert run.log[best][key] == max(record[key] for record in run.log)
     with pytest.raises(KeyboardInterrupt):
-        train(experiment, tmp_path / "killed", dataset=coloured(), watch=Stop(0))
+        train(experiment, tmp_path / "killed", dataset=coloured(), callback=Stop(0))
     again = train(experiment, tmp_path / "killed", dataset=coloured(), resume=True)
     assert [r["epoch"] for r in again.log] == [0, 1, 2]
     one, two = (load_file(r.path / "model.safetensors") for r in (run, again))
@@ -155,7 +155,7 @@ def test_trains_keeps_the_best_and_goes_on_after_a_kill(tmp_path, monkeypatch):
 
 
 class Judge:
-    """A Keeper that gives these scores in turn, and notes what it was asked to keep."""
+    """A Checkpointer that gives these scores in turn, and notes what it was asked to keep."""
 
     def __init__(self, *scores):
         self.scores, self.kept = list(scores), []

@@ -16,7 +16,7 @@ from plures.metrics.thresholds import sigmoid
 from plures.models.model import load
 from plures.report.page import trained_on
 from plures.report.scored import scored
-from plures.runs.data import observe_splits, prepare
+from plures.runs.data import mask_splits, prepare
 from plures.runs.photos import Photos, contents
 from plures.runs.run import Run
 from plures.training import cross_fitting
@@ -55,12 +55,12 @@ def teacher(tmp_path_factory):
 def student(teacher):
     says = Says()
     experiment = Experiment(**SINGLE, loss="an", teacher=str(teacher.path), teacher_threshold=0.4)
-    return train(experiment, teacher.path.parent / "student", dataset=DATA, watch=says), says.lines
+    return train(experiment, teacher.path.parent / "student", dataset=DATA, callback=says), says.lines
 
 
 def test_unknown_cells_above_the_threshold_are_added_and_counted(teacher, student):
     run, lines = student
-    prepared = observe_splits(run.experiment, DATA)
+    prepared = mask_splits(run.experiment, DATA)
     with torch.inference_mode():
         images = torch.from_numpy(np.asarray(prepared.train.images)).permute(0, 3, 1, 2)
         scores = sigmoid(load(teacher.path)(images).logits.numpy())
@@ -91,7 +91,7 @@ def test_a_resumed_run_does_not_ask_its_teacher_again(teacher, student, tmp_path
     gone.symlink_to(teacher.path)
     experiment = Experiment(**SINGLE, loss="an", teacher=str(gone), teacher_threshold=0.4)
     with pytest.raises(KeyboardInterrupt):
-        train(experiment, tmp_path / "run", dataset=DATA, watch=Stops())
+        train(experiment, tmp_path / "run", dataset=DATA, callback=Stops())
     added = (tmp_path / "run" / "added_tags.parquet").read_bytes()
     gone.unlink()
     resumed = train(Run(tmp_path / "run").experiment, tmp_path / "run", dataset=DATA, resume=True)
@@ -121,7 +121,7 @@ def test_a_validation_split_that_the_teacher_cut_off_is_kept(teacher, tmp_path):
 
 
 def test_cross_fitting_leaves_the_teacher_out(student):
-    rows = observe_splits(student[0].experiment, DATA).train
+    rows = mask_splits(student[0].experiment, DATA).train
     assert np.isfinite(out_of_fold(student[0], rows, 2)).all()
 
 
@@ -149,11 +149,11 @@ def two_rounds(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         real = cross_fitting._retrained
 
-        def fold(experiment, dataset, rest, held_out, watch):
+        def fold(experiment, dataset, rest, held_out, callback):
             asked.append((dataset.images[rest], held_out))
             if len(asked) == 3:
                 raise KeyboardInterrupt
-            return real(experiment, dataset, rest, held_out, watch)
+            return real(experiment, dataset, rest, held_out, callback)
 
         m.setattr(cross_fitting, "_retrained", fold)
         experiment = Experiment(**SINGLE, loss="gr", rounds=2, teacher_threshold=0.4)
@@ -167,7 +167,7 @@ def two_rounds(tmp_path_factory):
 
 def test_two_rounds_ask_each_fold_once_and_only_models_that_did_not_see_it(two_rounds):
     run, asked = two_rounds
-    train_rows = observe_splits(run.experiment, DATA).train
+    train_rows = mask_splits(run.experiment, DATA).train
     held = np.concatenate([rows for place, (_, rows) in enumerate(asked) if place != 2])  # the third was interrupted
     np.testing.assert_array_equal(np.sort(held), np.arange(len(train_rows)))
     for rest, rows in asked:
@@ -176,7 +176,7 @@ def test_two_rounds_ask_each_fold_once_and_only_models_that_did_not_see_it(two_r
 
 def test_two_rounds_add_what_the_folds_are_sure_of(two_rounds):
     run = two_rounds[0]
-    prepared = observe_splits(run.experiment, DATA)
+    prepared = mask_splits(run.experiment, DATA)
     unknown = prepared.train.labels.unknown
     expected = unknown & (sigmoid(np.load(run.path / "first_round" / "folds.npy")) >= 0.4)
     assert 0 < expected.sum() < unknown.sum()

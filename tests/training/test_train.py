@@ -91,7 +91,7 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, nam
     data, experiment = coloured(), Experiment(**SMALL, **VARIANTS[name])
     whole = train(experiment, tmp_path / "whole", dataset=data)
     with pytest.raises(KeyboardInterrupt):
-        train(experiment, tmp_path / "cut", dataset=data, watch=StopAfter(1, 2))
+        train(experiment, tmp_path / "cut", dataset=data, callback=StopAfter(1, 2))
     cut = train(experiment, tmp_path / "cut", dataset=data, resume=True)
     assert same(weights(whole), weights(cut))
     end = [run.load_checkpoint()["net"] for run in (whole, cut)]
@@ -363,7 +363,7 @@ def test_the_old_spelling_of_tensorboard_is_read(tmp_path):
 
 def test_resuming_on_other_labels_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), watch=StopAfter(1, 1))
+        train(Experiment(**SMALL), tmp_path / "run", dataset=coloured(), callback=StopAfter(1, 1))
     data = coloured()
     other = data.with_labels(Labels.from_masks(data.labels.present[:, ::-1]))
     with pytest.raises(PluresError, match=r"data have changed since this run began \(30 training images then, 30 now"):

@@ -414,7 +414,7 @@ def test_sigterm_lets_requests_in_flight_end(tmp_path):
         port = free.getsockname()[1]
     code = (
         "import time, sys\nfrom plures.web import serve\nfrom plures import cli\ncall = serve.Scoring.__call__\n"
-        "def slowly(self, pixels, maps):\n    time.sleep(0.5)\n    return call(self, pixels, maps)\n"
+        "def slowly(self, pixels, maps):\n    time.sleep(1.5)\n    return call(self, pixels, maps)\n"
         "serve.Scoring.__call__ = slowly\n"
         f"sys.argv = ['plures', 'serve', {str(run.path)!r}, '--port', '{port}', '--max-batch', '1']\ncli.main()"
     )
@@ -434,7 +434,7 @@ def test_sigterm_lets_requests_in_flight_end(tmp_path):
     threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(0.4)
+    time.sleep(2.0)  # so that all three have arrived, on a busy machine too
     server.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()

@@ -9,7 +9,7 @@ from typing import Any
 
 from plures.config import Experiment
 from plures.data.dataset import Dataset
-from plures.data.masking import observe
+from plures.data.masking import mask_labels
 from plures.data.read import read
 from plures.errors import PluresError
 from plures.metrics.positives_only import PositivesReport, evaluate_positives
@@ -74,7 +74,7 @@ def evaluate_positives_only(
     run = run if isinstance(run, Run) else Run(run)
     logits, dataset = scored_split(run, data, split, options, skip_bad)
     how = run.experiment.supervision
-    observed = dataset.labels if how.name in ("as_given", "none") else observe(dataset, how.name, **how.options)
+    observed = dataset.labels if how.name in ("as_given", "none") else mask_labels(dataset, how.name, **how.options)
     if observed.complete:
         raise PluresError(
             f"{dataset.name}: every label of these {len(dataset):,} images is known; evaluate without --positives-only"

@@ -10,55 +10,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
-from torch import Tensor, nn
 
 from plures.analysis.evaluate import judged
-from plures.config import Experiment
 from plures.data.dataset import Dataset
-from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
-from plures.data.photos import Transform, open_image
 from plures.errors import PluresError
 from plures.files import writing
 from plures.metrics.localisation import Judge, Localisation, box_of
-from plures.models.model import Model, load
-from plures.models.outputs import Output, checked_logits
-from plures.pace import Pace
+from plures.models.model import load
 from plures.runs.own_data import photos_of
 from plures.runs.photos import without_trained
 from plures.runs.run import Run
-from plures.scoring.device import make_fabric, thresholds_of
-from plures.scoring.features import frozen_features, refuse_maps, token_boxes
-from plures.scoring.heatmaps import paint, region_weights
-from plures.scoring.logits import HeadOnFeatures
+from plures.scoring.device import thresholds_of
+from plures.scoring.logits import look
 
 SHARE = 0.2  # of the hottest pixel; benchmarks/localisation.py measures it for each head
 Truth = dict[int, NDArray[np.floating]]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Where a model saw the classes in one image. size: its width and height in pixels; logits [K]; weights [K, P] of
-    the regions in `boxes` [P, 4], x1 y1 x2 y2 in [0, 1]."""
-
-    row: int
-    size: tuple[int, int]
-    logits: NDArray[np.float32]
-    weights: NDArray[np.floating]
-    boxes: NDArray[np.floating]
-
-    def heat(self, column: int) -> NDArray[np.float32]:
-        """The heat map [H, W] of a class at the image's own size, in [0, 1]."""
-        width, height = self.size
-        return paint(self.weights[column], self.boxes, height, width)
 
 
 @dataclass(frozen=True)
@@ -129,43 +102,6 @@ def localise(
     return Localised(dataset, tuple(sizes), scores, flat_scores, tuple(found), smallest, share)
 
 
-def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[Seen]:
-    """What a model saw in every image, in row order; through the cached features where the backbone is frozen.
-
-    Raises PluresError if the head has neither attention nor region logits.
-    """
-    refuse_maps(model)
-    for rows, output in _outputs(model, dataset, experiment):
-        weights = region_weights(output).float().cpu().numpy()  # [B, K, P]
-        assert output.boxes is not None
-        boxes, logits = output.boxes.float().cpu().numpy(), checked_logits(output.logits)
-        for i, row in enumerate(rows.tolist()):
-            yield Seen(row, image_size(dataset.images[row]), logits[i], weights[i], boxes)
-
-
-@torch.inference_mode()
-def _outputs(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[tuple[Tensor, Output]]:
-    fabric = make_fabric(experiment)
-    model = model.to(fabric.device).eval()
-    workers = default_workers(dataset) if experiment.workers is None else experiment.workers
-    order = Order(len(dataset), 32)
-    net: nn.Module = model
-    if experiment.frozen:
-        features = frozen_features(
-            model, dataset, pooled=False, device=fabric.device, workers=workers, engine=experiment.engine
-        )
-        net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, False)).to(fabric.device).eval()
-        batches: FeatureBatches | ImageBatches = FeatureBatches(features, dataset.labels.values, order)
-    else:
-        transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
-        batches = ImageBatches(dataset, transform, order, workers)
-    with Pace("looking where", len(dataset)) as pace:
-        for batch in batches.epoch(0):
-            with fabric.autocast():
-                yield batch.index, net(batch.to(fabric.device).inputs, maps=True)
-            pace.step(len(batch.index))
-
-
 def true_boxes(dataset: Dataset) -> dict[int, Truth]:
     """The true boxes [M, 4] by row and column, only of rows and columns that have any."""
     if dataset.boxes is None:
@@ -176,18 +112,6 @@ def true_boxes(dataset: Dataset) -> dict[int, Truth]:
     ):
         gathered.setdefault(row, {}).setdefault(column, []).append(corners)
     return {row: {column: np.array(b) for column, b in of.items()} for row, of in gathered.items()}
-
-
-def image_size(image: Any) -> tuple[int, int]:
-    """Width and height in pixels as the photo is seen upright, without decoding it where that can be helped."""
-    if isinstance(image, np.ndarray):
-        return int(image.shape[1]), int(image.shape[0])
-    try:
-        with Image.open(str(image)) as opened:
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (opened.height, opened.width) if turned else opened.size
-    except Exception:  # whatever Pillow raises, open_image says what is wrong in one line
-        return open_image(str(image)).size
 
 
 def write_coco(localised: Localised, path: str | Path) -> None:

@@ -14,28 +14,27 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from plures.data.dataset import Dataset
 from plures.data.formats.safe_cells import guarded
 from plures.data.paths import paths_from
-from plures.data.photos import Transform, Unreadable, to_image
+from plures.data.photos import Unreadable, to_image
 from plures.data.read import read
 from plures.errors import PluresError, did_you_mean
 from plures.files import writing
 from plures.labels import Labels
 from plures.metrics.thresholds import sigmoid
 from plures.models.model import Model, load
-from plures.models.outputs import checked_logits
-from plures.runs.data import IN_MEMORY, observe_splits
+from plures.runs.data import IN_MEMORY, mask_splits
 from plures.runs.own_data import holds_training, match_classes, recalled
 from plures.runs.photos import Photos, contents, with_contents
 from plures.runs.run import Run
+from plures.scoring import predictor
 from plures.scoring.device import make_fabric
 from plures.scoring.features import refuse_maps
-from plures.scoring.heatmaps import overlay, paint, region_weights
+from plures.scoring.heatmaps import overlay, paint
 from plures.scoring.logits import logits_of_dataset
 from plures.training.cross_fitting import out_of_fold
 from plures.training.history import mean_logits
@@ -156,7 +155,7 @@ def suggest(
     normalise: Normalise = "none",
     options: dict[str, Any] | None = None,
     skip_bad: bool = False,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
 ) -> tuple[list[Suggestion], Dataset]:
     """Tags that are probably missing in the run's own data, or in other data with the model's classes.
 
@@ -171,7 +170,7 @@ def suggest(
     run = run if isinstance(run, Run) else Run(run)
     if cross_fit is None:
         cross_fit = 5 if with_wrong and run.experiment.frozen else 0
-    scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, watch=watch)
+    scored = score(run, data, cross_fit=cross_fit, options=options or {}, skip_bad=skip_bad, callback=callback)
     images = scored.dataset.images
     names = None if isinstance(images, np.ndarray) else [str(image) for image in images]
     found = rank_missing(
@@ -194,7 +193,7 @@ def score(
     cross_fit: int,
     options: dict[str, Any],
     skip_bad: bool,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
 ) -> Scored:
     """The probabilities that `suggest` ranks by."""
     e = run.experiment
@@ -205,7 +204,7 @@ def score(
     words = ["model"]
     crossed = cross_fit > 0 and len(training) > 0
     if crossed:
-        logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, watch=watch)
+        logits[training] = out_of_fold(run, dataset.take(training), cross_fit, seed=e.seed, callback=callback)
         words.append(f"cross-fit {cross_fit}")
     if places is not None:
         more = remembered(run, (places.of, len(dataset.classes)), with_state=crossed)
@@ -233,7 +232,7 @@ def _rows(
     given = data if isinstance(data, Dataset) else None
     if data is None or (given is not None and run.source.name == IN_MEMORY and holds_training(run, given)):
         whole, place = recalled(run, options, skip_bad, given)
-        prepared = observe_splits(run.experiment, whole)
+        prepared = mask_splits(run.experiment, whole)
         assert whole.splits is not None
         values = whole.labels.values.copy()
         values[whole.splits == "train"] = prepared.train.labels.values
@@ -320,19 +319,14 @@ def heat_drawer(run: str | Path) -> Callable[[Image.Image, str, float | None], I
 
     The function raises Unreadable for a tag that the model does not know; PluresError if the head gives no heat maps.
     """
-    model = load(run)
+    model = predictor.load(run, device="cpu")
     refuse_maps(model)
-    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
 
-    @torch.inference_mode()
     def draw(photo: Image.Image, tag: str, score: float | None = None) -> Image.Image:
         if tag not in model.classes:
             raise Unreadable(f"the model does not know '{tag}'")
-        output = model(transform(photo)[None])
-        checked_logits(output.logits)
-        weights = region_weights(output)[0, model.classes.index(tag)].float().numpy()  # [P]
-        assert output.boxes is not None
-        heat = paint(weights, output.boxes.float().numpy(), photo.height, photo.width)
+        _, weights, boxes = model.look(model.transform(photo)[None])
+        heat = paint(weights[0, model.classes.index(tag)], boxes, photo.height, photo.width)
         return overlay(photo, heat, tag, score)
 
     return draw

@@ -12,18 +12,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.config import AUTO, Experiment, Part
+from plures.config import AUTO, Component, Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import default_workers
 from plures.data.near_copies import NEAR_EXACT, joined_groups, near_groups, small_pictures, unit
 from plures.data.paths import paths_from
 from plures.errors import PluresError, Problem, did_you_mean
 from plures.files import writing
+from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model, build_model, load
 from plures.runs.photos import contents, copies
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.features import frozen_features
+from plures.scoring.predictor import Predictor
 from plures.training.auto import choose_model
 
 Kind = Literal["exact", "near-exact", "near"]
@@ -53,9 +55,6 @@ class Space:
 
     def place(self, images: Any) -> Vectors:
         """Unit vectors [n, D] of other images, given as `plures.load(run).predict` takes them."""
-        from plures.metrics.thresholds import Thresholds
-        from plures.scoring.predictor import Predictor
-
         model = Predictor(self.model, Thresholds.constant(self.model.classes, 0.5))
         return unit(model.embed(images))
 
@@ -71,14 +70,14 @@ def space_of(dataset: Dataset, *, run: Run | None = None, experiment: Experiment
     else:
         e = experiment or Experiment()
         if e.backbone.name == AUTO and not e.backbone.options:
-            e = e.model_copy(update={"backbone": Part(name=AUTO, options={"pretrained": True})})  # however small
+            e = e.model_copy(update={"backbone": Component(name=AUTO, options={"pretrained": True})})  # however small
         e, _ = choose_model(e, lambda: dataset)
         model = build_model(
             e.backbone.name, "linear", dataset.classes or ("none",), e.backbone.options, {}, e.image_size
         )
     workers = default_workers(dataset) if e.workers is None else e.workers
     device = make_fabric(e).device
-    table = frozen_features(model.to(device).eval(), dataset, pooled=True, device=device, workers=workers)
+    table = frozen_features(model.to(device), dataset, pooled=True, device=device, workers=workers)
     return Space(model, unit(table[:, 0]))
 
 

@@ -16,7 +16,7 @@ from plures.metrics.choosing import Objective
 from plures.metrics.threshold_choice import Choice, Source
 from plures.metrics.threshold_choice import from_logits as from_logits
 from plures.runs.card import write_card
-from plures.runs.data import observe_splits
+from plures.runs.data import mask_splits
 from plures.runs.own_data import match_classes
 from plures.runs.run import Run
 from plures.scoring.logits import logits_of_run
@@ -80,7 +80,7 @@ def held_out(
                 " for others; use --split val, or give other DATA"
             )
         return rows.dataset, rows.dataset.labels
-    prepared = observe_splits(run.experiment, rows.own)
+    prepared = mask_splits(run.experiment, rows.own)
     assert prepared.val is not None
     assert prepared.val_observed is not None
     return rows.dataset, match_classes(prepared.val.with_labels(prepared.val_observed), rows.dataset.classes).labels

@@ -61,7 +61,7 @@ def check(
     """Read the data, list every problem, and describe the labels."""
     from plures.analysis.neighbours import across_splits, find_copies
     from plures.data.checks.describe import describe, pictures, render
-    from plures.data.masking import observe
+    from plures.data.masking import mask_labels
     from plures.data.read import read, reason
     from plures.runs.data import with_classes
     from plures.runs.photos import copies_across
@@ -76,7 +76,7 @@ def check(
     labelled = experiment.classes is None
     dataset = read(experiment.data.name, skip_bad=skip_bad, verify=True, labelled=labelled, **experiment.data.options)
     dataset = with_classes(dataset, experiment.classes)
-    dataset = dataset.with_labels(observe(dataset, experiment.supervision.name, **experiment.supervision.options))
+    dataset = dataset.with_labels(mask_labels(dataset, experiment.supervision.name, **experiment.supervision.options))
     named = {problem.file for problem in dataset.problems}  # by the reader of folders
     across = [problem for problem in copies_across(dataset) if problem.file not in named]
     if dataset.splits is not None and not dataset.in_memory:

@@ -7,29 +7,64 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.app import Force, app, say_next, screen
+from plures.cli.app import Force, app, say_next, say_skipped, screen
 from plures.errors import PluresError
 from plures.files import refuse_replacing
 
 
 @app.command()
 def table(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
+    what: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; a recipe's name among them is as --recipe.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Also show the rows of this recipe that were not run.")] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Only count DATA's images beside the recipe's paper; exit 1 if they differ."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, with all columns: .md, .csv or .html.")] = None,
     force: Force = False,
 ) -> None:
     """Show measured beside published: mean and spread over the seeds of runs that differ in nothing else."""
+    from plures.recipes import recipe_names
     from plures.report.table import render_table, table_rows, write_table
 
+    named = [str(one) for one in what or [] if str(one) in recipe_names() and not one.is_dir()]
+    runs = [one for one in what or [] if str(one) not in named]
+    recipes = list(dict.fromkeys([*([] if recipe is None else [recipe]), *named]))
+    if len(recipes) > 1:
+        raise PluresError(f"one recipe a table, got {', '.join(recipes)}")
+    recipe = recipes[0] if recipes else None
+    if check is not None:
+        _check(recipe, check)
+        return
     if out is not None:
         refuse_replacing(out, force=force)
-    rows = table_rows(runs or [], recipe)
+    rows = table_rows(runs, recipe)
     if out is not None:
         write_table(rows, out)
     screen.print(render_table(rows))
+    missing = [row["command"] for row in rows if row["command"]]
+    if missing:
+        told = "the file has" if out is not None else "--out FILE.md writes"
+        said = f"{len(missing)} rows are missing; {told} a command for each, the first: {missing[0]}"
+        screen.print(said, highlight=False, soft_wrap=True)
     if runs:
         say_next("plures", "report", runs[0])
+
+
+def _check(recipe: str | None, data: str) -> None:
+    """A line for each split; exit code 1 if one differs from the paper."""
+    from plures.report.table_check import check_data
+
+    if recipe is None:
+        raise PluresError("--check counts beside a paper: name its recipe, as in plures table cole2021 --check voc:DIR")
+    counts, problems = check_data(recipe, data)
+    for count in counts:
+        screen.print(str(count), highlight=False, soft_wrap=True)
+    say_skipped(problems)
+    if not all(count.ok for count in counts):
+        raise typer.Exit(1)
 
 
 @app.command("parts", hidden=True)  # its name in 0.1

@@ -53,15 +53,15 @@ def train(
     where: Path = out or resume  # type: ignore[assignment]
     given = [*(arguments or []), *([] if classes is None else [f"classes={classes}"])]
     experiment = Experiment() if resume else Experiment(**experiment_values(given, recipe))
-    watch = Show(screen)
+    callback = Show(screen)
     try:
-        run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, watch=watch)
+        run = run_training(experiment, where, resume=resume is not None, skip_bad=skip_bad, callback=callback)
     except KeyboardInterrupt:
         begun = (where / "experiment.yaml").exists()
         hint = f"; resume with `plures train --resume {where}`" if begun else " before training began"
         raise WorkFailed(f"stopped{hint}") from None
     finally:
-        watch.close()
+        callback.close()
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         show_report(run.path)
         say_next("plures", "report", run.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from plures.labels import (
     mask_to_fraction,
     mask_to_single_positive,
 )
+from plures.registry import check_values, kinds_of
 
 NEAREST = 1e-3  # of the image's side: a box right at the centre gets no infinite weight
 
 
-def observe(dataset: Dataset, mode: str, **options: Any) -> Labels:
+def mask_labels(dataset: Dataset, mode: str, **options: Any) -> Labels:
     """What is observed of the dataset's labels.
 
     mode full: all of them, which must be known; as_given: whatever is known; none: nothing; single_positive (options
@@ -49,9 +50,7 @@ def check(mode: str, options: dict[str, Any]) -> None:
         if option not in allowed:
             hint = did_you_mean(option, allowed) if allowed else "; it has no options"
             raise PluresError(f"supervision '{mode}' has no option '{option}'{hint}")
-    bias = options.get("bias", "uniform")
-    if bias not in get_args(Bias):
-        raise PluresError(f"unknown bias '{bias}'{did_you_mean(str(bias), get_args(Bias))}")
+    check_values(f"supervision '{mode}'", kinds_of(MODES[mode]), options)
 
 
 def _full(dataset: Dataset) -> Labels:
@@ -86,12 +85,10 @@ def _single_positive(
 def _sources(
     dataset: Dataset, sources: int = 3, shared: float = 0.0, known: Literal["one", "all"] = "one", seed: int = 1200
 ) -> Labels:
-    if not (isinstance(sources, int) and 1 <= sources <= dataset.labels.classes):
+    if not 1 <= sources <= dataset.labels.classes:
         raise PluresError(f"sources is a number from 1 to the {dataset.labels.classes} classes, got {sources!r}")
     if not 0 <= shared < 1:
         raise PluresError(f"shared is the share of classes that all sources know, in [0, 1), got {shared!r}")
-    if known not in ("one", "all"):
-        raise PluresError(f"known is 'one' (one present class per image) or 'all', got {known!r}")
     vocabulary, source = vocabularies(len(dataset), dataset.labels.classes, sources, shared, seed)
     inside = Labels(np.where(vocabulary[source], dataset.labels.values, np.int8(UNKNOWN)))
     return inside if known == "all" else mask_to_single_positive(inside, seed)

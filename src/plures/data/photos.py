@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from plures.data.pixels import to_rgb, way_up
+from plures.data.pixels import ORIENTATION, to_rgb, way_up
 from plures.data.randaugment import cutout_randaugment
 from plures.errors import PluresError, Problem
 
@@ -226,6 +226,18 @@ def _what_it_is(source: str | Path | BytesIO | None) -> str:
 def _beginning(file: str) -> bytes:
     with open(file, "rb") as handle:
         return handle.read(512)
+
+
+def image_size(image: Any) -> tuple[int, int]:
+    """Width and height in pixels as the photo is seen upright, without decoding it where that can be helped."""
+    if isinstance(image, np.ndarray):
+        return int(image.shape[1]), int(image.shape[0])
+    try:
+        with Image.open(str(image)) as found:
+            sideways = found.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            return (found.height, found.width) if sideways else found.size
+    except Exception:  # whatever Pillow raises, open_image says what is wrong in one line
+        return open_image(str(image)).size
 
 
 def open_image(path: str | Path | BytesIO, at_least: int | None = None) -> Image.Image:

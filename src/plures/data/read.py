@@ -22,7 +22,7 @@ from plures.labels import PRESENT
 
 # module:attribute and perhaps a path; a module without a dot only as in mine:Mine:PATH, since foldr:PATH is a slip
 OWN_FORMAT = re.compile(r"([a-zA-Z_]\w*(?:\.\w+)+:[a-zA-Z_]\w*|[a-zA-Z_]\w*:[A-Z]\w*(?=:))(?::(.*))?$")
-SHOWN, SEVERAL = "an image or more that shows it", "several, or data.classes=A,B to learn others only"
+AN_IMAGE, SEVERAL = "an image or more that shows it", "several, or data.classes=A,B to learn others only"
 ENOUGH = 20  # images from which a class of one image is worth a word
 
 
@@ -200,7 +200,7 @@ def seldom_seen(dataset: Dataset, where: str) -> list[Problem]:
     notices = []
     if missing:
         what = f"class '{missing[0]}' never occurs" if len(missing) == 1 else f"{_some(missing)} never occur"
-        notices.append(Problem(where, None, what, SHOWN, "notice"))
+        notices.append(Problem(where, None, what, AN_IMAGE, "notice"))
     if once and len(dataset) >= ENOUGH:
         one = f"class '{once[0]}' is shown by one image alone"
         what = one if len(once) == 1 else f"{_some(once)} are shown by one image each"

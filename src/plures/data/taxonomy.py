@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.data.class_names import check_keys, texts
-from plures.data.dataset import Dataset
-from plures.errors import PluresError, Problem, did_you_mean
+from plures.errors import PluresError, did_you_mean
 from plures.files import read_as, read_yaml
 from plures.labels import Labels
 
@@ -36,7 +35,6 @@ HEADERS = (
     ("parent", "parents", "parent_id", "superclass", "hypernym"),
 )
 ALIKE = 0.85  # of two names of a list of edges, one of which is then taken for a typing error
-SHOWN = 3  # conflicts named in a line
 ROWS = 65_536  # of the labels at once
 Masks = NDArray[np.bool_]
 Places = NDArray[np.int64]
@@ -308,28 +306,3 @@ def _refuse_misspelt(relations: Relations, classes: Sequence[str]) -> None:
                     f"parent '{name}' of '{child}' is no class and no child of another line; did you mean '{close[0]}'?"
                     f" If not, add it as a child without a parent"
                 )
-
-
-def with_taxonomy(dataset: Dataset, taxonomy: Taxonomy, source: str = "") -> Dataset:
-    """The dataset with the classes of a taxonomy, its own first, and with what follows from its labels. source: the
-    file that it came from, for the notices: what was added, and how many images contradict themselves."""
-    more = [name for name in taxonomy.classes if name not in dataset.classes]
-    dataset = dataset.with_classes(taxonomy.classes)
-    if dataset.classes != taxonomy.classes:
-        taxonomy = replace(taxonomy, classes=dataset.classes)
-    labels, wrong = taxonomy.close(dataset.labels)
-    notices = []
-    if more and source:
-        what = f"{Path(source).name} adds, to the classes of the data: {', '.join(more[:10])}"
-        notices.append(Problem(source, None, what + ", ..." * (len(more) > 10), "classes of the data", "notice"))
-    if wrong.any():
-        rows = np.flatnonzero(wrong)
-        examples = "; ".join(
-            f"{dataset.called(row)}: {taxonomy.conflict(dataset.labels.values[row])}" for row in rows[:SHOWN].tolist()
-        )
-        many, stay = (
-            ("images contradict", "stay as they are") if len(rows) > 1 else ("image contradicts", "stays as it is")
-        )
-        what = f"{len(rows):,} {many} the hierarchy and {stay} ({examples}{'; ...' * (len(rows) > SHOWN)})"
-        notices.append(Problem(source or dataset.name, None, what, "labels that agree with it", "notice"))
-    return replace(dataset, labels=labels, taxonomy=taxonomy, problems=(*dataset.problems, *notices))

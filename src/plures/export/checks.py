@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
-from plures.data.photos import Transform, to_pixels
+from plures.data.photos import to_pixels
 from plures.errors import WorkFailed
 from plures.export.formats import Outputs, Runner
 from plures.metrics.report import evaluate_scores
-from plures.metrics.thresholds import Thresholds, sigmoid
+from plures.metrics.thresholds import sigmoid
 from plures.models.model import Model
 from plures.models.outputs import checked_logits
 from plures.pace import Pace
-from plures.scoring.heatmaps import region_weights
+from plures.scoring.predictor import Predictor
 
 BATCHES = (1, 3)  # images
 MOST_IMAGES = 2000  # on which the cost of 8 bits is measured
@@ -56,9 +56,9 @@ def sizes_to_check(side: int) -> tuple[tuple[int, int], ...]:
     return ((side, side), (side + side // 3 + 5, 2 * side + 1), (max(1, side // 2 + 1), max(1, side - 3)))
 
 
-def agreement(run: Runner, model: Model, thresholds: Thresholds, maps: bool) -> Agreement:
+def agreement(run: Runner, model: Predictor, maps: bool) -> Agreement:
     """Compare several batch sizes and image sizes with the model itself. Raises WorkFailed on a wrong shape."""
-    side = model.preprocessing.image_size
+    side, thresholds = model.preprocessing.image_size, model.thresholds
     sizes = sizes_to_check(side)
     worst = {True: 0.0, False: 0.0}  # by whether the image has the model's own size
     calibrated, tags, images = 0.0, 0, 0
@@ -93,14 +93,10 @@ def _refuse_shapes(got: Outputs, logits: NDArray[np.float64], maps: NDArray[np.f
             raise WorkFailed(f"the exported file gives {name} {found} where the model gives {shape}; nothing written")
 
 
-@torch.inference_mode()
-def expected(model: Model, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+def expected(model: Predictor, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What plures itself says of uint8 images [B, 3, H, W], resized by its transform: logits [B, K], maps [B, K, P]."""
-    p = model.preprocessing
-    transform = Transform(p.image_size, "none", p.interpolation)
-    pixels = torch.stack([transform(torch.from_numpy(image)) for image in images])
-    output = model(pixels)
-    return checked_logits(output.logits).astype(np.float64), region_weights(output).float().numpy()
+    logits, weights, _ = model.look(torch.stack([model.transform(torch.from_numpy(image)) for image in images]))
+    return logits.astype(np.float64), weights
 
 
 def patterns(batch: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -123,8 +119,7 @@ def pixels_of(
     model: Model, images: Sequence[str] | NDArray[np.uint8], batch_size: int, what: str = "reading"
 ) -> Iterator[NDArray[np.uint8]]:
     """Batches uint8 [B, 3, S, S] of these images, resized as the model expects them; what: the work, for its pace."""
-    p = model.preprocessing
-    transform = Transform(p.image_size, "none", p.interpolation)
+    transform = model.transform
     with Pace(what, len(images)) as pace:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -137,14 +132,13 @@ def some(count: int, most: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(count)[:most])
 
 
-@torch.inference_mode()
-def cost(run: Runner, model: Model, thresholds: Thresholds, dataset: Dataset, split: str, definition: str) -> Cost:
+def cost(run: Runner, model: Predictor, dataset: Dataset, split: str, definition: str) -> Cost:
     """mAP of the model and of the file on (at most MOST_IMAGES of) the dataset's images."""
     dataset = dataset.take(some(len(dataset), MOST_IMAGES))
     before, after = [], []
     for pixels in pixels_of(model, dataset.images, 16, "measuring what 8 bits cost"):
-        logits = model(torch.from_numpy(pixels), maps=False).logits
-        before.append(thresholds.probabilities(checked_logits(logits)))
+        logits = checked_logits(model.score(torch.from_numpy(pixels)).logits)
+        before.append(model.thresholds.probabilities(logits))
         after.append(run(pixels)["scores"].astype(np.float64))
     maps = [
         100 * evaluate_scores(np.concatenate(s), dataset.labels, dataset.classes, definition, bootstrap=0).map

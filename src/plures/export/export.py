@@ -27,13 +27,13 @@ from plures.export.formats import Format, Runner
 from plures.export.graph import Graph
 from plures.export.quantise import Int8, quantised
 from plures.files import clear_left, refuse_replacing, writing
-from plures.models.model import Model, load
+from plures.models.model import Model
 from plures.runs.own_data import match_classes, own_data
 from plures.runs.photos import log
 from plures.runs.run import Run
-from plures.scoring.device import thresholds_of
-from plures.scoring.features import refuse_features
+from plures.scoring.features import refuse_features, token_boxes
 from plures.scoring.logits import refuse_names
+from plures.scoring.predictor import load
 
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-3  # of scores in [0, 1] and of maps' shares
@@ -76,26 +76,26 @@ def export(
     run = run if isinstance(run, Run) else Run(run)
     for path in (out, out.with_suffix(".bin"))[: 1 + (to == "openvino")]:
         refuse_replacing(path, force=force, inputs=run.reads(calibration))
-    model = load(run.path)
+    model = load(run, device="cpu")
     refuse_features(model, "an exported file")
     refuse_names(model, "an exported file")
-    thresholds = thresholds_of(run, model.classes)
+    thresholds = model.thresholds
     graph = Graph(model, thresholds, maps)
-    metadata = metadata_of(model, thresholds, graph.boxes() if maps else None, int8)
+    metadata = metadata_of(model, thresholds, token_boxes(model, pooled=False).float().numpy() if maps else None, int8)
     card = card_of(run, model, thresholds)
     proto = None if to == "torch" else formats.onnx_of(graph)
     files, runner = _made(to, graph, proto, metadata, card)
-    found = agreement(runner, model, thresholds, maps)
+    found = agreement(runner, model, maps)
     _refuse_beyond(found, tolerance)
     price = None
     if int8 is not None:
         own = _own(run, needed=int8 == "static" and calibration is None)
         pixels = _calibration_pixels(model, calibration, own) if int8 == "static" else iter(())
         files, runner = _made(to, graph, quantised(proto, int8, pixels), metadata, card)
-        found = agreement(runner, model, thresholds, maps)
+        found = agreement(runner, model, maps)
         if own is not None:
             validation = match_classes(own.split("val"), model.classes)
-            price = cost(runner, model, thresholds, validation, "val", run.experiment.average_precision)
+            price = cost(runner, model, validation, "val", run.experiment.average_precision)
     return Exported(_write(out, files), sum(map(len, files)), found, price)
 
 

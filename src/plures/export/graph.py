@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plures.data.taxonomy import Taxonomy
@@ -141,13 +140,6 @@ class Graph(nn.Module):
             comparable = self.calibrate.comparable(ranked)
             tags = self.taxonomy(ranked >= self.cuts, self.taxonomy.highest(comparable))
         return (scores, tags, logits, region_weights(output).float()) if self.maps else (scores, tags, logits)
-
-    @torch.inference_mode()
-    def boxes(self) -> NDArray[np.float32]:
-        """Where the P regions lie: [P, 4], x1 y1 x2 y2 in [0, 1]."""
-        side = self.model.preprocessing.image_size
-        boxes: Tensor = self.model(torch.zeros(1, 3, side, side, dtype=torch.uint8)).boxes
-        return boxes.float().numpy()
 
 
 class AnySize(nn.Module):

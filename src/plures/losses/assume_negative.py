@@ -85,7 +85,7 @@ class AssumeNegativeLabelSmoothing(WeightedBCE):
 @losses.register("wan", title="Weak assume negative", source=PAPER)
 @dataclass(eq=False)
 class WAN(WeightedBCE):
-    """Weak assume negative: negatives weigh 1 / (K - 1), together as much as one positive.
+    """Weak assume negative: negatives, known or assumed, weigh 1 / (K - 1), together as much as one positive.
 
     Shapes: logits and targets [B, K].
 

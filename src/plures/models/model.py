@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import plures
+from plures.data.photos import Transform
 from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError
 from plures.files import parse_json, read_as, writing
@@ -83,6 +84,11 @@ class Model(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
         # convolutions then work in this layout throughout: up to twice as fast on a CPU, six times for patches
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def transform(self) -> Transform:
+        """How a photograph becomes this model's input: a PIL image -> uint8 [3, H, W]."""
+        return Transform(self.preprocessing.image_size, "none", self.preprocessing.interpolation)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 or float in [0, 1] [B, 3, H, W] -> what the backbone takes; features [B, D] stay as they are."""

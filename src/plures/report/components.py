@@ -50,24 +50,3 @@ def render_registries() -> list[Table]:
         recipe = load_recipe(name)
         table.add_row(name, recipe.title, recipe.paper, ", ".join(recipe.rows))
     return [*tables, table]
-
-
-def markdown_registries() -> str:
-    """The same as Markdown, for docs/components.md (`python -m plures.report.components` prints it)."""
-    lines = [
-        "# Components",
-        "",
-        "Made from the registries by `python -m plures.report.components > docs/components.md`.",
-        "",
-    ]
-    for title, registry in REGISTRIES:
-        lines += [f"## {title}", "", "| name | what | source | options |", "|---|---|---|---|"]
-        for entry in registry:
-            options = options_of(registry, entry.name).replace("|", "\\|")
-            lines.append(f"| `{entry.name}` | {entry.title} | {entry.source} | {options} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown_registries(), end="")

@@ -20,10 +20,11 @@ from plures.data.read import read
 from plures.errors import PluresError
 from plures.files import mark_folder, refuse_folder, writing
 from plures.metrics.report import Report
-from plures.models.model import Model, load
+from plures.metrics.thresholds import sigmoid
 from plures.prediction.predict import predict
 from plures.runs.run import Run
-from plures.scoring.heatmaps import overlay, paint, region_weights
+from plures.scoring.heatmaps import overlay, paint
+from plures.scoring.predictor import load
 from plures.training.train import train
 
 SHOWN, PICTURE = 12, 160  # scenes on the page, and the side of a picture in pixels
@@ -81,7 +82,7 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
     for row in ROWS:
         console.print(row.title, style="bold")
         experiment = row.experiment(images, epochs)
-        run = train(experiment, out / row.folder, dataset=dataset, watch=Show(console))
+        run = train(experiment, out / row.folder, dataset=dataset, callback=Show(console))
         runs.append(run)
         report = Report.load(run.path / "report.json")
         table.add_row(
@@ -109,7 +110,7 @@ def run_demo(out: Path, console: Console, images: int = 3000, epochs: int = 10) 
 
 def write_page(out: Path, runs: list[Run], shown: Dataset) -> Path:
     """A page with a row for each scene and a column for each run: tags found, right, wrong and missed, with maps."""
-    cells = [_cells(load(run.path), run, row, shown, out) for run, row in zip(runs, ROWS, strict=True)]
+    cells = [_cells(run, row, shown, out) for run, row in zip(runs, ROWS, strict=True)]
     head = "".join(f"<th>{html.escape(row.title)}</th>" for row in ROWS)
     lines = []
     for i in range(len(shown)):
@@ -122,13 +123,12 @@ def write_page(out: Path, runs: list[Run], shown: Dataset) -> Path:
     return page
 
 
-@torch.inference_mode()
-def _cells(model: Model, run: Run, row: Row, shown: Dataset, out: Path) -> list[str]:
+def _cells(run: Run, row: Row, shown: Dataset, out: Path) -> list[str]:
     """A table cell for each scene: the tags found with their heat maps, and the tags missed."""
     images = torch.from_numpy(np.asarray(shown.images)).permute(0, 3, 1, 2)  # [B, 3, H, W]
-    output = model.eval()(images)
-    scores = output.logits.sigmoid().numpy()
-    weights, boxes = region_weights(output).numpy(), output.boxes.numpy()
+    model = load(run)
+    logits, weights, boxes = model.look(images)
+    scores = sigmoid(logits)
     cells = []
     for i in range(len(shown)):
         parts = []

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import plures
-from plures.config import AUTO, Part
+from plures.config import AUTO, Component
 from plures.errors import PluresError, printable
 from plures.files import refuse_replacing, writing
 from plures.metrics.intervals import Interval
@@ -134,7 +134,7 @@ def sentence(s: Scored) -> str:
 def trained_on(s: Scored) -> dict[str, str]:
     """What was trained on what."""
     e, p = s.run.experiment, s.prepared
-    rows = {"data": spell_part(e.data), "supervision": spell_part(e.supervision)}
+    rows = {"data": spell_component(e.data), "supervision": spell_component(e.supervision)}
     if p is not None:
         labels = p.train.labels
         rows["training labels"] = (
@@ -148,7 +148,7 @@ def trained_on(s: Scored) -> dict[str, str]:
     rows["classes"] = f"{len(s.dataset.classes)}"
     if (taxonomy := s.thresholds.taxonomy) is not None:
         rows["hierarchy"] = taxonomy.in_words()
-    rows["model"] = f"{spell_part(e.backbone)}; head {spell_part(e.head)}"
+    rows["model"] = f"{spell_component(e.backbone)}; head {spell_component(e.head)}"
     rows["loss"] = loss_of(s)
     rows["stages"] = "; ".join(steps_of(e.of(stage)) for stage in e.stages)
     return rows
@@ -235,11 +235,11 @@ def all_figures(s: Scored, probabilities: NDArray[np.floating]) -> list[Fig]:
 
 def loss_of(s: Scored) -> str:
     """The loss as it was asked for; where that was `auto`, also what it came to."""
-    asked, used = spell_part(s.run.experiment.loss), str(s.environment.get("loss", AUTO))
+    asked, used = spell_component(s.run.experiment.loss), str(s.environment.get("loss", AUTO))
     return f"{used} (auto)" if asked == AUTO and used != AUTO else asked
 
 
-def spell_part(part: Part) -> str:
+def spell_component(part: Component) -> str:
     """`name (option=value, ...)`, paths shortened to their names."""
     shown = [f"{k}={str(v).rsplit('/', 1)[-1]}" for k, v in part.options.items() if not isinstance(v, dict)]
     head, colon, tail = part.name.partition(":")

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plures.analysis.localise import Seen, look
 from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.photos import to_image
-from plures.errors import PluresError
 from plures.labels import Labels
 from plures.metrics.thresholds import Thresholds
 from plures.models.model import Model
-from plures.scoring.heatmaps import overlay
+from plures.scoring.heatmaps import NoHeatMap, overlay
+from plures.scoring.logits import Seen, look
 
 SIDE, QUALITY = 320, 72  # of a picture in the page: 10 to 30 KB each
 MAPS = 2  # heat maps beside a photo
@@ -84,9 +83,7 @@ def look_at(model: Model, dataset: Dataset, experiment: Experiment) -> list[Seen
     whole = experiment.change(["stages=finetune"])  # a few photos are not worth a file of features
     try:
         return list(look(model, dataset, whole))
-    except PluresError as error:
-        if "no heat map" not in str(error):
-            raise
+    except NoHeatMap:
         return None
 
 

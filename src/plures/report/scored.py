@@ -15,7 +15,7 @@ from plures.metrics.average_precision import Scores
 from plures.metrics.report import Report
 from plures.metrics.thresholds import Thresholds
 from plures.report.measures import Measure, take_measures
-from plures.runs.data import Prepared, observe_splits
+from plures.runs.data import Prepared, mask_splits
 from plures.runs.run import Run, labels_hash
 from plures.scoring.device import thresholds_of
 from plures.scoring.logits import logits_of_run
@@ -72,7 +72,7 @@ def scored(run: Run, rows: Judged, resamples: int) -> Scored:
         thresholds,
         report,
         tuple(measures),
-        None if rows.own is None else observe_splits(run.experiment, rows.own),
+        None if rows.own is None else mask_splits(run.experiment, rows.own),
         recorded(run, "environment.json"),
         recorded(run, "report.json").get("selected") or {},
     )

@@ -9,6 +9,7 @@ import csv
 import html
 import io
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.data.formats.safe_cells import guarded
 from plures.errors import PluresError
 from plures.files import PAGE, read_json, writing
@@ -44,9 +45,10 @@ COLUMNS = {
     "classes": "classes scored",
     "labels": "training labels",
     "selected": "selected by",
+    "command": "command",
 }
 SHOWN_ON_SCREEN = ("recipe", "backbone", "head", "loss", "supervision", "settings", "published", "measured", "sd", "n")
-MISSING = "missing"
+MISSING, UNPUBLISHED = "missing", "none recorded"
 IRRELEVANT = ("seed", "device", "engine", "workers", "log", "compile")  # for what a number means
 HAS_COLUMN = ("recipe", "start", "data", "backbone", "head", "loss", "supervision", "image_size", *IRRELEVANT)
 Cells = dict[str, str]
@@ -81,7 +83,8 @@ class Measured:
 def table_rows(runs: Iterable[str | Path], recipe: str | None = None) -> list[Cells]:
     """A row of cells by the names in COLUMNS for each group of runs.
 
-    recipe: also a row for each row of this recipe that no run belongs to, its number shown as missing.
+    recipe: also a row for each row of this recipe that no run belongs to, its number shown as missing, with the command
+        that measures it.
     Raises PluresError if a folder holds no run, or a run no report.
     """
     groups: dict[str, list[Measured]] = defaultdict(list)
@@ -140,6 +143,7 @@ def _row(group: Sequence[Measured], varied: list[str]) -> Cells:
         "classes": f"{r.classes_scored} of {len(r.per_class)}",
         "labels": labels[0] if len(labels) == 1 else f"{len(labels)} draws" if labels else "",
         "selected": first.selected,
+        "command": "",
     }
 
 
@@ -151,8 +155,15 @@ def _missing(recipe: Recipe, there: set[str]) -> list[Cells]:
         if spec not in there:
             e = Experiment(**recipe.settings(name))
             cells = dict.fromkeys(COLUMNS, "") | {"recipe": spec, **_parts(e), "measured": MISSING, "n": "0"}
-            rows.append(cells | {"supervision": _spell(e.supervision, ("seed",)), "published": _published(spec)})
+            cells |= {"supervision": _spell(e.supervision, ("seed",)), "published": _published(spec)}
+            rows.append(cells | {"command": command_of(e, spec)})
     return rows
+
+
+def command_of(e: Experiment, spec: str) -> str:
+    """What measures a recipe's row; DIR is where its data lie."""
+    data = f"{e.data.name.partition(':')[0]}:DIR"
+    return shlex.join(["plures", "train", data, "--recipe", spec, "--out", f"runs/{spec.replace(':', '-')}"])
 
 
 def _parts(e: Experiment) -> Cells:
@@ -165,18 +176,18 @@ def _parts(e: Experiment) -> Cells:
     }
 
 
-def _spell(part: Part, without: tuple[str, ...] = ()) -> str:
+def _spell(part: Component, without: tuple[str, ...] = ()) -> str:
     """`name option=value ...`."""
     return " ".join([part.name, *(f"{k}={v}" for k, v in part.options.items() if k not in without)])
 
 
 def _published(spec: str | None) -> str:
-    """The published numbers of a recipe's row, each with its data set."""
+    """The published numbers of a recipe's row, each with its data set; said where the recipe has none."""
     name, _, row = (spec or "").partition(":")
     if not row:
         return ""
     numbers = load_recipe(name).published.get(row, {})
-    return ", ".join(f"{value} ({data})" for data, value in numbers.items())
+    return ", ".join(f"{value} ({data})" for data, value in numbers.items()) or UNPUBLISHED
 
 
 def _varied(experiments: Sequence[Experiment]) -> list[str]:

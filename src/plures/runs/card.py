@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from plures.config import AUTO, RIDGE_L2, Experiment, Part
+from plures.config import AUTO, RIDGE_L2, Component, Experiment
 from plures.errors import printable
 from plures.files import read_json, writing
 from plures.metrics.report import ClassResult, Report, percent
@@ -230,7 +230,7 @@ def _limits(report: Report | None, environment: dict[str, Any]) -> list[str]:
 
 def _made(run: Run, environment: dict[str, Any]) -> list[str]:
     e = run.experiment
-    loss = e.loss if e.loss.name != AUTO else Part(name=environment.get("loss", AUTO))
+    loss = e.loss if e.loss.name != AUTO else Component(name=environment.get("loss", AUTO))
     versions = ", ".join(f"{name} {number}" for name, number in environment.get("versions", {}).items())
     stages = [e.of(stage) for stage in e.stages]
     steps = "; ".join(steps_of(stage) for stage in stages)
@@ -258,7 +258,7 @@ def _plain(name: str) -> str:
     return html.escape(printable(" ".join(name.split())), quote=False).replace("|", "\\|").replace("`", "'")
 
 
-def _part(part: Part) -> str:
+def _part(part: Component) -> str:
     """`name`, or `name (option value, ...)`; where weights lay on one machine is no news to others."""
     options = [f"{name} {value}" for name, value in part.options.items() if name not in PRIVATE]
     return f"`{part.name}`" + (f" ({', '.join(options)})" if options else "")

@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset
-from plures.data.masking import observe
+from plures.data.masking import mask_labels
 from plures.data.photos import is_address
-from plures.data.read import SEVERAL, SHOWN, find_format, read, seldom_seen
+from plures.data.read import AN_IMAGE, SEVERAL, find_format, read, seldom_seen
 from plures.data.splits import mlspl_split, stratified_split
-from plures.data.taxonomy import Taxonomy, read_taxonomy, with_taxonomy
-from plures.errors import PluresError
+from plures.data.taxonomy import Taxonomy, read_taxonomy
+from plures.errors import PluresError, Problem
 from plures.labels import Labels
 from plures.models.priors import NONE
 from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_contents
@@ -26,6 +26,7 @@ from plures.runs.photos import Photos, contents, log, on_one_side, recall, with_
 Select = Literal["val_map", "val_map_observed", "val_positives", "last"]
 IN_MEMORY = "in_memory"  # the name of data that only the program which trained the run had
 PATHS = ("images", "table")  # options of readers that are paths
+SHOWN = 3  # contradictions of a hierarchy that are named in a line
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,31 @@ def read_data(experiment: Experiment, *, skip_bad: bool = False, taxonomy: Taxon
     return with_classes(dataset, experiment.classes if taxonomy is None else taxonomy)
 
 
+def with_taxonomy(dataset: Dataset, taxonomy: Taxonomy, source: str = "") -> Dataset:
+    """The dataset with the classes of a taxonomy, its own first, and with what follows from its labels. source: the
+    file that it came from, for the notices: what was added, and how many images contradict themselves."""
+    more = [name for name in taxonomy.classes if name not in dataset.classes]
+    dataset = dataset.with_classes(taxonomy.classes)
+    if dataset.classes != taxonomy.classes:
+        taxonomy = replace(taxonomy, classes=dataset.classes)
+    labels, wrong = taxonomy.close(dataset.labels)
+    notices = []
+    if more and source:
+        what = f"{Path(source).name} adds, to the classes of the data: {', '.join(more[:10])}"
+        notices.append(Problem(source, None, what + ", ..." * (len(more) > 10), "classes of the data", "notice"))
+    if wrong.any():
+        rows = np.flatnonzero(wrong)
+        examples = "; ".join(
+            f"{dataset.called(row)}: {taxonomy.conflict(dataset.labels.values[row])}" for row in rows[:SHOWN].tolist()
+        )
+        many, stay = (
+            ("images contradict", "stay as they are") if len(rows) > 1 else ("image contradicts", "stays as it is")
+        )
+        what = f"{len(rows):,} {many} the hierarchy and {stay} ({examples}{'; ...' * (len(rows) > SHOWN)})"
+        notices.append(Problem(source or dataset.name, None, what, "labels that agree with it", "notice"))
+    return replace(dataset, labels=labels, taxonomy=taxonomy, problems=(*dataset.problems, *notices))
+
+
 def with_classes(dataset: Dataset, classes: Taxonomy | tuple[str, ...] | str | None) -> Dataset:
     """The dataset with the classes that an experiment names beside its own; of a file also with its taxonomy."""
     if isinstance(classes, Taxonomy):
@@ -70,7 +96,7 @@ def with_classes(dataset: Dataset, classes: Taxonomy | tuple[str, ...] | str | N
 
 def _noticed_anew(dataset: Dataset) -> Dataset:
     """With the notices of seldom classes as they are now that labels were filled in, if reading gave any."""
-    old = [problem for problem in dataset.problems if problem.expected in (SHOWN, SEVERAL)]
+    old = [problem for problem in dataset.problems if problem.expected in (AN_IMAGE, SEVERAL)]
     if not old:
         return dataset
     kept = [problem for problem in dataset.problems if problem not in old]
@@ -85,7 +111,7 @@ def data_root(experiment: Experiment) -> str:
     return path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
 
 
-def is_there(data: Part) -> bool:
+def is_there(data: Component) -> bool:
     """Whether there are data of this name; those at an address, or named with a *, are taken to be."""
     if data.name == IN_MEMORY:
         return False
@@ -96,7 +122,7 @@ def is_there(data: Part) -> bool:
     return not path or is_address(path) or "*" in path or os.path.exists(path)
 
 
-def found_from_anywhere(data: Part) -> Part:
+def found_from_anywhere(data: Component) -> Component:
     """The data with absolute paths, which mean the same from every folder."""
     if not is_there(data):
         return data
@@ -108,7 +134,7 @@ def found_from_anywhere(data: Part) -> Part:
         key: os.path.abspath(value) if key in PATHS and isinstance(value, str) and value else value
         for key, value in data.options.items()
     }
-    return Part(name=name, options=options)
+    return Component(name=name, options=options)
 
 
 def with_splits(dataset: Dataset, experiment: Experiment) -> Dataset:
@@ -147,12 +173,12 @@ def _cut(dataset: Dataset, rows: np.ndarray, share: float, experiment: Experimen
 
 
 def prepare(experiment: Experiment, dataset: Dataset | None = None, *, skip_bad: bool = False) -> Prepared:
-    """Read (unless `dataset` is given), divide and observe. Raises PluresError where training would make no sense."""
+    """Read (unless `dataset` is given), divide and mask. Raises PluresError where training would make no sense."""
     dataset = dataset or read_data(experiment, skip_bad=skip_bad)
     for before in experiment.runs_before:
         dataset = _after(before, dataset, experiment)
     dataset = with_splits(dataset, experiment)
-    return replace(observe_splits(experiment, dataset), photos=Photos.of(dataset, data_root(experiment)))
+    return replace(mask_splits(experiment, dataset), photos=Photos.of(dataset, data_root(experiment)))
 
 
 def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
@@ -181,12 +207,12 @@ def _after(start: str, dataset: Dataset, experiment: Experiment) -> Dataset:
     return replace(dataset, splits=splits)
 
 
-def observe_splits(experiment: Experiment, dataset: Dataset) -> Prepared:
+def mask_splits(experiment: Experiment, dataset: Dataset) -> Prepared:
     """Data that are divided already, with the training labels observed as the experiment says."""
     splits = dataset.splits
     assert splits is not None
     pool = dataset.take(np.isin(splits, ["train", "val"]))  # in the order of the data
-    observed = observe(pool, experiment.supervision.name, **experiment.supervision.options)
+    observed = mask_labels(pool, experiment.supervision.name, **experiment.supervision.options)
     assert pool.splits is not None
     in_train, in_val = pool.splits == "train", pool.splits == "val"
     if experiment.prior.name == NONE and not observed.take(in_train).present.any():

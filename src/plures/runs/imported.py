@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from plures.config import Experiment, Part, recipe_settings
+from plures.config import Component, Experiment, recipe_settings
 from plures.errors import PluresError
 from plures.models.model import Model, save
 from plures.models.weights.released import import_mlspl, import_q2l
@@ -73,8 +73,8 @@ def _experiment(model: Model, kind: str, recipe: str | None) -> Experiment:
     parts = model.parts
     return Experiment(
         recipe=recipe,
-        backbone=Part(name=parts.backbone, options=parts.backbone_options),
-        head=Part(name=parts.head, options=parts.head_options),
+        backbone=Component(name=parts.backbone, options=parts.backbone_options),
+        head=Component(name=parts.head, options=parts.head_options),
         loss=LOSS[kind],
         average_precision=DEFINITION[kind],
     )

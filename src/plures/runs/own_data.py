@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.config import Part
+from plures.config import Component
 from plures.data.dataset import Dataset
-from plures.data.taxonomy import Taxonomy, with_taxonomy
+from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError, did_you_mean
 from plures.labels import Labels
 from plures.runs.data import (
@@ -18,10 +18,11 @@ from plures.runs.data import (
     data_root,
     found_from_anywhere,
     is_there,
-    observe_splits,
+    mask_splits,
     read_data,
     with_classes,
     with_splits,
+    with_taxonomy,
 )
 from plures.runs.photos import Photos, contents, log, recall
 from plures.runs.run import Run
@@ -47,14 +48,14 @@ def recalled(
     given = "" if dataset is None else dataset.name or "the Dataset"
     if dataset is None:
         data, moved = _located(run)
-        e = e.model_copy(update={"data": Part(name=data.name, options={**data.options, **options})})
+        e = e.model_copy(update={"data": Component(name=data.name, options={**data.options, **options})})
         dataset = read_data(e, skip_bad=skip_bad, taxonomy=run.taxonomy)
     elif dataset.taxonomy is None:
         dataset = with_classes(dataset, run.taxonomy)
     if known is None:
         alone = replace(dataset, groups=None)  # as that version did
         dataset = with_splits(alone, e.model_copy(update={"group_near_copies": False}))
-        if run.other_labels(observe_splits(e, dataset).train):
+        if run.other_labels(mask_splits(e, dataset).train):
             log.warning(
                 f"{dataset.name}: the data have changed since {run.path} was trained, and a run of plures 0.1.0 does"
                 " not remember its splits: they are drawn anew, and training photographs may be judged"
@@ -69,7 +70,7 @@ def recalled(
     return dataset, place
 
 
-def _located(run: Run) -> tuple[Part, bool]:
+def _located(run: Run) -> tuple[Component, bool]:
     """Where the run's data are: where they lay, as they were named where that is the same place; True: they have moved
     together with the current folder. Raises PluresError if they are nowhere."""
     typed, source = run.experiment.data, run.source

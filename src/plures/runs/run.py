@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from plures.config import Experiment, Part
+from plures.config import Component, Experiment
 from plures.data.dataset import Dataset
 from plures.data.taxonomy import Taxonomy
 from plures.errors import PluresError, WorkFailed
@@ -85,12 +85,12 @@ class Run:
         return [*(self.path / name for name in FILES), data or self.experiment.data.name]
 
     @property
-    def source(self) -> Part:
+    def source(self) -> Component:
         """Where the run's data lay when it was trained, with absolute paths; as the experiment says, where that is not
         recorded (runs of plures 0.1.0)."""
         kept = self._environment().get("source")
         try:
-            return self.experiment.data if kept is None else Part(**kept)
+            return self.experiment.data if kept is None else Component(**kept)
         except (TypeError, ValueError):
             raise PluresError(f"{self.path / ENVIRONMENT}: source={kept!r} names no data") from None
 

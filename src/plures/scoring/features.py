@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from plures.data.dataset import Dataset
 from plures.data.loading import ImageBatches, Order
-from plures.data.photos import DECODED_OVER_WANTED, PIXELS, Transform
+from plures.data.photos import DECODED_OVER_WANTED, PIXELS
 from plures.errors import PluresError, WorkFailed
 from plures.files import claim, clear_left, writing
 from plures.models.backbones.features import Features
@@ -33,6 +33,7 @@ from plures.pace import Pace
 from plures.runs.photos import contents
 from plures.scoring import cache, engines
 from plures.scoring.cache import cache_folder
+from plures.scoring.heatmaps import NoHeatMap
 from plures.system import lock
 
 COMPUTED_BY = ("pillow", "timm")  # versions that decode and resize otherwise, or build another network of a name
@@ -66,9 +67,9 @@ def refuse_features(model: Model, what: str) -> None:
 
 
 def refuse_maps(model: Model) -> None:
-    """Raise PluresError for a model of features, which has no regions to look at."""
+    """Raise NoHeatMap for a model of features, which has no regions to look at."""
     if isinstance(model.backbone, Features):
-        raise PluresError("no heat map: the model was trained on features, which do not say where in the photograph")
+        raise NoHeatMap("no heat map: the model was trained on features, which do not say where in the photograph")
 
 
 @torch.inference_mode()
@@ -228,10 +229,8 @@ def _compute(
     """Fill a table beside `path` and put it in its place; what a killed process had filled is continued."""
     part, progress = path.with_suffix(".part"), path.with_suffix(".rows")
     table, done = _begun(part, progress, len(dataset))
-    preprocessing = model.preprocessing
-    transform = Transform(preprocessing.image_size, "none", preprocessing.interpolation)
     left = dataset.take(np.arange(done, len(dataset)))
-    batches = ImageBatches(left, transform, Order(len(left), batch_size), workers)
+    batches = ImageBatches(left, model.transform, Order(len(left), batch_size), workers)
     saved = time.monotonic()
 
     def run(images: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ arXiv 1512.04150).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -27,18 +26,22 @@ COLOURS = "inferno"  # perceptually uniform, also for the colour-blind; its dark
 OPACITY = 0.75  # of the hottest pixel
 
 
+class NoHeatMap(PluresError):
+    """A model that does not say where it looked."""
+
+
 def region_weights(output: Output) -> Tensor:
     """How much each region speaks for each class. Returns [B, K, P], not negative, summing to 1 over P.
 
     The attention where there is one; else the positive part of the region logits, each averaged with its neighbours
     (where a class has none: how far each lies above the lowest, since some region still speaks for it most). Averaged
     maps point at objects more often: docs/localisation.md.
-    Raises PluresError if the head gave neither.
+    Raises NoHeatMap if the head gave neither.
     """
     if output.attention is not None:
         return output.attention
     if output.region_logits is None:
-        raise PluresError("no heat map: the head gives neither attention nor region logits for its classes")
+        raise NoHeatMap("no heat map: the head gives neither attention nor region logits for its classes")
     activation = output.region_logits
     if output.boxes is not None:
         activation = activation @ _neighbours(output.boxes).to(activation.dtype).T
@@ -47,6 +50,14 @@ def region_weights(output: Output) -> Tensor:
     weights = positive.where(positive.amax(-1, keepdim=True) > 0, above_lowest)
     total = weights.sum(-1, keepdim=True)
     return (weights / total.clamp(min=1e-12)).where(total > 0, 1 / weights.shape[-1])
+
+
+def regions_of(output: Output) -> tuple[Floats, Floats]:
+    """`region_weights` and where the regions lie: arrays [B, K, P] and [P, 4]. Raises NoHeatMap without either."""
+    weights = region_weights(output)
+    if output.boxes is None:
+        raise NoHeatMap("no heat map: the head does not say where its regions lie")
+    return weights.float().cpu().numpy(), output.boxes.float().cpu().numpy()
 
 
 def _neighbours(boxes: Tensor) -> Tensor:
@@ -99,29 +110,6 @@ def overlay(
     if label is not None:
         _caption(picture, label if score is None else f"{label} {score:.2f}")
     return picture
-
-
-def contact_sheet(
-    pictures: Sequence[Image.Image], columns: int = 4, side: int = 240, captions: Sequence[str] = ()
-) -> Image.Image:
-    """Pictures in rows on white, each within `side` x `side` pixels, keeping its proportions; captions below them."""
-    if not pictures:
-        raise PluresError("a contact sheet requires at least one picture")
-    gap, strip = 8, 22 if captions else 0
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + strip + gap) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        left, top = gap + column * (side + gap), gap + row * (side + strip + gap)
-        scale = side / max(picture.size)
-        size = tuple(max(1, round(length * scale)) for length in picture.size)
-        small = picture.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)
-        sheet.paste(small, (left + (side - size[0]) // 2, top + (side - size[1]) // 2))
-        if number < len(captions):
-            draw.text((left, top + side + 4), captions[number], "black", _font(captions[number], 14, side))
-    return sheet
 
 
 # ------------------------------------------------------------------------------------------------------ the parts

@@ -1,7 +1,9 @@
-"""Logits of whole datasets: every image exactly once, in row order, from photographs or from cached features."""
+"""Outputs of whole datasets: every image exactly once, in row order, from photographs or from cached features."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
@@ -13,9 +15,9 @@ from torch import Tensor, nn
 from plures.config import Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
-from plures.data.photos import Transform
+from plures.data.photos import image_size
 from plures.errors import PluresError
-from plures.models.batch_halving import BatchHalver
+from plures.models.batch_halving import BatchHalver, joined
 from plures.models.model import Model, load, weighed, without_prior
 from plures.models.outputs import Output, Tokens, checked_logits
 from plures.models.priors import Fused
@@ -24,7 +26,8 @@ from plures.pace import Pace
 from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.distributed import gather
-from plures.scoring.features import frozen_features, needs_only_mean, token_boxes
+from plures.scoring.features import frozen_features, needs_only_mean, refuse_maps, token_boxes
+from plures.scoring.heatmaps import Floats, paint, regions_of
 
 Batches = FeatureBatches | ImageBatches
 Scores = NDArray[np.float32]
@@ -87,22 +90,72 @@ def logits_of_dataset(model: Model, dataset: Dataset, experiment: Experiment, fa
         evidence = cast(FromFile, fused.prior).of(dataset.images)
         logits = torch.from_numpy(logits_of_dataset(without_prior(model), dataset, experiment, fabric))
         return checked_logits(fused.fuse(logits.to(evidence.device), evidence))
-    workers = default_workers(dataset) if experiment.workers is None else experiment.workers
     order = Order(len(dataset), 64, rank=fabric.global_rank, processes=fabric.world_size)
-    if dataset.features is not None or experiment.frozen:
-        pooled = needs_only_mean(model)
-        with fabric.rank_zero_first(local=True):  # one process computes them, the others read
-            features = frozen_features(
-                model, dataset, pooled=pooled, device=fabric.device, workers=workers, engine=experiment.engine
-            )
-        net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
-        return logits_of(net, FeatureBatches(features, dataset.labels.values, order), fabric)
-    transform = Transform(model.preprocessing.image_size, "none", model.preprocessing.interpolation)
-    batches = ImageBatches(dataset, transform, order, workers)
-    if fabric.global_rank:
-        return logits_of(model, batches, fabric)
+    net, batches = _net_and_batches(model, dataset, experiment, fabric, order, needs_only_mean(model))
+    if fabric.global_rank or net is not model:
+        return logits_of(net, batches, fabric)
     with Pace("scoring", len(dataset)) as pace:
         return logits_of(model, batches, fabric, pace)
+
+
+def _net_and_batches(
+    model: Model, dataset: Dataset, experiment: Experiment, fabric: Fabric, order: Order, pooled: bool
+) -> tuple[nn.Module, Batches]:
+    """The head and cached features where the backbone is frozen, else the model and the images."""
+    workers = default_workers(dataset) if experiment.workers is None else experiment.workers
+    if dataset.features is None and not experiment.frozen:
+        return model, ImageBatches(dataset, model.transform, order, workers)
+    with fabric.rank_zero_first(local=True):  # one process computes them, the others read
+        features = frozen_features(
+            model, dataset, pooled=pooled, device=fabric.device, workers=workers, engine=experiment.engine
+        )
+    net = HeadOnFeatures(cast(nn.Module, model.head), token_boxes(model, pooled)).to(fabric.device)
+    return net, FeatureBatches(features, dataset.labels.values, order)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Where a model saw the classes in one image. size: its width and height in pixels; logits [K]; weights [K, P] of
+    the regions in `boxes` [P, 4], x1 y1 x2 y2 in [0, 1]."""
+
+    row: int
+    size: tuple[int, int]
+    logits: Scores
+    weights: Floats
+    boxes: Floats
+
+    def heat(self, column: int) -> Scores:
+        """The heat map [H, W] of a class at the image's own size, in [0, 1]."""
+        width, height = self.size
+        return paint(self.weights[column], self.boxes, height, width)
+
+
+@torch.inference_mode()
+def look(model: Model, dataset: Dataset, experiment: Experiment) -> Iterator[Seen]:
+    """Where the model saw every class in every image, in row order; through the cached features where the backbone is
+    frozen.
+
+    Raises PluresError if the head has neither attention nor region logits.
+    """
+    refuse_maps(model)
+    fabric = make_fabric(experiment)
+    model = model.to(fabric.device)
+    net, batches = _net_and_batches(model, dataset, experiment, fabric, Order(len(dataset), 32), pooled=False)
+    net.eval()
+
+    def run(inputs: Tensor) -> Output:
+        with fabric.autocast():
+            output: Output = net(inputs.to(fabric.device, non_blocking=True), maps=True)
+        return output
+
+    score = BatchHalver(run, joined)
+    with Pace("looking where", len(dataset)) as pace:
+        for batch in batches.epoch(0):
+            output = score(batch.inputs)
+            logits, (weights, boxes) = checked_logits(output.logits), regions_of(output)
+            for i, row in enumerate(batch.index.tolist()):
+                yield Seen(row, image_size(dataset.images[row]), logits[i], weights[i], boxes)
+            pace.step(len(logits))
 
 
 def by_name(model: Model) -> Fused | None:

@@ -30,7 +30,7 @@ from plures.runs.run import Run
 from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.eight_bits import to_int8
 from plures.scoring.features import refuse_maps, refuse_other_input
-from plures.scoring.heatmaps import region_weights
+from plures.scoring.heatmaps import Floats, regions_of
 from plures.scoring.logits import by_name
 from plures.scoring.predictions import Predictions, Regions
 from plures.scoring.sources import Item, items_of
@@ -49,8 +49,8 @@ class Scored:
     rows: list[int]
     images: list[Any]
     logits: NDArray[np.float32]
-    weights: NDArray[np.floating[Any]] | None
-    boxes: NDArray[np.floating[Any]] | None
+    weights: Floats | None
+    boxes: Floats | None
     bad: list[tuple[str, str]]
 
     @property
@@ -84,12 +84,6 @@ class Predictor(Model):
         self._with_maps = BatchHalver(partial(self._run, maps=True), joined)  # maps need more memory
         self._without = BatchHalver(partial(self._run, maps=False), joined)
 
-    @property
-    def transform(self) -> Transform:
-        """How a photograph becomes this model's input: a PIL image -> uint8 [3, H, W]."""
-        p = self.preprocessing
-        return Transform(p.image_size, "none", p.interpolation)
-
     def _fitting(self, item: tuple[int, Item]) -> tuple[int, Item]:
         name, image = item[1]
         refuse_other_input(self, len(image) if _is_features(image) else None, name)
@@ -103,6 +97,11 @@ class Predictor(Model):
     def score(self, images: Tensor, maps: bool = False) -> Output:
         """uint8 images [B, 3, H, W] -> Output, in `precision`; a batch that does not fit into memory is halved."""
         return (self._with_maps if maps else self._without)(images)
+
+    def look(self, images: Tensor) -> tuple[NDArray[np.float32], Floats, Floats]:
+        """uint8 images [B, 3, H, W] -> logits [B, K], weights [B, K, P] of regions and their boxes [P, 4]."""
+        output = self.score(images, maps=True)
+        return checked_logits(output.logits), *regions_of(output)
 
     def _run(self, images: Tensor, maps: bool) -> Output:
         half = self.precision == "bfloat16"
@@ -175,10 +174,9 @@ class Predictor(Model):
 
     def _regions(self, image: Any) -> Regions:
         """Weights [K, P] and boxes [P, 4] of the regions of one image."""
-        output = self.score(self.transform(to_pixels(image, self.transform.decoding_size))[None], maps=True)
-        if output.boxes is None:
-            raise PluresError("no heat map: the head does not say where its regions lie")
-        return region_weights(output)[0].float().cpu().numpy(), output.boxes.float().cpu().numpy()
+        pixels = self.transform(to_pixels(image, self.transform.decoding_size))[None]
+        weights, boxes = regions_of(self.score(pixels, maps=True))
+        return weights[0], boxes
 
     def _decoded(self, items: Iterable[tuple[int, Item]], batch_size: int, workers: int) -> Any:
         """Batches of decoded images, see `_collate`."""
@@ -210,9 +208,8 @@ class Predictor(Model):
                 else:
                     output = self.score(arrived(pixels), maps)
                     logits = checked_logits(self._fused(output.logits, [asked[row] for row in rows]))
-                    if maps and output.boxes is not None:
-                        weights = region_weights(output).float().cpu().numpy()
-                        boxes = output.boxes.float().cpu().numpy()
+                    if maps:
+                        weights, boxes = regions_of(output)
                 pace.step(len(asked))
                 yield Scored(part, asked, rows, images, logits, weights, boxes, bad)
 

@@ -41,8 +41,8 @@ from plures.scoring.logits import Scores
 from plures.scoring.measure import report_of
 from plures.sweeps.sweep_run import SweepRun
 from plures.sweeps.vectorized.training import FrozenData, HeadRun, TrainedHead, train_together, why_not
-from plures.training.auto import choose_loss
-from plures.training.train import make_loss, record_data
+from plures.training.auto import choose_loss, make_loss
+from plures.training.train import record_data
 
 HEAD = "head.safetensors"
 Features = NDArray[np.floating[Any]]

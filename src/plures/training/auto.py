@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from plures.config import AUTO, BACKBONE, CHOSEN, CUT, Experiment, Part
+from plures.config import AUTO, BACKBONE, CHOSEN, CUT, Component, Experiment
 from plures.data.dataset import Dataset
 from plures.data.photos import Unreadable, is_address, open_header
+from plures.errors import PluresError
 from plures.labels import Labels
+from plures.losses import Loss, losses
+from plures.losses.context import FROM_TRAINING
 from plures.models.backbones.presets import FAST
+from plures.models.heads import heads
 from plures.runs.run import Run
 
 SMALL = 64  # pixels: up to this side pictures are no photographs, and features of photographs do not suit them
 LOOKED_AT = 100  # pictures whose size is looked at
-FROM_SCRATCH = Part(name="small_conv")
+FROM_SCRATCH = Component(name="small_conv")
 STEPS: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 3e-4,
@@ -49,24 +54,24 @@ def choose_model(experiment: Experiment, pictures: Callable[[], Dataset]) -> tup
     if stages[0].name == AUTO:
         steps_wanted = e.loss.name not in (AUTO, "least_squares") or e.history or e.ema is not None
         ridge = e.head.name == AUTO and not steps_wanted and "optimizer" not in e.model_fields_set
-        stages = (Part(name=("ridge" if ridge else "probe") if pretrained else "finetune"),)
+        stages = (Component(name=("ridge" if ridge else "probe") if pretrained else "finetune"),)
     ours = pretrained and e.head.name == AUTO and stages[0].name != "finetune"  # a head of plures's, on its features
     solved = stages[0].name == "ridge"
     values: dict[str, Any] = {"backbone": backbone, "stages": stages}
     if e.head.name == AUTO:
-        head = Part(name="linear" if ours or solved else "codebook", options=e.head.options)
+        head = Component(name="linear" if ours or solved else "codebook", options=e.head.options)
         if head.name == "linear":
             standard = {"standardise": True, "normalise": True} if solved else {"standardise": True}
-            head = Part(name="linear", options={**standard, **head.options})
+            head = Component(name="linear", options={**standard, **head.options})
         values["head"] = head
     if ours and stages[0].name == "probe" and len(stages) > 1:
         suits = {key: value for key, value in STEPS.items() if key not in e.model_fields_set}
-        values["stages"] = (Part(name="probe", options={**suits, **stages[0].options}), *stages[1:])
+        values["stages"] = (Component(name="probe", options={**suits, **stages[0].options}), *stages[1:])
     if ours:
         suits = {"probe": STEPS, "finetune": FINETUNE}.get(stages[-1].name, {})
         values |= {key: value for key, value in suits.items() if key not in e.model_fields_set}
     if solved and len(stages) == 1 and e.loss.name == AUTO:
-        values["loss"] = Part(name="least_squares")
+        values["loss"] = Component(name="least_squares")
     if e.threshold == AUTO:
         values["threshold"] = CHOSEN if ours else CUT
     settled = Experiment(**{**e.model_dump(mode="json", include=e.model_fields_set), **values})
@@ -79,7 +84,7 @@ def _from_start(e: Experiment) -> Experiment:
         return e
     before = Run(e.start).experiment
     values: dict[str, Any] = {"backbone": before.backbone, "image_size": e.image_size or before.image_size}
-    if e.head == Part(name=AUTO):
+    if e.head == Component(name=AUTO):
         values["head"] = before.head
     return e.model_copy(update=values)
 
@@ -103,13 +108,13 @@ def _kind(e: Experiment, dataset: Dataset) -> str:
     return f"pictures of {side:.0f} pixels" if 0 < side <= SMALL else "photographs"
 
 
-def _pretrained(options: dict[str, Any]) -> Part:
+def _pretrained(options: dict[str, Any]) -> Component:
     """timm's backbone with these options. A file of weights that is called after a model of timm is taken for it."""
     from timm import is_model
 
     file = Path(str(options.get("weights") or "")).name.partition(".")[0]
     model = file if file and is_model(file) else FAST
-    return Part(name=BACKBONE, options={"model": model, **({} if file else {"pretrained": True}), **options})
+    return Component(name=BACKBONE, options={"model": model, **({} if file else {"pretrained": True}), **options})
 
 
 def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool) -> str:
@@ -132,16 +137,42 @@ def _reason(why: str, asked: Experiment, e: Experiment, solved: bool, ours: bool
     return f"{line}; {other}"
 
 
-def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Part, str]:
+def choose_loss(labels: Labels, experiment: Experiment) -> tuple[Component, str]:
     """The loss for these observed training labels [N, K] in this experiment, and the reason in words."""
     if experiment.ridge:
-        return Part(name="least_squares"), "it is what stages=ridge solves"
+        return Component(name="least_squares"), "it is what stages=ridge solves"
     if labels.complete:
-        return Part(name="bce"), "every training label is known"
+        return Component(name="bce"), "every training label is known"
     absent = bool(labels.absent.any())
     what = "some labels are unknown" if absent else "nothing is known to be absent"
     if experiment.head.name == "codebook" and experiment.stage_names == "finetune":
-        return Part(
+        return Component(
             name="gr"
         ), f"{what}; GR ranked best on the built-in scenes and called nearly as many tags as there are"
-    return Part(name="wan"), f"{what}; WAN was best or close to it on all data measured"
+    return Component(name="wan"), f"{what}; WAN was best or close to it on all data measured"
+
+
+def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
+    """The experiment's loss, made ready for these training labels.
+
+    Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
+    not what the loss assumes.
+    """
+    part = experiment.loss
+    if part.name == AUTO:
+        part, _ = choose_loss(labels, experiment)
+    loss = losses.make(part.name, **part.options)
+    missing = set(loss.needs) - FROM_TRAINING - set(getattr(head, "gives", ()))
+    if missing:
+        able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
+        raise PluresError(
+            f"loss '{part.name}' needs {' and '.join(sorted(missing))}, which head"
+            f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
+        )
+    if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
+        raise PluresError(
+            f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
+            " and turns the image; use augment=crop or flip"
+        )
+    loss.check(labels)
+    return loss.prepare(labels)

@@ -35,6 +35,7 @@ from plures.runs.run import Run
 from plures.scoring.device import make_fabric
 from plures.scoring.features import feature_statistics, frozen_features, needs_only_mean, token_boxes
 from plures.scoring.logits import HeadOnFeatures, Net, Scores, logits_of, logits_of_dataset, prior_of_dataset
+from plures.training.auto import make_loss
 from plures.training.loop import fit
 from plures.training.progress import Callback, Quiet
 from plures.training.stages import Stage
@@ -46,7 +47,7 @@ def out_of_fold(
     folds: int = 5,
     *,
     seed: int = 0,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
     workers: int = 0,
     kept: Path | None = None,
 ) -> Scores:
@@ -75,9 +76,9 @@ def out_of_fold(
         if np.isfinite(logits[held_out]).all():
             continue
         if head_only is not None:
-            logits[held_out] = head_only.scores(rest, held_out, seed + fold, watch or Quiet())
+            logits[held_out] = head_only.scores(rest, held_out, seed + fold, callback or Quiet())
         else:
-            logits[held_out] = _retrained(run.experiment, dataset, rest, held_out, watch)
+            logits[held_out] = _retrained(run.experiment, dataset, rest, held_out, callback)
         if kept is not None:
             with writing(kept) as temporary, temporary.open("wb") as handle:
                 np.save(handle, logits)
@@ -114,12 +115,9 @@ class _HeadOnly:
     """Trains new heads on the features of a run's frozen backbone, which are computed once."""
 
     def __init__(self, run: Run, dataset: Dataset, workers: int) -> None:
-        from plures.training.train import make_loss  # which cross-fits a teacher
-
         self.experiment, self.dataset = run.experiment.of(run.experiment.stages[0]), dataset
         self.fabric = make_fabric(run.experiment)
         self.model: Model = without_prior(load(run.path)).to(self.fabric.device)
-        self.make_loss = make_loss
         loss = make_loss(self.experiment, dataset.labels, cast(nn.Module, self.model.head))
         pooled = needs_only_mean(self.model) and not OF_REGIONS & loss.needs
         self.boxes = token_boxes(self.model, pooled)
@@ -134,7 +132,7 @@ class _HeadOnly:
         log = run.log
         self.epoch = int(log[-1]["best_epoch"]) if log else self.experiment.epochs - 1
 
-    def scores(self, rest: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, watch: Callback) -> Scores:
+    def scores(self, rest: NDArray[np.int64], held_out: NDArray[np.int64], seed: int, callback: Callback) -> Scores:
         """Logits [n, K] of the rows held out, by a head trained on the rest."""
         e = self.experiment
         torch.manual_seed(seed)
@@ -156,11 +154,11 @@ class _HeadOnly:
             settings=e,
             in_order=self._batches(rest, Order(len(rest), 64)),
         )
-        keeper = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
+        checkpointer = _ScoresOf(self._batches(held_out, Order(len(held_out), 64)), self.fabric, self.epoch)
         with contextlib.suppress(_Enough):
-            fit(stage, self.make_loss(e, labels, cast(nn.Module, head)), self.fabric, keeper, watch)
-        assert keeper.logits is not None
-        return keeper.logits
+            fit(stage, make_loss(e, labels, cast(nn.Module, head)), self.fabric, checkpointer, callback)
+        assert checkpointer.logits is not None
+        return checkpointer.logits
 
     def _batches(self, rows: NDArray[np.int64], order: Order) -> FeatureBatches:
         return FeatureBatches(np.ascontiguousarray(self.features[rows]), self.dataset.labels.values[rows], order)
@@ -171,7 +169,7 @@ class _Enough(Exception):
 
 
 class _ScoresOf:
-    """A Keeper that keeps the held-out rows' logits after one epoch, and ends training there."""
+    """A Checkpointer that keeps the held-out rows' logits after one epoch, and ends training there."""
 
     def __init__(self, batches: FeatureBatches, fabric: Any, epoch: int) -> None:
         self.batches, self.fabric, self.last = batches, fabric, epoch
@@ -197,7 +195,7 @@ def _retrained(
     dataset: Dataset,
     rest: NDArray[np.int64],
     held_out: NDArray[np.int64],
-    watch: Callback | None,
+    callback: Callback | None,
 ) -> Scores:
     """Logits [n, K] of the rows held out, by a model trained on the rest from the start."""
     from plures.training.train import train  # which cross-fits a teacher
@@ -216,7 +214,7 @@ def _retrained(
     splits = np.array(["train"] * len(rest) + ["val"] * len(held_out))
     divided = replace(dataset.take(rows), splits=splits)
     with tempfile.TemporaryDirectory() as folder:
-        fold = train(again, Path(folder) / "fold", dataset=divided, watch=watch)
+        fold = train(again, Path(folder) / "fold", dataset=divided, callback=callback)
         fabric = make_fabric(again)
         model = load(fold.path).to(fabric.device)
         return logits_of_dataset(model, dataset.take(held_out), again, fabric)

@@ -30,7 +30,7 @@ from plures.training.optim import make_optimizer, parameter_groups, set_lr
 from plures.training.progress import Callback
 from plures.training.ridge import fit_ridge
 from plures.training.schedules import Schedule, schedules
-from plures.training.stages import Best, Keeper, Stage
+from plures.training.stages import Best, Checkpointer, Stage
 
 
 class Step(nn.Module):
@@ -93,8 +93,8 @@ def fit(
     stage: Stage,
     loss: Loss,
     fabric: Fabric,
-    keeper: Keeper,
-    watch: Callback,
+    checkpointer: Checkpointer,
+    callback: Callback,
     resume: dict[str, Any] | None = None,
 ) -> Best:
     """Train one stage and return its best epoch. `resume`: the state that `keep_state` was last given, if any.
@@ -104,32 +104,32 @@ def fit(
     """
     e = stage.settings
     if e.ridge:
-        return fit_ridge(stage, loss, fabric, keeper, watch, resume)
+        return fit_ridge(stage, loss, fabric, checkpointer, callback, resume)
     machine = _build(stage, loss, fabric)
     first = 0 if resume is None else _load_state(resume, stage, machine, fabric)
-    watch.stage(stage.name, e.epochs, len(stage.batches), first)
+    callback.stage(stage.name, e.epochs, len(stage.batches), first)
     for epoch in range(first, e.epochs):
         if e.patience is not None and epoch - 1 - stage.best.epoch >= e.patience:
-            watch.say(f"{stage.name}: no better score for {e.patience} epochs; stopped after epoch {epoch}")
+            callback.say(f"{stage.name}: no better score for {e.patience} epochs; stopped after epoch {epoch}")
             break
         torch.manual_seed(_seed(e.seed, stage.number, epoch))
-        record = train_epoch(epoch, stage, machine, fabric, watch)
+        record = train_epoch(epoch, stage, machine, fabric, callback)
         net = stage.net if machine.average is None else machine.average.module
         _look_back(epoch, stage, machine, fabric)
-        metrics = keeper.score(net)
+        metrics = checkpointer.score(net)
         score = metrics.pop("score")
         if stage.best.better(score):
             stage.best = Best(score, epoch)
-            keeper.keep_best(net)
+            checkpointer.keep_best(net)
             if stage.memory_to is not None and machine.memory is not None and fabric.is_global_zero:
                 machine.memory.save(stage.memory_to)
         record |= {**metrics, "best_epoch": stage.best.epoch}
-        keeper.keep_state(_state(stage, epoch, machine, fabric), record)
-        watch.epoch(record)
+        checkpointer.keep_state(_state(stage, epoch, machine, fabric), record)
+        callback.epoch(record)
     return stage.best
 
 
-def train_epoch(epoch: int, stage: Stage, machine: TrainState, fabric: Fabric, watch: Callback) -> dict[str, Any]:
+def train_epoch(epoch: int, stage: Stage, machine: TrainState, fabric: Fabric, callback: Callback) -> dict[str, Any]:
     """One pass over the training batches. Returns the epoch's record: mean of every loss term, lr, speed."""
     stage.net.train()
     e = stage.settings
@@ -160,7 +160,7 @@ def train_epoch(epoch: int, stage: Stage, machine: TrainState, fabric: Fabric, w
             if machine.average is not None:
                 machine.average.update_parameters(stage.net)
             i += 1
-            watch.step(i, images)
+            callback.step(i, images)
     seconds = time.perf_counter() - started
     means = {name: float(value) / steps for name, value in sums.items()}
     if not math.isfinite(means["loss"]):

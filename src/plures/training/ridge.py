@@ -34,7 +34,7 @@ from plures.losses.base import Loss
 from plures.losses.least_squares import LeastSquares
 from plures.models.heads.linear import Linear
 from plures.training.progress import Callback
-from plures.training.stages import Best, Keeper, Stage
+from plures.training.stages import Best, Checkpointer, Stage
 
 ROWS_AT_ONCE = 8192
 
@@ -43,8 +43,8 @@ def fit_ridge(
     stage: Stage,
     loss: Loss,
     fabric: Fabric,
-    keeper: Keeper,
-    watch: Callback,
+    checkpointer: Checkpointer,
+    callback: Callback,
     resume: dict[str, Any] | None = None,
 ) -> Best:
     """As `fit`, for the stage ridge: one epoch for each l2, whose best is kept and returned."""
@@ -54,7 +54,7 @@ def fit_ridge(
     squares = cast(LeastSquares, loss)
     first = 0 if resume is None else int(resume["epoch"]) + 1
     stage.best = Best() if resume is None else Best(**resume["best"])
-    watch.stage(stage.name, len(strengths), 1, first)
+    callback.stage(stage.name, len(strengths), 1, first)
     weights, biases, costs = solve(Rows(batches.features, head, fabric.device), stage.train_labels, squares, strengths)
     seconds = (time.perf_counter() - started) / len(strengths)
     for epoch, l2 in enumerate(strengths):
@@ -63,18 +63,18 @@ def fit_ridge(
         with torch.no_grad():
             head.classifier.weight.copy_(weights[epoch])
             head.classifier.bias.copy_(biases[epoch])
-        metrics = keeper.score(cast(Any, stage.net))
+        metrics = checkpointer.score(cast(Any, stage.net))
         score = metrics.pop("score")
         if stage.best.better(score):
             stage.best = Best(score, epoch)
-            keeper.keep_best(stage.net)
+            checkpointer.keep_best(stage.net)
         speed = {"images_per_second": round(len(stage.train_labels) / seconds, 1), "seconds": round(seconds, 3)}
         record = {"stage": stage.name, "epoch": epoch, "loss": float(costs[epoch]), "l2": l2, **speed, **metrics}
         record["best_epoch"] = stage.best.epoch
         best = {"score": stage.best.score, "epoch": stage.best.epoch}
         state = {"stage": stage.number, "epoch": epoch, "best": best, "net": stage.net.state_dict()}
-        keeper.keep_state(state, record)
-        watch.epoch(record)
+        checkpointer.keep_state(state, record)
+        callback.epoch(record)
     return stage.best
 
 

@@ -88,7 +88,7 @@ class Added:
 
 
 def with_teacher(
-    experiment: Experiment, prepared: Prepared, begun: Run | None, watch: Callback, train: Callable[..., Run]
+    experiment: Experiment, prepared: Prepared, begun: Run | None, callback: Callback, train: Callable[..., Run]
 ) -> tuple[Prepared, Added | None]:
     """The data with the tags that the experiment's teacher adds, and these tags; as they are where it has none.
 
@@ -100,16 +100,16 @@ def with_teacher(
     added = None if begun is None else Added.load(begun)
     if added is None:
         if experiment.teacher is not None:
-            added = ask(experiment, prepared, watch)
-            watch.say(f"teacher={experiment.teacher}: {added_tags(added.summary)}")
+            added = ask(experiment, prepared, callback)
+            callback.say(f"teacher={experiment.teacher}: {added_tags(added.summary)}")
         else:
             assert begun is not None
-            added = ask_folds(experiment, prepared, begun, watch, train)
-            watch.say(f"rounds={experiment.rounds}: {added_tags(added.summary)}")
+            added = ask_folds(experiment, prepared, begun, callback, train)
+            callback.say(f"rounds={experiment.rounds}: {added_tags(added.summary)}")
     return added.to(prepared), added
 
 
-def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
+def ask(experiment: Experiment, prepared: Prepared, callback: Callback) -> Added:
     """The tags that another run is sure of."""
     teacher, train = Run(str(experiment.teacher)), prepared.train
     model = load(teacher.path)
@@ -121,7 +121,7 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
         )
     refuse_complete(f"teacher={teacher.path}", train.labels)
     if not teacher.imported and teacher.experiment.supervision != experiment.supervision:
-        watch.say(
+        callback.say(
             f"teacher={teacher.path} was trained with supervision={teacher.experiment.supervision.name} and other"
             " labels than this run observes; what they say reaches this run through it"
         )
@@ -145,16 +145,16 @@ def ask(experiment: Experiment, prepared: Prepared, watch: Callback) -> Added:
 
 
 def ask_folds(
-    experiment: Experiment, prepared: Prepared, begun: Run, watch: Callback, train: Callable[..., Run]
+    experiment: Experiment, prepared: Prepared, begun: Run, callback: Callback, train: Callable[..., Run]
 ) -> Added:
     """The tags that models of the run's own kind are sure of, each asked about the fold it was not trained on."""
     asked = f"rounds={experiment.rounds}"
     alone = Experiment(**{**experiment.to_dict(), "rounds": 1, "teacher_threshold": None})
     folder = begun.path / FIRST_ROUND
     if not (folder / "report.json").is_file():
-        watch.say(f"{asked}: the first round, in {folder}")
+        callback.say(f"{asked}: the first round, in {folder}")
         train(alone, folder, resume=(folder / "experiment.yaml").is_file())
-    watch.say(f"{asked}: cross-fitting on {FOLDS} folds")
+    callback.say(f"{asked}: cross-fitting on {FOLDS} folds")
     kept = folder / "folds.npy"
     logits = out_of_fold(Run(folder), prepared.train, FOLDS, seed=experiment.seed, kept=kept)
     threshold, precision = choose(logits, prepared.train.labels, experiment.teacher_threshold)

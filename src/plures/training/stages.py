@@ -30,7 +30,7 @@ class Best:
         return math.isnan(self.score) or score > self.score
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """What happens at the end of an epoch, outside the loop: scoring, keeping the best weights, writing files."""
 
     def score(self, net: Net) -> dict[str, float]: ...  # metrics by name; "score" is the one that selects

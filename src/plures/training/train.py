@@ -14,19 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from plures.config import AUTO, CHOSEN, TAGS, Experiment, Part
+from plures.config import AUTO, CHOSEN, TAGS, Component, Experiment
 from plures.data.dataset import Dataset
 from plures.data.loading import FeatureBatches, ImageBatches, Order, default_workers
 from plures.data.photos import Transform, Unreadable
 from plures.data.read import sayings
 from plures.errors import PluresError
-from plures.labels import Labels
-from plures.losses import Loss, losses
-from plures.losses.context import FROM_TRAINING, OF_REGIONS
+from plures.losses.context import OF_REGIONS
 from plures.metrics.choosing import Objective
 from plures.metrics.threshold_choice import from_expected, from_logits, source_of
 from plures.metrics.thresholds import Thresholds
-from plures.models.heads import FitsFeatures, heads
+from plures.models.heads import FitsFeatures
 from plures.models.model import Model, build_model, load, save, without_prior
 from plures.runs.card import write_card
 from plures.runs.data import (
@@ -35,7 +33,7 @@ from plures.runs.data import (
     Select,
     found_from_anywhere,
     is_there,
-    observe_splits,
+    mask_splits,
     prepare,
     selection,
     without_unreadable,
@@ -56,7 +54,7 @@ from plures.scoring.logits import (
 )
 from plures.scoring.measure import report_of, validation_map
 from plures.training.allocator import keep_freed_memory
-from plures.training.auto import choose_loss, choose_model
+from plures.training.auto import choose_loss, choose_model, make_loss
 from plures.training.fusing import fused, prior_of
 from plures.training.given_features import fit_to_data
 from plures.training.history import ScoreHistory
@@ -76,7 +74,7 @@ def train(
     dataset: Dataset | None = None,
     resume: bool = False,
     skip_bad: bool = False,
-    watch: Callback | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train as the experiment says, into the folder `out`, and evaluate the best epoch on the test split.
 
@@ -86,7 +84,7 @@ def train(
     Under torchrun all processes train one model, and the first of them writes (`scoring/distributed.py`).
     Raises PluresError on bad input, WorkFailed if training cannot continue; what was kept before stays intact.
     """
-    watch = watch or Quiet()
+    callback = callback or Quiet()
     if resume:
         run = Run(out)
         if run.imported:
@@ -98,26 +96,26 @@ def train(
     else:
         Run.refuse_existing(out)
         if dataset is not None and not ("data" in experiment.model_fields_set and is_there(experiment.data)):
-            experiment = experiment.model_copy(update={"data": Part(name=IN_MEMORY)})
+            experiment = experiment.model_copy(update={"data": Component(name=IN_MEMORY)})
         prepared = prepare(experiment, dataset, skip_bad=skip_bad)
         experiment, reason = choose_model(fit_to_data(experiment, prepared.train), lambda: prepared.train)
         if reason:
-            watch.say(reason)
+            callback.say(reason)
     left_out = [problem for problem in prepared.train.problems if problem.severity == "error"]
     if left_out:
         first = f"{left_out[0].file}: {left_out[0].what}"
-        watch.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
+        callback.say(f"left out {len(left_out):,} unusable rows, the first: {first}")
     if experiment.rounds > 1 and not resume:
         check_rounds(experiment, prepared)
         Training(experiment, prepared, Quiet())  # a mistake leaves no folder behind
         resume, run = True, Run.create(out, experiment)
-    again = partial(train, dataset=dataset, skip_bad=skip_bad, watch=watch)
-    prepared, added = with_teacher(experiment, prepared, run if resume else None, watch, again)
+    again = partial(train, dataset=dataset, skip_bad=skip_bad, callback=callback)
+    prepared, added = with_teacher(experiment, prepared, run if resume else None, callback, again)
     unread: dict[str, str] | None = {} if skip_bad else None
-    training = Training(experiment, prepared, watch, unread)
+    training = Training(experiment, prepared, callback, unread)
     fabric = training.fabric
     for line in sayings(training.prepared.train):
-        training.watch.say(line)
+        training.callback.say(line)
     if not resume and fabric.is_global_zero:
         Run.create(out, experiment)  # only now: a mistake above leaves no folder behind
     fabric.barrier()
@@ -138,10 +136,12 @@ def train(
                 if not found:
                     raise
                 unread |= found
-                training = Training(experiment, prepared, watch, unread)
+                training = Training(experiment, prepared, callback, unread)
     if unread:
         path, reason = next(iter(unread.items()))
-        watch.say(f"left out {len(unread):,} photographs that became unreadable meanwhile, the first: {path}: {reason}")
+        callback.say(
+            f"left out {len(unread):,} photographs that became unreadable meanwhile, the first: {path}: {reason}"
+        )
     return run
 
 
@@ -150,33 +150,7 @@ def _begun(run: Run, dataset: Dataset | None, skip_bad: bool) -> Prepared:
     if not (run.path / ENVIRONMENT).is_file():  # it was killed before it began
         return prepare(run.experiment, dataset, skip_bad=skip_bad)
     whole, place = recalled(run, {}, skip_bad, dataset)
-    return observe_splits(run.experiment, whole if (place >= 0).all() else whole.take(place >= 0))
-
-
-def make_loss(experiment: Experiment, labels: Labels, head: nn.Module) -> Loss:
-    """The experiment's loss, made ready for these training labels.
-
-    Raises PluresError if the head does not give what the loss needs (naming the heads that do), or if the labels are
-    not what the loss assumes.
-    """
-    part = experiment.loss
-    if part.name == AUTO:
-        part, _ = choose_loss(labels, experiment)
-    loss = losses.make(part.name, **part.options)
-    missing = set(loss.needs) - FROM_TRAINING - set(getattr(head, "gives", ()))
-    if missing:
-        able = [entry.name for entry in heads if missing <= set(getattr(entry.make, "gives", ()))]
-        raise PluresError(
-            f"loss '{part.name}' needs {' and '.join(sorted(missing))}, which head"
-            f" '{experiment.head.name}' does not give; heads that do: {', '.join(able) or 'none'}"
-        )
-    if "views" in loss.needs and experiment.augmentation == "cutout_randaugment":
-        raise PluresError(
-            f"loss '{part.name}' follows flips and crops only, but augment=cutout_randaugment also shears"
-            " and turns the image; use augment=crop or flip"
-        )
-    loss.check(labels)
-    return loss.prepare(labels)
+    return mask_splits(run.experiment, whole if (place >= 0).all() else whole.take(place >= 0))
 
 
 def record_data(run: Run, prepared: Prepared, loss: str) -> None:
@@ -217,23 +191,23 @@ LABEL_STATE = "label_state.safetensors"  # of the first stage's best epoch, for 
 
 
 class Training:
-    """One training run: builds the parts, runs the stages, keeps the best weights in the run folder (a Keeper)."""
+    """One training run: builds the parts, runs the stages, keeps the best weights in the run folder."""
 
     run: Run
     hidden_logits: Scores  # of the training rows whose hidden labels are known, after the last epoch
 
     def __init__(
-        self, experiment: Experiment, prepared: Prepared, watch: Callback, unread: dict[str, str] | None = None
+        self, experiment: Experiment, prepared: Prepared, callback: Callback, unread: dict[str, str] | None = None
     ) -> None:
         """unread: see `ImageBatches`, for the training rows."""
-        self.experiment, self.prepared, self.watch, self.unread = experiment, prepared, watch, unread
+        self.experiment, self.prepared, self.callback, self.unread = experiment, prepared, callback, unread
         e = experiment
         self.select: Select = selection(e, prepared)
         self.fabric = make_fabric(e)
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
         if not self.fabric.is_global_zero:
-            self.watch = Quiet()
+            self.callback = Quiet()
         torch.manual_seed(e.seed)
         self.model = build_model(
             e.backbone.name, e.head.name, prepared.train.classes, e.backbone.options, e.head.options, e.image_size
@@ -254,7 +228,7 @@ class Training:
         part = e.loss
         if e.loss.name == AUTO:
             part, reason = choose_loss(prepared.train.labels, e)
-            self.watch.say(f"loss=auto: {part.name}, since {reason}")
+            self.callback.say(f"loss=auto: {part.name}, since {reason}")
         self.loss_name = part.name
         self.loss = make_loss(e, prepared.train.labels, self.head)
         self.records: list[Record] = []
@@ -274,14 +248,14 @@ class Training:
         self.run, e = run, self.experiment
         workers = default_workers(self.prepared.train) if e.workers is None else e.workers
         if short := warning(self.model, self.prepared.train, e, workers):
-            self.watch.say(short)
+            self.callback.say(short)
         if self.prepared.photos is None:
             run.refuse_other_labels(self.prepared.train)
         elif self.fabric.is_global_zero:
             record_data(run, self.prepared, self.loss_name)
         self.prepared = replace(self.prepared, photos=None)  # memory for the training
         if e.backbone.name == "small_conv" and not self.prepared.train.in_memory:
-            self.watch.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
+            self.callback.say("backbone small_conv is made for small pictures; for photographs leave backbone out")
         names = [stage.name for stage in e.stages]
         stages = () if self.untagged else e.stages
         if self.untagged:
@@ -301,10 +275,10 @@ class Training:
                 self._start_from_best()
             self.loss = loss
             if part.name == "ridge" and self.loss_name != "least_squares":  # whatever the next stage learns by
-                squares = e.model_copy(update={"loss": Part(name="least_squares")})
+                squares = e.model_copy(update={"loss": Component(name="least_squares")})
                 self.loss = make_loss(squares, self.prepared.train.labels, self.head)
             stage = self._stage(e.of(part), number)
-            best = fit(stage, self.loss, self.fabric, self, self.watch, state if number == first else None)
+            best = fit(stage, self.loss, self.fabric, self, self.callback, state if number == first else None)
         if stages:
             self._finish(best)
         if self.fabric.is_global_zero:
@@ -386,7 +360,7 @@ class Training:
         self.fabric.barrier()  # the first process has written them
         self.model.load_state_dict(load(self.run.path).state_dict())
 
-    # -------------------------------------------------------------------------------------------------- as a Keeper
+    # ------------------------------------------------------------------------------------- as a Checkpointer
 
     def score(self, net: Net) -> dict[str, float]:
         """mAP in percent on the validation rows, by their known labels and by the observed ones."""
@@ -431,7 +405,7 @@ class Training:
         self.fabric.barrier()  # the first process has written the weights
         model = load(self.run.path).to(self.fabric.device)
         if self.prior is not None:
-            model = fused(model, self.prior, self.prepared, self.experiment, self.fabric, self.watch.say)
+            model = fused(model, self.prior, self.prepared, self.experiment, self.fabric, self.callback.say)
             self.keep_best(model)
         if dataset is None:
             return
@@ -451,12 +425,14 @@ class Training:
         if self.untagged:
             logits = logits_of_dataset(model, self.prepared.train, self.experiment, self.fabric)
             expected = from_expected(logits, model.classes, self.experiment.expected_tags or TAGS, model.taxonomy)
-            self.watch.say(f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)")
+            self.callback.say(
+                f"thresholds for {expected.objective.removeprefix('tags=')} tags per image (expected_tags)"
+            )
             if self.fabric.is_global_zero:
                 expected.save(self.run.path)
             return expected
         if val is None or observed is None or (source := source_of(val.labels)) is None:
-            self.watch.say(f"thresholds: {self.experiment.cut:g} for all, as no validation image has a known tag")
+            self.callback.say(f"thresholds: {self.experiment.cut:g} for all, as no validation image has a known tag")
             return None
         logits = logits_of_dataset(model, val, self.experiment, self.fabric)
         labels = val.labels if source == "clean" else observed
@@ -466,7 +442,7 @@ class Training:
         if self.fabric.is_global_zero:
             choice.thresholds.save(self.run.path)
         known = "estimated from positives" if choice.estimated else "from known labels"
-        self.watch.say(
+        self.callback.say(
             f"thresholds chosen on {choice.images:,} validation images: {choice.tags_called:.2f} tags per image called,"
             f" {choice.tags_present:.2f} present ({known})"
         )

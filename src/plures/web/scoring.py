@@ -14,15 +14,12 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from plures.data.photos import Transform
-from plures.models.batch_halving import BatchHalver, joined
-from plures.models.model import load
 from plures.models.outputs import checked_logits
 from plures.runs.run import Run
-from plures.scoring.device import make_fabric, thresholds_of
 from plures.scoring.features import refuse_features
-from plures.scoring.heatmaps import COLOURS, OPACITY, paint, region_weights
+from plures.scoring.heatmaps import COLOURS, OPACITY, paint
 from plures.scoring.logits import refuse_names
+from plures.scoring.predictor import load
 from plures.web.uploads import Photo
 
 HEAT_SIDE = 320  # pixels of a heat map's longer side
@@ -46,29 +43,20 @@ class Scoring:
 
     def __init__(self, run: Run) -> None:
         self.name = run.path.resolve().name
-        self.device = make_fabric(run.experiment).device
-        self.model = load(run.path).to(self.device).eval()
+        self.model = load(run)
         refuse_features(self.model, "the web page")
         refuse_names(self.model, "the web page")
         self.classes = self.model.classes
-        self.thresholds = thresholds_of(run, self.classes)
-        p = self.model.preprocessing
-        self.transform = Transform(p.image_size, "none", p.interpolation)
+        self.thresholds, self.transform = self.model.thresholds, self.model.transform
         self.boxes: NDArray[Any] = np.empty((0, 4))
-        self._with_maps = BatchHalver(lambda pixels: self.model(pixels.to(self.device), maps=True), joined)
-        self._without = BatchHalver(lambda pixels: self.model(pixels.to(self.device), maps=False), joined)
-        self(torch.zeros(1, 3, p.image_size, p.image_size, dtype=torch.uint8), True)  # the first call is a slow one
+        side = self.model.preprocessing.image_size
+        self(torch.zeros(1, 3, side, side, dtype=torch.uint8), True)  # the first call is a slow one
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor, maps: bool) -> list[tuple[NDArray[np.float32], NDArray[Any] | None]]:
         """uint8 pixels [B, 3, S, S] -> for each image logits [K] and, if wanted, weights of regions [K, P]."""
-        output = (self._with_maps if maps else self._without)(pixels)
-        logits = checked_logits(output.logits)
         if not maps:
-            return [(row, None) for row in logits]
-        weights = region_weights(output).float().cpu().numpy()
-        assert output.boxes is not None
-        self.boxes = output.boxes.float().cpu().numpy()
+            return [(row, None) for row in checked_logits(self.model.score(pixels).logits)]
+        logits, weights, self.boxes = self.model.look(pixels)
         return list(zip(logits, weights, strict=True))
 
     def describe(self, photo: Photo, logits: NDArray[np.float32], weights: NDArray[Any] | None) -> PhotoAnswer:

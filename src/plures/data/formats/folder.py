@@ -100,11 +100,14 @@ class Folder:
         content = _content_of([file for file, _, _ in found.photos])
         rows: dict[tuple[str, str], int] = {}
         images, splits, cells, unlabelled = list[str](), list[str](), list[tuple[int, int]](), set[int]()
+        copies = list[str]()
         for (file, split, inside), same, names in zip(found.photos, content, tags, strict=True):
             row = rows.setdefault((split, same), len(rows))
             if row == len(images):
                 images.append(str(file))
                 splits.append(split)
+            else:
+                copies.append(f"{file.relative_to(root)} of {Path(images[row]).relative_to(root)}")
             cells += [(row, column[name]) for name in names]
             if inside and _is_unlabelled(inside[0]):
                 unlabelled.add(row)
@@ -114,7 +117,12 @@ class Folder:
             values[tuple(np.array(cells).T)] = PRESENT
         names_of = np.array(splits, np.str_) if found.split_form else None
         dataset = Dataset(images, Labels(values), classes, names_of, name=root.resolve().name)
-        return dataset, [*problems, *self._notices(found), *_leaks(rows, images), *unread_below(root)]
+        notices = self._notices(found)
+        if copies:
+            many = "copy, byte for byte, is" if len(copies) == 1 else "copies, byte for byte, are"
+            what = f"{len(copies):,} {many} read once, with the tags of all: {_some(copies)}"
+            notices.append(Problem(str(found.root), None, what, severity="notice"))
+        return dataset, [*problems, *notices, *_leaks(rows, images), *unread_below(root)]
 
     def _tags(self, inside: tuple[str, ...]) -> tuple[str, ...]:
         """The classes of a photograph from the folders that it lies in."""

@@ -1,4 +1,4 @@
-"""docs/api.md, made from the public docstrings: `python -m plures.report.api > docs/api.md` renews it."""
+"""docs/api.md, made from the public docstrings: `python tools/api_page.py > docs/api.md` renews it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plures.losses import losses
 BEYOND = {  # public, but not worth a place in `plures` itself: module, names, one sentence
     "plures.analysis.thresholds": (("choose_thresholds",), "From which probability on a tag is called."),
     "plures.analysis.missing": (("suggest", "rank_missing"), "Which tags are probably missing."),
-    "plures.analysis.localise": (("look",), "Where a model saw a class."),
+    "plures.scoring.logits": (("look",), "Where a model saw a class."),
     "plures.export.export": (("export",), "A model as one file for other programs."),
     "plures.data.merge": (("merge", "Source", "Scope"), "Several sources of tags as one dataset."),
     "plures.metrics.report": (("evaluate_scores", "Report"), "Judging scores by labels."),
@@ -29,7 +29,7 @@ BEYOND = {  # public, but not worth a place in `plures` itself: module, names, o
 }
 HEAD = """# API reference
 
-Made from the docstrings by `python -m plures.report.api > docs/api.md`. N images, K classes, B images of a batch, P
+Made from the docstrings by `python tools/api_page.py > docs/api.md`. N images, K classes, B images of a batch, P
 regions, D numbers per region. Settings of a run: `plures.Experiment` below; their options: [components](components.md).
 """
 

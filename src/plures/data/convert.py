@@ -142,6 +142,8 @@ def convert(
             raise PluresError(f"{strange} is no file on this machine, which --to {to} requires; --to table lists it")
         source.base = _common([str(image) for image in dataset.images])
         source.names = list(map(paths_from(source.base), map(str, dataset.images)))
+        if dataset.groups is not None:
+            source.notices.append("groups of images are left out; --to table keeps them")
     text = FORMS[to][1](source)
     if text:
         with writing(source.path) as temporary:

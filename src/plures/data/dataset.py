@@ -55,6 +55,7 @@ class Dataset:
     features: float32 [N, D] that stand for the images, such as CLIP's embeddings; then no image is ever opened. None
       where the images are what training looks at.
     taxonomy: of just these classes, where their labels are closed over one (`data/taxonomy.py`), else None.
+    groups: the name of the burst or album of every row ("" for none), or None if none are known.
 
     Example:
         >>> import numpy as np
@@ -73,6 +74,7 @@ class Dataset:
     contents: NDArray[np.bytes_] | None = None
     features: NDArray[np.float32] | None = None
     taxonomy: Taxonomy | None = None
+    groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -85,6 +87,8 @@ class Dataset:
             raise ValueError("the taxonomy is of other classes")
         if self.splits is not None and len(self.splits) != len(self.images):
             raise ValueError(f"{len(self.splits)} split names for {len(self.images)} images")
+        if self.groups is not None and len(self.groups) != len(self.images):
+            raise ValueError(f"{len(self.groups)} group names for {len(self.images)} images")
         if self.features is not None and (self.features.ndim != 2 or len(self.features) != len(self.images)):
             raise ValueError(f"features [N, D] of {len(self.images)} images, got {list(self.features.shape)}")
 
@@ -133,6 +137,7 @@ class Dataset:
             boxes=None if self.boxes is None else self.boxes.take(rows, len(self)),
             contents=None if self.contents is None else self.contents[rows],
             features=None if self.features is None else self.features[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def split(self, name: str) -> Dataset:

@@ -113,7 +113,8 @@ def merge(
     values = Labels.from_masks(trusted, denied).values
     conflicts = _cell_conflicts(disputed, present, absent, taxonomy, images, [s.name for s in sources])
     splits, clashes = _splits(sources, rows, images, notes)
-    dataset = Dataset(images, Labels(values), classes, splits, name="merged")
+    groups = _groups(sources, rows, len(images), notes)
+    dataset = Dataset(images, Labels(values), classes, splits, name="merged", groups=groups)
     names = tuple(source.name for source in sources)
     return Merged(dataset, names, present, absent, holds, (*conflicts, *clashes), tuple(notes))
 
@@ -279,6 +280,20 @@ def _splits(
         if len(s) > 1
     ]
     return splits, clashes
+
+
+def _groups(
+    sources: Sequence[Source], rows: Sequence[NDArray[np.int64]], images: int, notes: list[str]
+) -> NDArray[np.str_] | None:
+    """The group of every image; the first by name where sources say several."""
+    said: list[set[str]] = [set() for _ in range(images)]
+    for source, own in zip(sources, rows, strict=True):
+        if source.dataset.groups is not None:
+            for n, group in zip(own.tolist(), source.dataset.groups.tolist(), strict=True):
+                said[n] |= {group} - {""}
+    if several := sum(len(names) > 1 for names in said):
+        notes.append(f"{several:,} images have several groups; the first by name is kept")
+    return np.array([min(names, default="") for names in said], np.str_) if any(said) else None
 
 
 def _hint(word: str, names: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from plures.labels import PRESENT
 
 # module:attribute and perhaps a path; a module without a dot only as in mine:Mine:PATH, since foldr:PATH is a slip
 OWN_FORMAT = re.compile(r"([a-zA-Z_]\w*(?:\.\w+)+:[a-zA-Z_]\w*|[a-zA-Z_]\w*:[A-Z]\w*(?=:))(?::(.*))?$")
+AN_IMAGE, SEVERAL = "an image or more that shows it", "several, or data.classes=A,B to learn others only"
 ENOUGH = 20  # images from which a class of one image is worth a word
 
 
@@ -188,8 +189,8 @@ def sayings(dataset: Dataset, most: int = 10) -> list[str]:
     return said
 
 
-def _class_notices(dataset: Dataset, where: str) -> list[Problem]:
-    """Classes that never occur or once, and classes whose names differ only in case."""
+def seldom_seen(dataset: Dataset, where: str) -> list[Problem]:
+    """Notices of classes that never occur, or once."""
     counts = np.zeros(len(dataset.classes), np.int64)
     for start in range(0, len(dataset), 65_536):  # in pieces: a mask of a million rows is as large as the labels
         counts += (dataset.labels.values[start : start + 65_536] == PRESENT).sum(0)
@@ -199,11 +200,17 @@ def _class_notices(dataset: Dataset, where: str) -> list[Problem]:
     notices = []
     if missing:
         what = f"class '{missing[0]}' never occurs" if len(missing) == 1 else f"{_some(missing)} never occur"
-        notices.append(Problem(where, None, what, "an image or more that shows it", "notice"))
+        notices.append(Problem(where, None, what, AN_IMAGE, "notice"))
     if once and len(dataset) >= ENOUGH:
         one = f"class '{once[0]}' is shown by one image alone"
         what = one if len(once) == 1 else f"{_some(once)} are shown by one image each"
-        notices.append(Problem(where, None, what, "several, or data.classes=A,B to learn others only", "notice"))
+        notices.append(Problem(where, None, what, SEVERAL, "notice"))
+    return notices
+
+
+def _class_notices(dataset: Dataset, where: str) -> list[Problem]:
+    """Classes that never occur or once, and classes whose names differ only in case."""
+    notices = seldom_seen(dataset, where)
     alike = defaultdict(list)
     for name in dataset.classes:
         alike[name.casefold()].append(name)

@@ -115,7 +115,8 @@ def write_table(
     extra: Mapping[str, Sequence[str]] | None = None,
     safe_csv: bool = False,
 ) -> None:
-    """Write columns image, tags, absent (only where something is known to be absent) and split (if the data have one).
+    """Write columns image, tags, absent (only where something is known to be absent), split and group (if the data have
+    them).
 
     Image paths are relative to the table's folder where that is possible. A tag that is not given is unknown, unless
     `complete`: then every class that is not among an image's tags is written as absent. A class of which nothing is
@@ -150,6 +151,8 @@ def _columns(
         columns["absent"] = _cells(absent, classes, separator)
     if dataset.splits is not None:
         columns["split"] = dataset.splits.tolist()
+    if dataset.groups is not None and any(dataset.groups):
+        columns["group"] = [spell(group) for group in dataset.groups.tolist()]
     return columns
 
 
@@ -214,6 +217,7 @@ def extend_table(dataset: Dataset, table: Path, *, complete: bool, folder: str, 
     if not any(columns["tags"]) and "absent" not in columns:
         del columns["tags"]  # a column per class will do as well
     called = {"image": layout.image, "tags": layout.tags, "absent": layout.absent, "split": layout.split}
+    called["group"] = layout.group
     lost = [name for name in columns if not called[name]]
     columns = {called[name]: cells for name, cells in columns.items() if called[name]}
     if lost:

@@ -15,7 +15,7 @@ from plures.data.checks.verify import verify_images
 from plures.data.dataset import Dataset
 from plures.data.masking import mask_labels
 from plures.data.photos import is_address
-from plures.data.read import find_format, read
+from plures.data.read import AN_IMAGE, SEVERAL, find_format, read, seldom_seen
 from plures.data.splits import mlspl_split, stratified_split
 from plures.data.taxonomy import Taxonomy, read_taxonomy
 from plures.errors import PluresError, Problem
@@ -88,10 +88,19 @@ def with_taxonomy(dataset: Dataset, taxonomy: Taxonomy, source: str = "") -> Dat
 def with_classes(dataset: Dataset, classes: Taxonomy | tuple[str, ...] | str | None) -> Dataset:
     """The dataset with the classes that an experiment names beside its own; of a file also with its taxonomy."""
     if isinstance(classes, Taxonomy):
-        return with_taxonomy(dataset, classes)
+        return _noticed_anew(with_taxonomy(dataset, classes))
     if isinstance(classes, str):
-        return with_taxonomy(dataset, read_taxonomy(classes, dataset.classes), classes)
+        return _noticed_anew(with_taxonomy(dataset, read_taxonomy(classes, dataset.classes), classes))
     return dataset if classes is None else dataset.with_classes(classes)
+
+
+def _noticed_anew(dataset: Dataset) -> Dataset:
+    """With the notices of seldom classes as they are now that labels were filled in, if reading gave any."""
+    old = [problem for problem in dataset.problems if problem.expected in (AN_IMAGE, SEVERAL)]
+    if not old:
+        return dataset
+    kept = [problem for problem in dataset.problems if problem not in old]
+    return replace(dataset, problems=(*kept, *seldom_seen(dataset, old[0].file)))
 
 
 def data_root(experiment: Experiment) -> str:

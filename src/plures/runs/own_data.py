@@ -53,7 +53,8 @@ def recalled(
     elif dataset.taxonomy is None:
         dataset = with_classes(dataset, run.taxonomy)
     if known is None:
-        dataset = with_splits(dataset, e.model_copy(update={"group_near_copies": False}))  # as that version did
+        alone = replace(dataset, groups=None)  # as that version did
+        dataset = with_splits(alone, e.model_copy(update={"group_near_copies": False}))
         if run.other_labels(mask_splits(e, dataset).train):
             log.warning(
                 f"{dataset.name}: the data have changed since {run.path} was trained, and a run of plures 0.1.0 does"

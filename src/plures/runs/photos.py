@@ -120,13 +120,14 @@ def on_one_side(
 ) -> NDArray[np.str_]:
     """The splits [N] with copies of a photograph on one side. drawn [N]: where we chose the split ourselves.
 
-    Copies that were drawn go where the first of them went, if we may `move` them; `near`: with what is a copy but for
-    its size or encoding. Where the data put copies into several splits, the ones in the weaker split (test, then val)
-    get none, so that nothing is judged on a photograph that is trained on.
+    Copies, and images of one group, that were drawn go where the first of them went, if we may `move` them; `near`:
+    with what is a copy but for its size or encoding. Where the data put copies into several splits, the ones in the
+    weaker split (test, then val) get none, so that nothing is judged on a photograph that is trained on.
     """
     first = copies(contents(dataset))
     if move:
         together = _near_too(dataset, drawn, first) if near and not dataset.in_memory else first
+        together = _with_groups(dataset, together)
         if together is not None:
             splits = splits.copy()
             leader = np.full(len(splits), len(splits))  # the first drawn copy of each group
@@ -166,6 +167,16 @@ def _near_too(dataset: Dataset, among: NDArray[np.bool_], first: NDArray[np.int6
         return first
     pairs = np.stack([rows, leaders], 1)
     return joined_groups(np.arange(len(dataset)) if first is None else first, [pairs])
+
+
+def _with_groups(dataset: Dataset, together: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """The groups [N] of copies, joined where images are of one group (`Dataset.groups`)."""
+    if dataset.groups is None or not any(dataset.groups):
+        return together
+    rows = np.flatnonzero(dataset.groups != "")
+    _, first, inverse = np.unique(dataset.groups[rows], return_index=True, return_inverse=True)
+    pairs = np.stack([rows, rows[first[inverse.reshape(-1)]]], 1)
+    return joined_groups(np.arange(len(dataset)) if together is None else together, [pairs])
 
 
 COMPARED = 100_000  # photographs; among more only equal ones are grouped
@@ -326,14 +337,31 @@ def recall(known: Photos, dataset: Dataset, root: str, experiment: Experiment, w
     splits[fresh] = given[fresh] if names else "train"
     test_share = experiment.test_share if "test" in known.splits and not names else 0
     val_share = experiment.val_share if "val" in known.splits and "val" not in names else 0
-    for row in fresh[splits[fresh] == "train"].tolist():
+    lots = fresh[splits[fresh] == "train"]
+    for row in lots.tolist():
         splits[row] = drawn(now[row], experiment.seed, test_share, val_share)
+    _join_their_group(dataset, splits, lots, old, {"train", "val"} if names else set(STRENGTH))
     other = old & (given != "") & (splits != "") & (given != splits)
     if "val" not in names:
         other &= (given != "train") | (splits != "val")  # val was cut off train, as this column has none
     labels = old & ~changed & (label_numbers(dataset) != known.labels[place])
     _say_changes(dataset, who, splits, fresh, copy, len(known.contents) - int(old.sum()), changed, other, labels)
     return replace(dataset, splits=splits), place
+
+
+def _join_their_group(
+    dataset: Dataset, splits: NDArray[np.str_], lots: NDArray[np.int64], old: NDArray[np.bool_], into: set[str]
+) -> None:
+    """Put new images, drawn one by one (`lots`), where those of their group are that the run knows, if these are in
+    one of the splits `into`; else all where the one with the least content was drawn."""
+    if dataset.groups is None or not len(lots):
+        return
+    now, known, leader = contents(dataset), dict[str, str](), dict[str, str]()
+    for row in np.flatnonzero(old & np.isin(splits, list(into)) & (dataset.groups != "")).tolist():
+        known[dataset.groups[row]] = min(known.get(dataset.groups[row], "test"), str(splits[row]), key=STRENGTH.index)
+    for row in lots[np.argsort(now[lots], kind="stable")].tolist():
+        if group := str(dataset.groups[row]):
+            splits[row] = known.get(group, leader.setdefault(group, splits[row]))
 
 
 def _say_changes(

@@ -41,7 +41,8 @@ class Pair:
 @dataclass(frozen=True, eq=False)
 class Description:
     """What a dataset looks like. co_occurrence: [K, K] as `plures.labels.co_occurrence`; without_tag: images with no
-    present label; pairs: those of the highest lift, best first; correlated: how many pairs have a lift of 2 or more."""
+    present label; pairs: those of the highest lift, best first; correlated: how many pairs have a lift of 2 or more;
+    groups: a line on groups of images and the splits that divide them, "" without any."""
 
     name: str
     images: int
@@ -54,6 +55,7 @@ class Description:
     pairs: tuple[Pair, ...]
     correlated: int
     problems: tuple[Problem, ...]
+    groups: str = ""
 
 
 def describe(dataset: Dataset) -> Description:
@@ -73,6 +75,25 @@ def describe(dataset: Dataset) -> Description:
         pairs=pairs,
         correlated=correlated,
         problems=dataset.problems,
+        groups=_groups(dataset),
+    )
+
+
+def _groups(dataset: Dataset) -> str:
+    groups = np.array([]) if dataset.groups is None else dataset.groups[dataset.groups != ""]
+    if dataset.groups is None or not len(groups):
+        return ""
+    said = f"{len(np.unique(groups)):,} groups of {len(groups):,} images"
+    if dataset.splits is None:
+        return said
+    of: dict[str, set[str]] = {}
+    for group, split in zip(dataset.groups.tolist(), dataset.splits.tolist(), strict=True):
+        if group and split:
+            of.setdefault(group, set()).add(split)
+    divided = [(group, splits) for group, splits in of.items() if len(splits) > 1]
+    some = ", ".join(f"'{group}' ({', '.join(sorted(splits))})" for group, splits in divided[:3])
+    return said + (
+        f"; the splits divide {len(divided):,} of them, such as {some}" if divided else "; no split divides one"
     )
 
 
@@ -125,6 +146,8 @@ def _overview(d: Description) -> RenderableType:
         "sparse supervision": f"{counts.per_image:.2f} tags per image, {100 * counts.known_share:.1f} % of the labels"
         f" known, {d.without_tag:,} images without a tag",
     }
+    if d.groups:
+        facts["groups"] = d.groups
     lines += [_text(f"  {name:<19} {fact}") for name, fact in facts.items()]
     return Group(*lines)
 

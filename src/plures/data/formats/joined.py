@@ -24,10 +24,12 @@ def joined(parts: Sequence[tuple[Dataset, str]], name: str, *, complete: bool = 
     classes = tuple(dict.fromkeys(one for part, _ in parts for one in part.classes))
     place = {one: column for column, one in enumerate(classes)}
     values = np.full((sum(len(part) for part, _ in parts), len(classes)), ABSENT if complete else UNKNOWN, np.int8)
-    images, splits, start = list[str](), list[str](), 0
+    images, splits, groups, start = list[str](), list[str](), list[str](), 0
     for part, split in parts:
         values[start : start + len(part), [place[one] for one in part.classes]] = part.labels.values
         images += [str(image) for image in part.images]
         splits += [split] * len(part) if split or part.splits is None else part.splits.tolist()
+        groups += [""] * len(part) if part.groups is None else part.groups.tolist()
         start += len(part)
-    return Dataset(images, Labels(values), classes, np.array(splits, np.str_) if any(splits) else None, name=name)
+    in_splits, in_groups = (np.array(names, np.str_) if any(names) else None for names in (splits, groups))
+    return Dataset(images, Labels(values), classes, in_splits, name=name, groups=in_groups)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -20,9 +21,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from plures.data.dataset import Dataset
+from plures.data.formats.joined import joined
 from plures.data.formats.repeated_rows import merge_duplicates
 from plures.data.formats.table import Rows, first_cells, gather, parquet_batches, rows_of
 from plures.data.formats.table_layout import Layout, lay_out
@@ -55,26 +56,14 @@ def read_parquet(files: list[str], separator: str, complete: bool, name: str) ->
     _opened.cache_clear()
     problems: list[Problem] = []
     read = [_read(file, separator, problems) for file in files]
-    classes = tuple(sorted({name for _, _, named, _ in read for name in named}))
-    values = np.full((sum(len(images) for images, _, _, _ in read), len(classes)), UNKNOWN, np.int8)
-    start = 0
-    for images, found, named, _ in read:
-        values[start : start + len(images), [classes.index(one) for one in named]] = found
-        start += len(images)
-    if complete:
-        np.maximum(values, ABSENT, out=values)
-    splits = None
-    if any(given is not None for *_, given in read):
-        splits = np.concatenate([np.full(len(images), "") if given is None else given for images, _, _, given in read])
-    return Dataset(
-        [image for images, *_ in read for image in images], Labels(values), classes, splits, name=name
-    ), problems
+    made = joined([(one, "") for one in read], name, complete=complete)
+    order = sorted(range(len(made.classes)), key=made.classes.__getitem__)
+    labels = Labels(np.maximum(made.labels.values[:, order], ABSENT if complete else UNKNOWN))
+    return replace(made, labels=labels, classes=tuple(made.classes[k] for k in order)), problems
 
 
-def _read(
-    file: str, separator: str, problems: list[Problem]
-) -> tuple[list[str], NDArray[np.int8], tuple[str, ...], NDArray[np.str_] | None]:
-    """Photos, labels, classes and splits of one file."""
+def _read(file: str, separator: str, problems: list[Problem]) -> Dataset:
+    """The photos of one file."""
     try:
         parquet = _opened(file, os.getpid())
         layout = lay_out(
@@ -96,7 +85,8 @@ def _read(
     keep, found = merge_duplicates(gathered.images, values, splits, classes, numbers, file)
     problems += found
     images = [image for image, good in zip(gathered.images, keep.tolist(), strict=True) if good]
-    return images, values[keep], classes, None if splits is None else splits[keep]
+    groups = np.concatenate(gathered.groups)[keep] if gathered.groups else None
+    return Dataset(images, Labels(values[keep]), classes, None if splits is None else splits[keep], groups=groups)
 
 
 def _batches(parquet: Any, layout: Layout, file: str) -> Iterator[Rows]:

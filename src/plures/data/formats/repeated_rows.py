@@ -22,8 +22,9 @@ def merge_duplicates(
     """Merge rows of the same image into the first of them, in place. values: int8 [N, K]; numbers: rows in the file.
 
     Rows disagree if a class is present in one and absent in another, or if their splits differ; a class that is
-    unknown in one takes what the other says. None of the rows that disagree is kept, as nobody knows which is right.
-    Rows with a code above 1 are marked as bad by the reader and are not kept either. Returns keep [N] and problems.
+    unknown in one takes what the other says; the group is that of the first. None of the rows that disagree is kept,
+    as nobody knows which is right. Rows with a code above 1 are marked as bad by the reader and are not kept either.
+    Returns keep [N] and problems.
     """
     keep = np.ones(len(images), np.bool_)
     if values.size and values.max() > PRESENT:

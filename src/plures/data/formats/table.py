@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from plures.data.checks.verify import missing_images
 from plures.data.dataset import Dataset, formats
 from plures.data.formats import delimited
-from plures.data.formats.cells import BAD, Meaning, TagPairs, codes, is_nested
+from plures.data.formats.cells import BAD, NULLS, Meaning, TagPairs, codes, is_nested
 from plures.data.formats.class_label import label_names, with_names
 from plures.data.formats.class_rules import ClassRules, doubtful
 from plures.data.formats.faults import LABELS, NESTED, SPLITS, Faults
@@ -60,6 +60,7 @@ class Rows:
     bad: dict[str, list[str]] = field(
         default_factory=dict
     )  # of each class column the cells whose code is BAD, in order
+    groups: list[str] | None = None
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Gathered:
     numbers: list[NDArray[np.int64]] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     splits: list[NDArray[np.str_]] = field(default_factory=list)
+    groups: list[NDArray[np.str_]] = field(default_factory=list)
     codes: list[NDArray[np.int8]] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
 
@@ -78,7 +80,8 @@ class Table:
     """complete: a tag that is not given is absent, not unknown. separator: between tags in a cell (\\t is a tab).
     delimiter: between cells (guessed if empty). encoding: of the text, such as cp1252 (UTF-8 or UTF-16 if empty).
     images: the folder that image paths start from (the table's own, or images/ in it). exist: leave out rows whose
-    image is missing (one look at each folder). image_column, tags_column, split_column: their names, if unusual.
+    image is missing (one look at each folder). image_column, tags_column, split_column: their names, if unusual;
+    group: the column that names the burst or album of an image, if it is not `group`.
     classes: names of the classes to use, separated by commas; in a table with a column per class, the class columns.
     present, absent, unknown: further words for these in class columns, of all (`-1`) or of one (`Edema:-1`).
     nothing: the class that means that no other is present. rename: `Cat:cat, ...`, classes that are one.
@@ -96,6 +99,7 @@ class Table:
         image_column: str = "",
         tags_column: str = "",
         split_column: str = "",
+        group: str = "",
         classes: str = "",
         present: str = "",
         absent: str = "",
@@ -108,7 +112,7 @@ class Table:
             raise PluresError(f"a separator has a character or more, a delimiter one; got {separator!r}, {delimiter!r}")
         self.complete, self.separator, self.delimiter, self.encoding = complete, separator, delimiter, encoding
         self.images, self.exist = images, exist
-        self.chosen = Chosen(image_column, tags_column, split_column)
+        self.chosen = Chosen(image_column, tags_column, split_column, group=group)
         self.meaning = Meaning.parse(present, absent, unknown)
         self.rules = ClassRules.parse(rename, nothing, classes)
 
@@ -193,6 +197,7 @@ class Table:
         separator: str,
     ) -> Dataset:
         splits = np.concatenate(gathered.splits) if gathered.splits else None
+        groups = np.concatenate(gathered.groups) if gathered.groups else None
         numbers = np.concatenate(gathered.numbers) if gathered.numbers else np.empty(0, np.int64)
         values, classes = self.rules.apply(values, classes, numbers, str(file), problems)
         problems += doubtful(classes, separator, str(file))
@@ -215,7 +220,8 @@ class Table:
         if not keep.all():
             paths = [path for path, good in zip(paths, keep.tolist(), strict=True) if good]
             values, splits = values[keep], None if splits is None else splits[keep]
-        return Dataset(paths, Labels(values), classes, splits, name=file.stem)
+            groups = None if groups is None else groups[keep]
+        return Dataset(paths, Labels(values), classes, splits, name=file.stem, groups=groups)
 
     def _folder(self, file: Path, images: list[str]) -> str:
         if self.images:
@@ -256,6 +262,9 @@ def gather(
         gathered.images += [image for image, good in zip(rows.images, keep.tolist(), strict=True) if good]
         if rows.splits is not None:
             gathered.splits.append(np.array([split or "" for split in _splits(rows.splits, layout)], np.str_)[keep])
+        if rows.groups is not None:
+            named = ["" if group in NULLS else group for group in rows.groups]
+            gathered.groups.append(np.array(named, np.str_)[keep])
     rows_read = sum(len(numbers) for numbers in gathered.numbers)
     problems += gathered.faults.problems(file, layout, rows_read)
     if tags.nulls or absent.nulls:
@@ -343,16 +352,18 @@ def _text_rows(
 ) -> Iterator[Rows]:
     image = layout.names.index(layout.image)
     split = layout.names.index(layout.split) if layout.split else None
+    group = layout.names.index(layout.group) if layout.group else None
     run = layout.class_run()
     for line, block in delimited.blocks(file, header.length, encoding):
         cells = delimited.single_cells(block, header.delimiter, len(layout.names), *run) if run else None
         try:
             images = cells.text(image) if cells else []
             splits = cells.text(split) if cells and split is not None else None
+            groups = cells.text(group) if cells and group is not None else None
         except UnicodeDecodeError:
             cells = None  # the parser below says which line it is
         if cells and all(images):
-            yield Rows(np.arange(line, line + len(images)), images, splits, codes=cells.codes)
+            yield Rows(np.arange(line, line + len(images)), images, splits, codes=cells.codes, groups=groups)
             continue
         numbers, table, found = delimited.parse(block, line, header, layout.wanted, file)
         problems += found
@@ -414,12 +425,13 @@ def rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
 
     images = _words(column(layout.image))
     splits = _words(column(layout.split)) if layout.split else None
+    groups = _words(column(layout.group)) if layout.group else None
     if not layout.classes:
         tags, absent = column(layout.tags), column(layout.absent) if layout.absent else None
         if layout.verdict:
             said = codes(column(layout.verdict).cast(pa.string()), PLAIN.of(""))
             tags, absent = (pc.if_else(pa.array(said == code), tags, None) for code in (PRESENT, ABSENT))
-        return Rows(numbers, images, splits, tags=tags, absent=absent)
+        return Rows(numbers, images, splits, tags=tags, absent=absent, groups=groups)
     values = np.empty((len(layout.classes), len(images)), np.int8)  # [K, n]: a column's cells side by side
     bad = {}
     for place, name in enumerate(layout.classes):
@@ -427,7 +439,7 @@ def rows_of(numbers: NDArray[np.int64], table: Any, layout: Layout) -> Rows:
         values[place] = codes(cells, layout.meaning.of(name) if layout.meaning else None)
         if values[place].size and values[place].max() == BAD:
             bad[name] = _words(cells.take(pa.array(np.flatnonzero(values[place] == BAD))))
-    return Rows(numbers, images, splits, codes=np.ascontiguousarray(values.T), bad=bad)  # [n, K]
+    return Rows(numbers, images, splits, codes=np.ascontiguousarray(values.T), bad=bad, groups=groups)  # [n, K]
 
 
 def _add(pairs: TagPairs, column: Any, first: int, file: Path) -> None:

@@ -25,6 +25,7 @@ TAGS_NAMES = (
     *("tags", "labels", "label", "tag", "classes", "class", "categories", "category", "keywords", "findinglabels"),
     "choice",
 )
+GROUP, A_SCORE = "group", re.compile(r"[01]?\.\d+(e-?\d+)?|\d(\.\d+)?e-\d+")
 VALID_NAMES = ("isvalid", "isval")
 SPLIT_NAMES = ("subset", "set", "partition", "phase", "usage", "dataset", "datasplit")
 VERDICTS = ("confidence", "value", "present", "ispresent", "labelvalue")
@@ -41,17 +42,18 @@ Cells = Mapping[str, Sequence[str]]  # of each column the text of its first cell
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns that a person named: of the images, the tags and the splits ("": found by name), and the classes."""
+    """The columns that a person named: of images, tags, splits and groups ("": found by name), and the classes."""
 
     image: str = ""
     tags: str = ""
     split: str = ""
     classes: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """names: every column in order; image, tags, absent, split: the column that holds them, "" if there is none;
+    """names: every column in order; image, tags, absent, split, group: the column that holds them, "" if there is none;
     valid: the split column says True for validation rows (`is_valid`); verdict: the column whose 1 and 0 say whether
     the tags of a row are present or absent; classes: the columns that are classes (empty in the tags form)."""
 
@@ -65,12 +67,13 @@ class Layout:
     verdict: str = ""
     meaning: Meaning = PLAIN
     notices: tuple[Problem, ...] = ()
+    group: str = ""
 
     @property
     def wanted(self) -> list[str]:
         """The columns to read."""
         labels = list(self.classes) or [name for name in (self.tags, self.absent, self.verdict) if name]
-        return [self.image, *([self.split] if self.split else []), *labels]
+        return [self.image, *(name for name in (self.split, self.group) if name), *labels]
 
     def class_run(self) -> tuple[int, int] | None:
         """First and last place of the class columns if they stand side by side after another column, and hold 1, 0 and
@@ -87,7 +90,8 @@ class Layout:
         absent = f", absent tags in '{self.absent}'" if self.absent else ""
         absent += f", 1 (present) or 0 (absent) in '{self.verdict}'" if self.verdict else ""
         split = f", splits in '{self.split}'" if self.split else ""
-        return f"images in '{self.image}', {labels}{absent}{split}"
+        group = f", groups in '{self.group}'" if self.group else ""
+        return f"images in '{self.image}', {labels}{absent}{split}{group}"
 
 
 def lay_out(
@@ -122,7 +126,7 @@ def lay_out(
     for name, times in Counter(names).items():
         if times > 1:
             problem(f"{times} columns are called '{name}'", "different names")
-    for name in (chosen.image, chosen.tags, chosen.split, *chosen.classes, *meaning.columns):
+    for name in (chosen.image, chosen.tags, chosen.split, chosen.group, *chosen.classes, *meaning.columns):
         if name and name not in names:
             problem(f"no column '{name}'{did_you_mean(name, names)}", "a column of the table")
     if problems:
@@ -133,7 +137,8 @@ def lay_out(
     tags = chosen.tags or ("" if chosen.classes and "tags" not in names else _tags_column(names, cells, image, meaning))
     absent = "absent" if "absent" in names and not chosen.tags else ""
     verdict = _verdict_column(names, cells) if tags not in ("", "tags") and not absent else ""
-    others = [name for name in names if name not in (image, split, tags, absent, verdict)]
+    group = chosen.group or _group_column(names, cells, tags, chosen)
+    others = [name for name in names if name not in (image, split, tags, absent, verdict, group)]
     if absent and not tags:
         problem(f"a column 'absent' but no column 'tags'{_closest('tags', others)}", "both, or only 'tags'")
     classes: list[str] = []
@@ -163,7 +168,7 @@ def lay_out(
         listed += f" and {len(rest) - UNUSED:,} more" if len(rest) > UNUSED else ""
         notice(f"column{'s' * (len(rest) > 1)} {listed} {'are' if len(rest) > 1 else 'is'} not used{way}")
     valid = normal_name(split) in VALID_NAMES
-    return Layout(names, tuple(classes), image, tags, absent, split, valid, verdict, meaning, tuple(notices))
+    return Layout(names, tuple(classes), image, tags, absent, split, valid, verdict, meaning, tuple(notices), group)
 
 
 def _is_nameless(name: str) -> bool:
@@ -219,6 +224,15 @@ def _split_column(names: tuple[str, ...], cells: Cells) -> str:
             if normal_name(name) == kind and (kind == "split" or _are_splits(kind, cells.get(name))):
                 return name
     return ""
+
+
+def _group_column(names: tuple[str, ...], cells: Cells, tags: str, chosen: Chosen) -> str:
+    """`group`, unless it is a class (of 1 and 0 where each class has a column) or the scores of one."""
+    words = {normal(cell) for cell in cells.get(GROUP, ())} - {""}
+    if GROUP not in names or GROUP not in cells or GROUP in (chosen.split, *chosen.classes):
+        return ""
+    is_class = bool(words) and (all(map(A_SCORE.fullmatch, words)) if tags else words <= LABEL_LIKE)
+    return "" if is_class else GROUP
 
 
 def _are_splits(kind: str, cells: Sequence[str] | None) -> bool:

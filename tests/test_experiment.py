@@ -102,7 +102,7 @@ def test_every_experiment_survives_its_command_line_spelling(name, separator, mo
         (["optimizer.lr=0.1"], "optimizer.lr is a setting of its own: write lr=0.1"),
         (["supervision=single"], "unknown supervision 'single'; did you mean 'single_positive'?"),
         (["supervision=fraction", "supervision.share=0.1"], "supervision 'fraction' has no option 'share'"),
-        (["supervision=single_positive", "supervision.bias=sise"], "bias='sise': expected uniform or"),
+        (["supervision=single_positive", "supervision.bias=sise"], "bias='sise': expected uniform, frequency"),
         (["device=cude"], "device 'cude' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
         (["data=table:tags.csv", "data.seperator=,"], "no option 'seperator'; did you mean 'separator'?"),
         (

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 SHORT_OF_MEMORY = (
+    "failed to map segment",  # of a library that is loaded
     "allocate memory",
     "not enough memory",
     "out of memory",
@@ -70,7 +71,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower()
-    known = isinstance(error, RuntimeError) or type(error).__name__ == "ArrowException"
+    known = isinstance(error, RuntimeError | ImportError) or type(error).__name__ == "ArrowException"
     return known and any(words in text for words in SHORT_OF_MEMORY)
 
 

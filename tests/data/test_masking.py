@@ -118,7 +118,7 @@ def test_mistakes_are_one_line():
         mask_labels(data(3), "fraction", sed=1)
     with pytest.raises(PluresError, match="no options"):
         mask_labels(data(3), "none", seed=1)
-    with pytest.raises(PluresError, match="bias='centre': expected uniform or frequency"):
+    with pytest.raises(PluresError, match="bias='centre': expected uniform, frequency"):
         mask_labels(data(3), "single_positive", bias="centre")
     with pytest.raises(PluresError, match="requires boxes"):
         mask_labels(data(3, boxes=False), "single_positive", bias="size")

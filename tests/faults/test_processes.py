@@ -279,6 +279,7 @@ def test_processes_that_are_spawned_read_the_same_images(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
                                    RuntimeError("std::bad_alloc"), RuntimeError("could not create a primitive"),
+                                   ImportError("x.so: failed to map segment from shared object"),
                                    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
                                    OSError(12, "Cannot allocate memory")])  # fmt: skip
 def test_a_lack_of_memory_is_known_by_all_its_names(error):

@@ -26,7 +26,7 @@ def test_without_open_clip_it_says_what_to_install(monkeypatch):
 def test_templates_have_a_place_for_the_name():
     model = build_model("small_conv", "linear", CLASSES, image_size=64)
     for templates in (["a photo"], [], "a {}"):
-        with pytest.raises(PluresError, match="templates is a list of sentences"):
+        with pytest.raises(PluresError, match="a list of (sentences|text)"):
             make_prior(model, "text", {"templates": templates}, frozen=True)
 
 
